@@ -76,6 +76,9 @@ class Model(pl.LightningModule):
     uses_labels: bool = False
     """Whether the model is given class labels; such rows are marked in comparisons."""
 
+    alternating: bool = False
+    """Whether several optimisers take turns; several devices then need a strategy that finds unused parameters."""
+
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -93,10 +96,10 @@ class Model(pl.LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._log_losses(batch, "val")
+        self._log_losses(batch, batch_idx, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._log_losses(batch, "test")
+        self._log_losses(batch, batch_idx, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns as many samples as the batch has items, numbered by their place in the data."""
@@ -138,9 +141,12 @@ class Model(pl.LightningModule):
         world = self.trainer.world_size
         return torch.arange(num, device=self.device) * world + self.global_rank
 
-    def _log_losses(self, batch: Batch, stage: str) -> None:
+    def _log_losses(self, batch: Batch, batch_idx: int, stage: str) -> None:
+        # The same noise at every validation, so that the numbers can be compared along a run.
+        self._step_address = randomness.key("evaluation", batch_idx)
         losses = {f"{stage}/{name}": value for name, value in self.losses(batch).items()}
-        self.log_dict(losses, batch_size=batch_length(batch), sync_dist=True)
+        # The run's recorder passes them on to every logger, with images seen as their axis.
+        self.log_dict(losses, batch_size=batch_length(batch), sync_dist=True, logger=False)
 
 
 def batch_length(batch: Batch) -> int:
@@ -164,6 +170,17 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
         raise ValueError(f"The decay of an average must be in [0, 1), got {decay}.")
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
     return average.requires_grad_(False).eval()
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Puts a network into evaluation mode for a while: batch norm by running statistics, no dropout."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
 
 
 @contextmanager
