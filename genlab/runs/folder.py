@@ -1,0 +1,270 @@
+"""A run on disk: one folder that says everything about one training.
+
+<root>/<experiment>/<date>-<time>/
+    config.yaml       what was asked for, resolved
+    run.json          what became of it: status, images seen, results
+    environment.json  versions, machine, command line
+    metrics.jsonl, metrics.csv, log.txt
+    samples/, checkpoints/
+    lock.json         while a process trains in it
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import time
+import unicodedata
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import genlab
+from genlab.runs import atomic, lock
+
+STATUSES = ("created", "running", "finished", "stopped", "diverged", "failed")
+"""Stopped: on request. Diverged: a loss was no longer finite. Failed: an error or a kill."""
+
+_RECORD = "run.json"
+_NAME_LENGTH = 60  # characters; of four bytes each they still fit the 255 that file systems allow
+
+
+class NotARun(ValueError):
+    """A path that leads to no run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder: where its parts lie, what its record says.
+
+    Args:
+        path: The run's folder.
+    """
+
+    path: Path
+
+    @property
+    def experiment(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        return self.path / _RECORD
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def metrics_csv(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Where to resume: last.ckpt or, where it is missing or cut short, the newest complete one."""
+        last = self.checkpoints / "last.ckpt"
+        return last if zipfile.is_zipfile(last) else _newest_complete(self.checkpoints.glob("[!.]*.ckpt"))
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The newest complete best*.ckpt."""
+        return _newest_complete(self.checkpoints.glob("best*.ckpt"))
+
+    @property
+    def status(self) -> str:
+        """One of STATUSES; a run that was killed while running has failed, though it could not write so."""
+        status = str(self.read().get("status", "failed"))
+        killed = status == "running" and self._lock.exists() and not self.is_live
+        return "failed" if killed else status
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a process trains in this folder now."""
+        return lock.is_held(self._lock)
+
+    def read(self) -> dict[str, Any]:
+        """Returns the record, run.json.
+
+        Raises:
+            NotARun: The file is missing or is not a JSON object.
+        """
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise NotARun(
+                f"{self.record} cannot be read ({_reason(error)}); restore it or remove the run."
+            ) from error
+        if not isinstance(record, dict):
+            raise NotARun(f"{self.record} must hold a JSON object; restore it or remove the run.")
+        return record
+
+    def update(self, **fields: Any) -> None:
+        """Merges fields into the record in one step; a dictionary is merged into the one already there."""
+        status = fields.get("status", STATUSES[0])
+        if status not in STATUSES:
+            raise ValueError(f"The status of a run must be one of {', '.join(STATUSES)}, got {status!r}.")
+        with lock.exclusive(self.path):
+            atomic.write_json(self.record, _merged(self.read(), fields))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps every other training process out of this folder; only the first rank takes it.
+
+        Raises:
+            genlab.runs.lock.RunIsLive: Another process trains in it.
+        """
+        with lock.hold(self._lock):
+            atomic.sweep(self.checkpoints)
+            yield
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / "lock.json"
+
+
+def outputs_root() -> Path:
+    """Returns where runs go unless told otherwise: $GENLAB_OUTPUTS, or ./outputs."""
+    return Path(os.environ.get("GENLAB_OUTPUTS") or "outputs")
+
+
+def create_run(experiment: str, root: Path | None = None) -> Run:
+    """Makes a new folder <root>/<experiment>/<date>-<time>; a second one of the same second ends in -2.
+
+    Args:
+        experiment: The experiment's name, see `folder_name`.
+        root: Folder of all runs; `outputs_root()` if None.
+    """
+    parent = (root or outputs_root()) / folder_name(experiment)
+    parent.mkdir(parents=True, exist_ok=True)
+    run = Run(_unique_folder(parent, time.strftime("%Y%m%d-%H%M%S")))
+    run.samples.mkdir()
+    run.checkpoints.mkdir()
+    atomic.write_json(run.record, _first_record(run, experiment))
+    return run
+
+
+def folder_name(experiment: str) -> str:
+    """Returns the name as a folder: letters and digits of any script, `_`, `.` and `-` stay.
+
+    Every other stretch (spaces, slashes, ...) becomes one `-`; the ends lose `.` and `-`; 60 characters at most.
+
+    Raises:
+        ValueError: Nothing is left.
+    """
+    kept = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFKC", experiment))
+    name = kept.strip(".-")[:_NAME_LENGTH].rstrip(".-")
+    if not name:
+        raise ValueError(f"The experiment's name must hold a letter or a digit, got {experiment!r}.")
+    return name
+
+
+def open_run(path: str | Path) -> Run:
+    """Returns the run at a path: its folder, or a file in it such as config.yaml or a checkpoint.
+
+    Raises:
+        NotARun: There is none; the message names the nearest ones.
+    """
+    place = Path(os.path.abspath(Path(path).expanduser()))
+    if place.exists():
+        for folder in (place, *place.parents)[:3]:  # a checkpoint lies two levels below its run
+            if (folder / _RECORD).is_file():
+                return Run(folder)
+    missing = f"there is no {_RECORD} in it" if place.exists() else "there is no such file or folder"
+    raise NotARun(f"{path} is not a run: {missing}. {_suggestions(place)}")
+
+
+def list_runs(root: Path | None = None) -> list[Run]:
+    """Returns the runs below a root, oldest first; one whose record is damaged is named and left out."""
+    dated = []
+    for record in (root or outputs_root()).glob(f"*/*/{_RECORD}"):
+        run = Run(record.parent)
+        try:
+            dated.append((str(run.read().get("created", "")), run.path))
+        except NotARun as error:
+            warnings.warn(str(error))
+    return [Run(path) for _, path in sorted(dated)]
+
+
+def _unique_folder(parent: Path, name: str) -> Path:
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()  # atomic: of two processes only one makes it
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("count() does not end")
+
+
+def _first_record(run: Run, experiment: str) -> dict[str, Any]:
+    created = datetime.now(UTC).isoformat()
+    names = {"experiment": experiment, "run": run.name}
+    return {"status": STATUSES[0], **names, "created": created, "genlab": genlab.__version__}
+
+
+def _merged(record: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(record)
+    for name, value in fields.items():
+        old = record.get(name)
+        merged[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _newest_complete(checkpoints: Iterable[Path]) -> Path | None:
+    # A checkpoint is a zip archive, whose table of contents comes last: one cut short has none.
+    complete = [path for path in checkpoints if zipfile.is_zipfile(path)]
+    return max(complete, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+
+
+def _suggestions(place: Path) -> str:
+    roots = dict.fromkeys(Path(os.path.abspath(root)) for root in (outputs_root(), place, *place.parents[:2]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        paths = {
+            f"{run.experiment}/{run.name}": run.path for root in roots for run in reversed(list_runs(root))
+        }
+    wanted = "/".join(place.parts[-2:])
+    near = difflib.get_close_matches(wanted, paths, n=3, cutoff=0.0)
+    if not near:
+        return f"There are no runs in {outputs_root()} yet: `genlab fit --config FILE` makes one."
+    return "Nearest runs: " + ", ".join(_shown(paths[name]) for name in near)
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,86 @@
+"""A run's measurements over time: one JSON line a time, and the same as one CSV table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from genlab.runs import atomic
+from genlab.runs.folder import Run
+
+_POSITION = ("images_seen", "step", "seconds")
+
+
+class MetricsFile:
+    """The metrics of one run: appended while it trains, cut back when it is resumed.
+
+    Args:
+        run: Where metrics.jsonl and metrics.csv lie.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.jsonl = run.metrics_jsonl
+        self.csv = run.metrics_csv
+
+    def write(self, values: dict[str, float], images_seen: int, step: int, seconds: float) -> None:
+        """Appends one line, with null for what is not finite; it is in the file when this returns."""
+        position = {"images_seen": images_seen, "step": step, "seconds": round(seconds, 3)}
+        line = json.dumps(atomic.plain({**position, **values}), allow_nan=False) + "\n"
+        with self.jsonl.open("a+b", buffering=0) as file:  # unbuffered: one line is one write
+            _drop_torn_end(file)
+            file.write(line.encode())
+
+    def write_csv(self) -> None:
+        """Writes all lines as one table; a column for every metric, in the order of first appearance."""
+        rows = read_metrics(self.jsonl)
+        columns = dict.fromkeys([*_POSITION, *(name for row in rows for name in row)])
+        with (
+            atomic.replacing(self.csv) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def truncate_after(self, images_seen: int) -> None:
+        """Drops the lines beyond a restored checkpoint: a resumed run writes them again."""
+        if not self.jsonl.exists():
+            return
+        kept = [row for row in read_metrics(self.jsonl) if row["images_seen"] <= images_seen]
+        atomic.write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl, also of a run that is being written or was killed while writing.
+
+    A torn last line is left out; a damaged one before it is named in a warning and left out.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # after the last newline: nothing, or a torn line
+        try:
+            rows.append(_row(line))
+        except ValueError:
+            warnings.warn(f"{path}, line {number} is not a line of metrics and is left out.")
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or "images_seen" not in row:
+        raise ValueError("not a line of metrics")
+    return row
+
+
+def _drop_torn_end(file: io.FileIO) -> None:
+    # A new line must not be glued to one that a kill tore.
+    if file.seek(0, io.SEEK_END) == 0:
+        return
+    file.seek(-1, io.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
