@@ -1,0 +1,161 @@
+"""Checkpoints that survive whatever interrupts their writing, and runs that stop without losing work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from genlab.callbacks.record import Diverged, find_recorder
+from genlab.evaluation.score import find_score
+
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+CHECK_CLOCK_EVERY = 50  # batches: the processes of a run agree on the time only by a collective
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, then renames: the file is the old one or the new one, never half of it.
+
+    Lightning writes to the system's temporary folder; where that is another file system its last step is a
+    copy, and a kill in the middle of it destroys both.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps `last.ckpt` up to date and `best.ckpt` at the best score.
+
+    Args:
+        monitor: Short name of the score to be best in, such as `fid`.
+        mode: "min" where lower is better, "max" where higher is.
+        every_minutes: Most work, in minutes, that a killed run can lose.
+    """
+
+    def __init__(self, monitor: str = "fid", mode: str = "min", every_minutes: float = 5.0) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f'checkpoints.mode must be "min" or "max", got "{mode}".')
+        self.monitor = monitor
+        self.mode = mode
+        self.every_minutes = every_minutes
+        self.best: float | None = None
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+        folder = self._folder(trainer)
+        if folder is not None and trainer.is_global_zero:
+            for partial in folder.glob(".*.partial"):
+                partial.unlink()  # of a process that was killed while writing
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % CHECK_CLOCK_EVERY == 0:
+            due = time.monotonic() - self._saved_at > 60 * self.every_minutes
+            if trainer.strategy.reduce_boolean_decision(due, all=False):
+                self.save(trainer, "last.ckpt")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.state.fn == "fit":
+            return
+        if self._improved(trainer):
+            self.save(trainer, "best.ckpt")
+        self.save(trainer, "last.ckpt")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save(trainer, "last.ckpt")
+
+    def save(self, trainer: pl.Trainer, name: str) -> None:
+        """Writes one checkpoint, unless its weights are no longer finite."""
+        folder = self._folder(trainer)
+        if folder is None:
+            return
+        if not weights_are_finite(trainer.lightning_module):
+            raise Diverged(f"The weights are not finite; {name} keeps the last finite ones.")
+        trainer.save_checkpoint(folder / name)
+        self._saved_at = time.monotonic()
+
+    def _improved(self, trainer: pl.Trainer) -> bool:
+        values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+        found = find_score(values, self.monitor)
+        if found is None:
+            return False
+        value = found[1]
+        better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+        if better:
+            self.best = value
+        return better
+
+    @staticmethod
+    def _folder(trainer: pl.Trainer) -> Path | None:
+        recorder = find_recorder(trainer)
+        return None if recorder is None else recorder.run.checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class StopCleanly(Callback):
+    """Ends a run on Ctrl-C or SIGTERM after the batch in hand, with a checkpoint and the signal's exit code.
+
+    Lightning exits with code 0 on SIGTERM and saves nothing. A second Ctrl-C stops at once.
+
+    Args:
+        checkpoints: Writes the last checkpoint.
+    """
+
+    def __init__(self, checkpoints: RunCheckpoints) -> None:
+        self.checkpoints = checkpoints
+        self.exit_code = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._ask_to_stop)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        asked = trainer.strategy.reduce_boolean_decision(bool(self.exit_code), all=False)
+        if asked:
+            self.checkpoints.save(trainer, "last.ckpt")
+            raise SystemExit(self.exit_code or EXIT_TERMINATED)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _ask_to_stop(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.exit_code:
+            raise KeyboardInterrupt
+        self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
+
+
+def weights_are_finite(model: pl.LightningModule) -> bool:
+    """Returns whether every weight is a number, waiting for the device once."""
+    floats = [p.detach() for p in model.parameters() if p.is_floating_point()]
+    return not floats or bool(torch.stack(torch._foreach_norm(floats)).isfinite().all())

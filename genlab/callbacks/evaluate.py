@@ -1,0 +1,133 @@
+"""Scores a model while it trains and when it is tested."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torchmetrics import Metric
+
+from genlab.callbacks.record import find_recorder
+from genlab.evaluation.score import Scores, score
+from genlab.families.base import Model, Samples
+from genlab.metrics.features import Extractor, extractor_available, load_extractor
+
+SMALLEST = 8  # samples of a fast_dev_run: enough for every metric to run, too few to mean anything
+
+
+class Evaluate(Callback):
+    """Draws samples, compares them with real images and logs the scores, each with its protocol.
+
+    All metrics share one pass and one feature extraction. Where the extractor's weights cannot be had
+    this is said before training, and the scores stay empty.
+
+    Args:
+        extractor: "inception", "digits", "identity" (points as their own features), or the folder of a
+            classifier's run.
+        metrics: What to compute; by name, so that a later configuration file can change one of them.
+        num_samples: Generated images for a score during training.
+        num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
+        split: Real images to compare with. The test split by default: a model that memorised the training
+            split would win against the training split.
+        seed: Seed of the samples.
+        batch_size: Images drawn at a time on each device.
+        at_start: Score the untrained model too, so that curves begin at 0 images.
+    """
+
+    def __init__(
+        self,
+        extractor: str = "inception",
+        metrics: dict[str, Metric] | None = None,
+        num_samples: int = 2_048,
+        num_test_samples: int = 10_000,
+        split: str = "test",
+        seed: int = 0,
+        batch_size: int = 100,
+        at_start: bool = True,
+    ) -> None:
+        for name, value in (("num_samples", num_samples), ("num_test_samples", num_test_samples)):
+            if value < 2:
+                raise ValueError(f"evaluate.{name} must be at least 2 for a covariance, got {value}.")
+        self.source = extractor
+        self.metrics = list((metrics or {}).values())
+        self.num_samples = num_samples
+        self.num_test_samples = num_test_samples
+        self.split = split
+        self.seed = seed
+        self.batch_size = batch_size
+        self.at_start = at_start
+        self.last: Scores | None = None
+        self._extractor: Extractor | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not self.metrics or not isinstance(pl_module, Samples):
+            return
+        reason = extractor_available(self.source)
+        if reason is None:
+            self._extractor = load_extractor(self.source)
+        else:
+            rank_zero_warn(f"No sample scores in this run: {reason}")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        recorder = find_recorder(trainer)
+        if recorder is not None and self.at_start and not pl_module.images_seen:
+            scores = self.score(trainer, pl_module, self.num_samples)
+            if scores is not None:
+                recorder.write(trainer, pl_module, _prefixed("val", scores))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        synchronise_buffers(pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        synchronise_buffers(pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._log(trainer, pl_module, "val", self.num_samples)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._log(trainer, pl_module, "test", self.num_test_samples)
+
+    def score(self, trainer: pl.Trainer, model: Model, num_samples: int) -> Scores | None:
+        """Returns the model's scores, None where it or the extractor cannot give any."""
+        if self._extractor is None:
+            return None
+        num = SMALLEST if trainer.fast_dev_run else num_samples
+        was_training = model.training
+        model.eval()
+        try:
+            self.last = score(
+                model,
+                trainer.datamodule,  # type: ignore[attr-defined]
+                self._extractor,
+                self.metrics,
+                num,
+                self.split,
+                self.seed,
+                min(self.batch_size, num),
+            )
+        finally:
+            model.train(was_training)
+        return self.last
+
+    def _log(self, trainer: pl.Trainer, model: Model, stage: str, num_samples: int) -> None:
+        scores = self.score(trainer, model, num_samples)
+        if scores is not None:
+            model.log_dict(_prefixed(stage, scores), logger=False, rank_zero_only=False)
+
+
+def synchronise_buffers(model: pl.LightningModule) -> None:
+    """Gives every process the first one's buffers.
+
+    Batch norm's running statistics differ between devices; scores of one model need one model.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _prefixed(stage: str, scores: Scores) -> dict[str, Any]:
+    return {f"{stage}/{name}": value for name, value in scores.values.items()}

@@ -1,0 +1,234 @@
+"""Everything that a run leaves behind: its record, its numbers and its pictures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from genlab.data.base import DataModule
+from genlab.families.base import Model
+from genlab.runs.environment import environment
+from genlab.runs.folder import Run
+from genlab.runs.metrics_file import MetricsFile
+
+
+class Diverged(RuntimeError):
+    """A loss or a weight is no longer finite."""
+
+
+class RunRecorder(Callback):
+    """Writes a run's configuration, environment, numbers and outcome, and passes numbers to every logger.
+
+    Plain files are always written; the trainer's loggers (wandb, TensorBoard) get the same numbers, with
+    images seen as their step. Losses are read from the device only on the steps that are written.
+
+    Args:
+        run: The run's folder.
+        config: The resolved configuration, as YAML.
+        clock: Keeps the seconds spent on training alone.
+    """
+
+    def __init__(self, run: Run, config: str, clock: TrainingClock) -> None:
+        self.run = run
+        self.config = config
+        self.clock = clock
+        self.file = MetricsFile(run)
+        self.latest: dict[str, float] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        self.run.config.write_text(self.config)
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self.run.update(
+            status="running",
+            experiment=self.run.path.parent.name,
+            family=type(pl_module).__name__,
+            spec=pl_module.spec.to_dict(),
+            data=data.describe(),
+            environment={**environment(), **device_facts(trainer)},
+            parameters=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            uses_labels=pl_module.uses_labels,
+            seed=int(torch.initial_seed()),
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and pl_module.images_seen:
+            self.file.truncate_after(pl_module.images_seen)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
+            self.write_losses(trainer, pl_module)
+
+    def write_losses(self, trainer: pl.Trainer, model: Model) -> None:
+        """Writes the last training losses, and stops a run whose losses are no longer finite."""
+        losses = read_losses(model.latest)
+        self.write(trainer, model, {f"train/{name}": value for name, value in losses.items()})
+        broken = [name for name, value in losses.items() if not math.isfinite(value)]
+        if broken:
+            raise Diverged(
+                f"The {broken[0]} loss is not finite after {model.images_seen:,} images. The last checkpoint is "
+                f"untouched; a smaller learning rate, `clip` or 32-bit precision are the usual remedies."
+            )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        values = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        self.write(trainer, pl_module, values)
+
+    def write(self, trainer: pl.Trainer, model: Model, values: dict[str, float]) -> None:
+        """Writes numbers to the run's files and to every logger."""
+        self.latest.update(values)
+        if not values or not trainer.is_global_zero:
+            return
+        seconds = self.clock.seconds
+        self.file.write(values, model.images_seen, trainer.global_step, seconds)
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "training_seconds": seconds}, step=model.images_seen)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.file.write_csv()
+            self._outcome(pl_module, "finished")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            self.file.write_csv()
+            self._outcome(pl_module, _status_of(exception), error=str(exception) or type(exception).__name__)
+
+    def _outcome(self, model: Model, status: str, **more: Any) -> None:
+        values = {name: value for name, value in self.latest.items() if name.startswith("val/")}
+        self.run.update(
+            status=status,
+            images_seen=model.images_seen,
+            training_seconds=round(self.clock.seconds, 3),
+            validation=values,
+            **more,
+        )
+
+
+class TrainingClock(Callback):
+    """Counts the seconds of training alone: evaluation, pictures and packing stand still on it.
+
+    Attributes:
+        seconds: Training time so far, over all resumptions.
+    """
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        running = 0.0 if self._since is None else _now() - self._since
+        return self._before + running
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._since is None:
+            self._since = _now()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.pause()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.pause()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Stops counting until the next training batch."""
+        if torch.cuda.is_available() and self._since is not None:
+            torch.cuda.synchronize()  # work still queued belongs to training
+        self._before, self._since = self.seconds, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = float(state_dict["seconds"])
+
+
+def _now() -> float:
+    import time
+
+    return time.monotonic()
+
+
+def read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Returns losses as numbers, waiting for the device once rather than once for each."""
+    if not losses:
+        return {}
+    values = torch.stack([value.float() for value in losses.values()]).tolist()
+    return dict(zip(losses, values, strict=True))
+
+
+def find_recorder(trainer: pl.Trainer) -> RunRecorder | None:
+    """Returns the trainer's recorder; there is none in a fast_dev_run, which writes nothing."""
+    return next((c for c in trainer.callbacks if isinstance(c, RunRecorder)), None)  # type: ignore[attr-defined]
+
+
+def log_image(trainer: pl.Trainer, key: str, picture: np.ndarray, images_seen: int) -> Path | None:
+    """Saves a picture in the run's `samples/` and shows it to whichever loggers are on.
+
+    Args:
+        trainer: Its recorder knows the folder, its loggers are shown the picture.
+        key: What the picture shows, such as `samples`; becomes the start of the file's name.
+        picture: (height, width) or (height, width, 3), uint8.
+        images_seen: The picture's place in the run.
+
+    Returns:
+        The file, or None where nothing is written (another rank, or a fast_dev_run).
+    """
+    recorder = find_recorder(trainer)
+    if recorder is None or not trainer.is_global_zero:
+        return None
+    path = recorder.run.samples / f"{key}_{images_seen:010d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):  # wandb
+            logger.log_image(key, [str(path)], step=images_seen)
+        elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+            formats = "HW" if picture.ndim == 2 else "HWC"
+            logger.experiment.add_image(key, picture, images_seen, dataformats=formats)
+    return path
+
+
+def device_facts(trainer: pl.Trainer) -> dict[str, Any]:
+    """Returns what the training runs on, for the run's record."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "device": name,
+        "num_devices": trainer.world_size,
+        "precision": str(trainer.precision),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _status_of(exception: BaseException) -> str:
+    if isinstance(exception, Diverged):
+        return "diverged"
+    return "stopped" if isinstance(exception, SystemExit | KeyboardInterrupt) else "failed"
