@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of each, and JSON that every reader accepts."""
+"""Files that are the old ones or the new ones, never half of each, and JSON that every reader accepts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Returns the value in JSON's types: not-a-number and infinity as null, paths as text, scalars as numbers."""
+    """Returns the value in JSON's types: NaN and infinity as null, paths as text, scalars as numbers."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

@@ -31,7 +31,7 @@ _SECRET = r"(?:api_?keys?|keys?|token|auth|authorization|pass(?:word|wd|phrase)?
 # The last word of a name decides: api_key and HF_TOKEN are secret; num_tokens, tokenizer and monkey are not.
 _SECRET_NAME = re.compile(rf"(?:.*[^a-z])?{_SECRET}", re.IGNORECASE)
 _SECRET_PAIR = re.compile(
-    rf"(?P<name>(?<![a-z]){_SECRET}[\"']?\s*[=:]\s*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,;}}\]&\"']+)",
+    rf"(?P<name>(?<![a-z]){_SECRET}[\"']?\s*[=:]\s*(?:bearer\s+)?)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,;}}\]&\"']+)",
     re.IGNORECASE,
 )
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+@")

@@ -37,7 +37,7 @@ _RECORD = "run.json"
 _NAME_LENGTH = 60  # characters; of four bytes each they still fit the 255 that file systems allow
 
 
-class NotARun(ValueError):
+class NotARun(ValueError):  # noqa: N818 - reads as the sentence it is
     """A path that leads to no run."""
 
 
@@ -166,7 +166,7 @@ def create_run(experiment: str, root: Path | None = None) -> Run:
         experiment: The experiment's name, see `folder_name`.
         root: Folder of all runs; `outputs_root()` if None.
     """
-    parent = (root or outputs_root()) / folder_name(experiment)
+    parent = _absolute(root or outputs_root()) / folder_name(experiment)
     parent.mkdir(parents=True, exist_ok=True)
     run = Run(_unique_folder(parent, time.strftime("%Y%m%d-%H%M%S")))
     run.samples.mkdir()
@@ -178,7 +178,8 @@ def create_run(experiment: str, root: Path | None = None) -> Run:
 def folder_name(experiment: str) -> str:
     """Returns the name as a folder: letters and digits of any script, `_`, `.` and `-` stay.
 
-    Every other stretch (spaces, slashes, ...) becomes one `-`; the ends lose `.` and `-`; 60 characters at most.
+    Every other stretch (spaces, slashes, ...) becomes one `-`; the ends lose `.` and `-`; at most 60
+    characters are kept.
 
     Raises:
         ValueError: Nothing is left.
@@ -196,7 +197,7 @@ def open_run(path: str | Path) -> Run:
     Raises:
         NotARun: There is none; the message names the nearest ones.
     """
-    place = Path(os.path.abspath(Path(path).expanduser()))
+    place = _absolute(path)
     if place.exists():
         for folder in (place, *place.parents)[:3]:  # a checkpoint lies two levels below its run
             if (folder / _RECORD).is_file():
@@ -208,7 +209,7 @@ def open_run(path: str | Path) -> Run:
 def list_runs(root: Path | None = None) -> list[Run]:
     """Returns the runs below a root, oldest first; one whose record is damaged is named and left out."""
     dated = []
-    for record in (root or outputs_root()).glob(f"*/*/{_RECORD}"):
+    for record in _absolute(root or outputs_root()).glob(f"*/*/{_RECORD}"):
         run = Run(record.parent)
         try:
             dated.append((str(run.read().get("created", "")), run.path))
@@ -249,21 +250,23 @@ def _newest_complete(checkpoints: Iterable[Path]) -> Path | None:
 
 
 def _suggestions(place: Path) -> str:
-    roots = dict.fromkeys(Path(os.path.abspath(root)) for root in (outputs_root(), place, *place.parents[:2]))
+    roots = dict.fromkeys(map(_absolute, (outputs_root(), place, *place.parents[:4])))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        paths = {
-            f"{run.experiment}/{run.name}": run.path for root in roots for run in reversed(list_runs(root))
-        }
-    wanted = "/".join(place.parts[-2:])
-    near = difflib.get_close_matches(wanted, paths, n=3, cutoff=0.0)
+        paths = dict.fromkeys(str(run.path) for root in roots for run in reversed(list_runs(root)))
+    near = difflib.get_close_matches(str(place), paths, n=3, cutoff=0.0)
     if not near:
         return f"There are no runs in {outputs_root()} yet: `genlab fit --config FILE` makes one."
-    return "Nearest runs: " + ", ".join(_shown(paths[name]) for name in near)
+    return "Nearest runs: " + ", ".join(map(_shown, near))
 
 
-def _shown(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+def _absolute(path: str | Path) -> Path:
+    # Not resolve(): a run or a checkpoint may be a link to another disk and still belongs where it is linked.
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def _shown(path: str) -> str:
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def _reason(error: Exception) -> str:

@@ -19,7 +19,7 @@ from typing import IO, Any
 _PATIENCE = 1.0  # seconds: somebody who lists runs may hold the lock for an instant
 
 
-class RunIsLive(ValueError):
+class RunIsLive(ValueError):  # noqa: N818 - reads as the sentence it is
     """Another process trains in this folder."""
 
 
