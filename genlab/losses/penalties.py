@@ -40,10 +40,6 @@ class Penalty(ABC):
         self.weight = weight
         self.every = every
 
-    def is_due(self, step: int) -> bool:
-        """Returns whether the penalty belongs to discriminator step number 0, 1, 2, ..."""
-        return step % self.every == 0
-
     def __call__(
         self, discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, uniform: Tensor
     ) -> Tensor:
