@@ -1,0 +1,110 @@
+"""What all sample metrics share: numbered samples in, one result whatever the order and the devices."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from genlab import randomness
+from genlab.metrics.features import Features
+
+if TYPE_CHECKING:
+    from genlab.metrics.reference import Reference
+
+
+class SampleMetric(Metric):
+    """A metric of a set of generated images, fed from the one pass that all metrics share.
+
+    Every sample comes with its number. Results are computed in the order of the numbers, with random
+    choices keyed by them, hence they depend neither on batches nor on the number of devices.
+    Each process must call `update` at least once, with zero rows if it has none.
+
+    Shapes:
+        features: see `Features`; index: (batch,), int64, each number once over all devices.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What is kept of the samples: "sums", "features" or "logits"."""
+
+    index: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("index", [], dist_reduce_fx="cat")
+        self._reference: Reference | None = None
+
+    @abstractmethod
+    def update(self, features: Features, index: Tensor) -> None:
+        """Takes in a batch of generated samples."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Returns the scores by name."""
+
+    @abstractmethod
+    def protocol(self) -> dict[str, Any]:
+        """Returns the hyperparameters that a score depends on; after `compute`, as they were applied."""
+
+    def set_reference(self, reference: Reference) -> None:
+        """Gives the real images' statistics to compare with."""
+        self._reference = reference
+
+    @property
+    def reference(self) -> Reference:
+        if self._reference is None:
+            raise ValueError(f"{type(self).__name__} compares with real images: call set_reference first.")
+        return self._reference
+
+    def numbers(self) -> Tensor:
+        """Returns the numbers of all samples, as they came.
+
+        Raises:
+            ValueError: A number came twice, as from a sampler that pads, or there are fewer than two.
+        """
+        index = dim_zero_cat(self.index)
+        if len(index) < 2:
+            raise ValueError(f"{type(self).__name__} needs at least 2 samples, got {len(index)}.")
+        repeated = len(index) - len(index.unique())
+        if repeated:
+            raise ValueError(f"{repeated} samples were counted twice; give each process its own numbers.")
+        return index
+
+    def in_order(self, rows: list[Tensor], num: int | None = None) -> Tensor:
+        """Returns the samples' rows by number; of more than num, those that `chosen_rows` chooses."""
+        chosen = chosen_rows(self.numbers(), num)
+        return checked(dim_zero_cat(rows)[chosen])
+
+
+def chosen_rows(index: Tensor, num: int | None = None) -> Tensor:
+    """Returns the places of the samples, by number; of more than num, those of the smallest keyed hash.
+
+    Whether a sample is chosen depends on the numbers alone, not on the order or place of their arrival.
+    """
+    if num is None or len(index) <= num:
+        return index.argsort()
+    hashes = randomness.uniform(randomness.key("chosen rows"), index.cpu(), 1)[:, 0]
+    chosen = hashes.argsort()[:num].to(index.device)
+    return chosen[index[chosen].argsort()]
+
+
+def checked(features: Tensor) -> Tensor:
+    """Returns features or their sums, if finite."""
+    if not bool(features.isfinite().all()):
+        raise ValueError(
+            "The features of the images hold NaN or infinity, so there is no score; "
+            "look for NaN in the model's weights, or damage in the extractor's."
+        )
+    return features
+
+
+def exact(x: Tensor) -> Tensor:
+    """Returns float64 on the same device, or on the CPU where the device has none."""
+    return x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)

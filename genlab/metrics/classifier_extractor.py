@@ -1,0 +1,127 @@
+"""A classifier of one's own domain as the ruler: its last features and its logits."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from genlab.metrics.cache import replacing
+from genlab.metrics.features import Extractor, Features, MissingWeights, weights_digest
+from genlab.shapes import DataSpec, to_float
+
+_HEADER = "genlab"
+_ALLOWED = "genlab.networks."
+
+
+class ClassifierExtractor(Extractor):
+    """Features of a classifier trained on the same kind of images.
+
+    Images of another size are resized with antialiased bilinear interpolation; grey images are
+    repeated for a network that reads colours.
+
+    Args:
+        network: Has `features(x)`, `head(features)` and `num_features`; x is float in [-1, 1].
+        spec: The data that the network was built for.
+        name: What tables call it.
+        architecture: Text that tells networks apart that share weights' names and shapes.
+    """
+
+    def __init__(self, network: nn.Module, spec: DataSpec, name: str, architecture: str) -> None:
+        channels, height, width = spec.shape
+        resize = f"bilinear-antialias-{channels}x{height}x{width}"
+        digest = weights_digest(network.state_dict(), architecture, resize)
+        super().__init__(name, int(network.num_features), spec.num_classes, resize, digest)  # type: ignore[arg-type]
+        self.shape = spec.shape
+        self.network = network.float().eval().requires_grad_(False)
+
+    def extract(self, levels: Tensor, num_levels: int) -> Features:
+        pool = self.network.features(self._fit(to_float(levels, num_levels)))  # type: ignore[operator]
+        return Features(pool.float(), self.network.head(pool).float())  # type: ignore[operator]
+
+    def _fit(self, x: Tensor) -> Tensor:
+        channels, *size = self.shape
+        if x.shape[1] not in (1, channels):
+            raise ValueError(f"The extractor {self.name} reads {channels} channels, got {x.shape[1]}.")
+        if list(x.shape[2:]) != size:
+            x = nn.functional.interpolate(x, size, mode="bilinear", antialias=True)
+        return x.expand(-1, channels, -1, -1)
+
+
+def save_extractor(
+    path: str | Path, network: nn.Module, spec: DataSpec, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a classifier of `genlab.networks` as an extractor that `load_extractor` reads.
+
+    Args:
+        path: A .safetensors file; replaced in one step.
+        network: The trained network.
+        spec: The data that it was built for.
+        metadata: Plain values: "init_args" (the network's arguments besides the spec), "command" (what
+            made it), "name", and whatever else should travel with the file.
+    """
+    header = {
+        "name": Path(path).stem,
+        "init_args": {},
+        **(metadata or {}),
+        "network": f"{type(network).__module__}.{type(network).__qualname__}",
+        "spec": spec.to_dict(),
+        "num_features": network.num_features,
+        "num_classes": spec.num_classes,
+    }
+    _network_class(header["network"])
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with replacing(Path(path)) as file:
+        save_file(weights, file, metadata={_HEADER: json.dumps(header, sort_keys=True)})
+
+
+def load_classifier_extractor(path: Path) -> ClassifierExtractor:
+    """Returns the extractor in a file written by `save_extractor`."""
+    header = read_header(path)
+    spec = DataSpec(**header["spec"])
+    network = _network_class(header["network"])(spec, **header["init_args"])
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit its network {header['network']}: {error}") from None
+    architecture = json.dumps([header["network"], header["init_args"]], sort_keys=True)
+    return ClassifierExtractor(network, spec, header["name"], architecture)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Returns what an extractor's file says of itself.
+
+    Raises:
+        MissingWeights: The file is not there, is damaged, or holds something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()[_HEADER])
+    except FileNotFoundError:
+        raise MissingWeights(
+            f"The extractor's file {path} is missing; reinstall, or train it again."
+        ) from None
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        raise MissingWeights(f"{path} is damaged or is not an extractor written by genlab.") from None
+
+
+def _network_class(path: str) -> type[nn.Module]:
+    # A file from elsewhere must not choose what code runs.
+    module, _, name = path.rpartition(".")
+    if not f"{module}.".startswith(_ALLOWED):
+        raise ValueError(f"An extractor's network must be a class under genlab.networks, got {path}.")
+    try:
+        network = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise ValueError(f"There is no network {path} in this version of genlab.") from None
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        raise ValueError(f"{path} is not a network.")
+    return network

@@ -1,0 +1,166 @@
+"""From images to feature vectors: what every metric compares instead of pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What an extractor says of a batch of images.
+
+    Shapes:
+        pool: (batch, num_features), float32.
+        logits: (batch, num_classes), float32; None where the extractor is no classifier.
+    """
+
+    pool: Tensor
+    logits: Tensor | None = None
+
+
+class MissingWeights(ValueError):  # noqa: N818 -- a state of affairs, not a fault
+    """The weights of an extractor cannot be had; the message says where they were sought and the remedy."""
+
+
+class Extractor(nn.Module):
+    """A fixed network from images to features; scores of different extractors are different quantities.
+
+    Its arithmetic is float32 throughout, whatever autocast and TF32 are outside: half precision moves
+    a Frechet distance by per cents. It stays in evaluation mode and has no gradients.
+
+    Args:
+        name: What tables call it.
+        num_features: Length of a feature vector.
+        num_classes: Number of logits, 0 for none.
+        resize: How images of another size reach the network's size, as one word.
+        digest: SHA-256 of the weights, the architecture and the resizing; see `weights_digest`.
+
+    Shapes:
+        levels: (batch, channels, height, width), uint8 from 0 to num_levels - 1. Returns `Features`.
+    """
+
+    def __init__(self, name: str, num_features: int, num_classes: int, resize: str, digest: str) -> None:
+        super().__init__()
+        self.name = name
+        self.num_features = num_features
+        self.num_classes = num_classes
+        self.resize = resize
+        self.digest = digest
+
+    @abstractmethod
+    def extract(self, levels: Tensor, num_levels: int) -> Features:
+        """Returns the features of checked images; `forward` has set precision and gradients."""
+
+    @torch.no_grad()
+    def forward(self, levels: Tensor, num_levels: int = 256) -> Features:
+        check_levels(levels, num_levels)
+        with full_precision(levels.device):
+            return self.extract(levels, num_levels)
+
+    def train(self, mode: bool = True) -> Extractor:
+        """Stays in evaluation mode: a trainer switches whatever it finds, a ruler does not change."""
+        return super().train(False)
+
+
+def check_levels(levels: Tensor, num_levels: int) -> None:
+    """Refuses what is not a batch of images of the declared levels."""
+    if levels.dtype != torch.uint8:
+        raise ValueError(f"Extractors read uint8 levels, got {levels.dtype}; see genlab.shapes.to_levels.")
+    if levels.ndim != 4:
+        raise ValueError(f"Extractors read (batch, channels, height, width), got {tuple(levels.shape)}.")
+    if num_levels < 256 and levels.numel() and int(levels.max()) >= num_levels:
+        raise ValueError(
+            f"An image holds level {int(levels.max())} but num_levels is {num_levels}; "
+            "give the data's own number of levels."
+        )
+
+
+def weights_digest(weights: Mapping[str, Tensor], *words: str) -> str:
+    """Returns the SHA-256 of tensors, in the order of their names, and of words on how they are used."""
+    digest = hashlib.sha256("\x1f".join(words).encode())
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"\x1e{name}\x1f{value.dtype}\x1f{tuple(value.shape)}\x1f".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Computes in IEEE float32 inside; autocast and the precision switches return to what they were."""
+    switches = _precision_switches()
+    before = [getattr(module, attribute) for module, attribute, _ in switches]
+    try:
+        for module, attribute, exact in switches:
+            setattr(module, attribute, exact)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for (module, attribute, _), value in zip(switches, before, strict=True):
+            setattr(module, attribute, value)
+
+
+def _precision_switches() -> list[tuple[Any, str, Any]]:
+    backends = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        cudnn: Any = backends.cudnn
+        mkldnn: Any = backends.mkldnn
+        modules = [backends.cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv]
+        return [(module, "fp32_precision", "ieee") for module in modules]
+    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+
+
+def load_extractor(source: str | Path) -> Extractor:
+    """Returns the extractor that a user named.
+
+    Args:
+        source: "inception", "inception:/path/weights.pth", "digits" (ships with the package), an extractor's
+            .safetensors file, or the folder of a run that trained one.
+    """
+    # Imported here, since both rest on the Extractor of this file.
+    from genlab.metrics.classifier_extractor import load_classifier_extractor
+    from genlab.metrics.inception import find_weights, load_inception
+
+    name, _, path = str(source).partition(":")
+    if name == "inception":
+        return load_inception(find_weights(path or None))
+    return load_classifier_extractor(_extractor_file(source))
+
+
+def extractor_available(source: str | Path) -> str | None:
+    """Returns None if the extractor can be had, else the reason and the remedy; to be asked before training.
+
+    Inception's weights are downloaded by this question if need be: only that proves that they can be had.
+    """
+    from genlab.metrics.classifier_extractor import read_header
+    from genlab.metrics.inception import find_weights
+
+    name, _, path = str(source).partition(":")
+    try:
+        if name == "inception":
+            find_weights(path or None)
+        else:
+            read_header(_extractor_file(source))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _extractor_file(source: str | Path) -> Path:
+    if str(source) == "digits":
+        return Path(__file__).parent / "weights" / "digits.safetensors"
+    path = Path(source).expanduser()
+    path = path / "extractor.safetensors" if path.is_dir() else path
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    raise MissingWeights(
+        f"There is no extractor {source!s}: {path} is not there. Give inception, inception:/path/file.pth, "
+        "digits, a .safetensors file of an extractor, or the folder of a run that trained one."
+    )

@@ -1,0 +1,177 @@
+"""The real images' side of every metric, measured once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
+
+from genlab.metrics.base import checked, chosen_rows
+from genlab.metrics.cache import cache_folder, replacing
+from genlab.metrics.features import Extractor, Features
+from genlab.metrics.frechet import Moments, covariance_factor
+
+_FORMAT = 1  # of the cached files; counts up when their meaning changes
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Statistics of real images' features.
+
+    Attributes:
+        num: Number of images.
+        protocol: The extractor, its digest and resizing, and the counts.
+
+    Shapes:
+        mean: (d,), covariance: (d, d), of all images, float64.
+        features: (kept, d), float32: rows of the kept images; index: (kept,), their ascending numbers.
+    """
+
+    num: int
+    mean: Tensor
+    covariance: Tensor
+    features: Tensor
+    index: Tensor
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """The covariance's Cholesky factor."""
+        return covariance_factor(self.covariance)
+
+
+def collect(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    extractor: Extractor,
+    num_levels: int = 256,
+    num_kept: int = 10_000,
+) -> Reference:
+    """Returns the statistics of real images, over all processes; each gives its own share of them.
+
+    Args:
+        batches: Pairs of uint8 images and their numbers in the split.
+        extractor: Computes the features, on the device where it is.
+        num_levels: Number of levels of the images.
+        num_kept: Number of images whose features are kept, for the metrics that compare images one by
+            one; chosen by number where there are more.
+    """
+    device = next((weights.device for weights in extractor.parameters()), torch.device("cpu"))
+    collector = _Collector(extractor.num_features, num_kept).to(device)
+    for levels, index in batches:
+        collector.update(extractor(levels.to(device), num_levels), index)
+    with collector.sync_context():
+        num, mean, covariance, features, index = collector.compute_all()
+    protocol = {
+        "extractor": extractor.name,
+        "extractor_digest": extractor.digest,
+        "resize": extractor.resize,
+        "num_real": num,
+        "num_kept": len(index),
+    }
+    return Reference(num, mean, covariance, features, index, protocol)
+
+
+class _Collector(Moments):
+    """Moments of all rows, and the rows themselves of a chosen few."""
+
+    rows: list[Tensor]
+    places: list[Tensor]
+
+    def __init__(self, num_features: int, num_kept: int) -> None:
+        super().__init__()
+        self.allocate(num_features)
+        self.num_kept = num_kept
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("places", [], dist_reduce_fx="cat")
+
+    def update(self, features: Features, index: Tensor) -> None:
+        super().update(features, index)
+        self.rows.append(features.pool)
+        self.places.append(index.to(features.pool.device))
+        if sum(map(len, self.places)) > 2 * self.num_kept:
+            rows, places = self._kept()
+            self.rows, self.places = [rows], [places]
+
+    def compute_all(self) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+        """Returns the count, mean, covariance, kept rows and their numbers, on the CPU."""
+        mean, covariance = self.mean_and_covariance()
+        rows, places = self._kept()
+        return len(self.numbers()), mean, covariance, checked(rows).cpu(), places.cpu()
+
+    def compute(self) -> dict[str, float]:
+        return {}
+
+    def protocol(self) -> dict[str, Any]:
+        return {"num_kept": self.num_kept}
+
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        places = dim_zero_cat(self.places)
+        chosen = chosen_rows(places, self.num_kept)
+        return dim_zero_cat(self.rows)[chosen], places[chosen]
+
+
+def cached_reference(*key_parts: str | int, build: Callable[[], Reference]) -> Reference:
+    """Returns what `build` returned for the same key before, on this machine, or else calls it.
+
+    Args:
+        key_parts: All that the statistics depend on: the data's fingerprint, the extractor's digest and
+            resizing, counts. The file's name is their hash.
+        build: Measures the real images; over several processes, all of them or none build.
+    """
+    content = json.dumps([_FORMAT, *key_parts])
+    path = cache_folder() / "references" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
+    found = _read(path)
+    if found is not None and _everywhere(True):
+        return found
+    if found is None:
+        _everywhere(False)
+    reference = build()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _write(path, reference)
+    return reference
+
+
+def _everywhere(found: bool) -> bool:
+    # Building is collective: a process that found its file must join the others that did not.
+    if not (dist.is_available() and dist.is_initialized()):
+        return found
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(int(found), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)
+
+
+_TENSORS = ("mean", "covariance", "features", "index")
+
+
+def _write(path: Path, reference: Reference) -> None:
+    tensors = {name: getattr(reference, name).contiguous() for name in _TENSORS}
+    header = {"num": str(reference.num), "protocol": json.dumps(reference.protocol)}
+    with replacing(path) as file:
+        save_file(tensors, file, metadata=header)
+
+
+def _read(path: Path) -> Reference | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        return Reference(num=int(header["num"]), protocol=json.loads(header["protocol"]), **tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        warnings.warn(f"The cached statistics {path} are damaged; measuring the real images again.")
+        return None
