@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from genlab.callbacks.record import TrainingClock
+from genlab.callbacks.clock import TrainingClock
 
 
 class Budget(Callback):

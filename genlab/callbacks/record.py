@@ -13,6 +13,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from genlab.callbacks.clock import TrainingClock
 from genlab.data.base import DataModule
 from genlab.families.base import Model
 from genlab.runs.environment import environment
@@ -122,58 +123,6 @@ class RunRecorder(Callback):
             validation=values,
             **more,
         )
-
-
-class TrainingClock(Callback):
-    """Counts the seconds of training alone: evaluation, pictures and packing stand still on it.
-
-    Attributes:
-        seconds: Training time so far, over all resumptions.
-    """
-
-    def __init__(self) -> None:
-        self._before = 0.0
-        self._since: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        running = 0.0 if self._since is None else _now() - self._since
-        return self._before + running
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self._since is None:
-            self._since = _now()
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.pause()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.pause()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self.pause()
-
-    def pause(self) -> None:
-        """Stops counting until the next training batch."""
-        if torch.cuda.is_available() and self._since is not None:
-            torch.cuda.synchronize()  # work still queued belongs to training
-        self._before, self._since = self.seconds, None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = float(state_dict["seconds"])
-
-
-def _now() -> float:
-    import time
-
-    return time.monotonic()
 
 
 def read_losses(losses: dict[str, Tensor]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import genlab
 from genlab import randomness
 from genlab.shapes import Batch, DataSpec
 
@@ -71,6 +72,7 @@ class Model(pl.LightningModule):
             budget, schedule and axis. Optimiser steps differ between families, images do not.
         latest: The last training losses, detached and still on the device; read them only when needed,
             since reading waits for the device.
+        config: The model's part of the configuration file, kept in its checkpoints.
     """
 
     uses_labels: bool = False
@@ -84,6 +86,7 @@ class Model(pl.LightningModule):
         self.spec = spec
         self.images_seen = 0
         self.latest: dict[str, Tensor] = {}
+        self.config: dict[str, Any] = {}
         self._step_address = 0
 
     @abstractmethod
@@ -133,6 +136,11 @@ class Model(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["images_seen"] = self.images_seen
+        checkpoint["genlab"] = {
+            "version": genlab.__version__,
+            "spec": self.spec.to_dict(),
+            "model": self.config,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = int(checkpoint.get("images_seen", 0))

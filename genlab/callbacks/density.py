@@ -1,0 +1,118 @@
+"""Pictures of a model of points beside the density that the points come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from genlab.callbacks.record import log_image
+from genlab.evaluation.score import sample_levels
+from genlab.families.base import Samples
+
+LEAST_DENSITY = 0.05  # share of the peak; below it a batch holds too few real points to teach anything
+
+
+class DensityPlot(Callback):
+    """Draws the data's density, the model's samples and, for a GAN, what the discriminator says of each place.
+
+    At the optimum of the game the discriminator says 1/2 wherever the data has mass (Goodfellow et al. 2014,
+    proposition 1); the largest deviation from it, where the density is at least 5 % of its peak, is logged
+    as `val/discriminator_gap`.
+
+    Args:
+        num: Samples in the picture.
+        num_places: Places at which the curves are computed.
+        seed: Seed of the samples.
+    """
+
+    def __init__(self, num: int = 10_000, num_places: int = 400, seed: int = 0) -> None:
+        self.num = num
+        self.num_places = num_places
+        self.seed = seed
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not pl_module.images_seen:
+            self._draw(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        gap = self.discriminator_gap(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
+        if gap is not None:
+            pl_module.log("val/discriminator_gap", gap, logger=False, rank_zero_only=False)
+        self._draw(trainer, pl_module)
+
+    @torch.no_grad()
+    def discriminator_gap(self, data: Any, model: Any) -> float | None:
+        """Returns the largest |D(x) - 1/2| where the data has mass; None without a discriminator in 1-D."""
+        if not hasattr(model, "probability_real") or len(data.spec.shape) != 1 or data.spec.shape[0] != 1:
+            return None
+        places = self._places(data)
+        density = data.log_density(places).exp()
+        probability = model.probability_real(places.to(model.device))
+        if probability is None:
+            return None
+        has_mass = (density >= LEAST_DENSITY * density.max()).flatten()
+        return float((probability.cpu().flatten() - 0.5).abs()[has_mass].max())
+
+    def _places(self, data: Any) -> torch.Tensor:
+        real = torch.as_tensor(data.points("test")).float()
+        low, high = real.min(), real.max()
+        margin = 0.15 * (high - low)
+        return torch.linspace(float(low - margin), float(high + margin), self.num_places)[:, None]
+
+    @torch.no_grad()
+    def _draw(self, trainer: pl.Trainer, model: Any) -> None:
+        if not trainer.is_global_zero or not isinstance(model, Samples) or trainer.fast_dev_run:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        samples = sample_levels(model, torch.arange(self.num), self.seed).cpu()
+        picture = self._one_dimension if samples.shape[1] == 1 else self._two_dimensions
+        log_image(trainer, "density", picture(data, model, samples), model.images_seen)
+
+    def _one_dimension(self, data: Any, model: Any, samples: torch.Tensor) -> np.ndarray:
+        places = self._places(data)
+        figure, axes = new_figure()
+        span = (float(places[0]), float(places[-1]))
+        axes.hist(samples[:, 0].numpy(), 100, span, density=True, color="#8ecae6", label="p_g (samples)")
+        axes.plot(places, data.log_density(places).exp(), color="#1d3557", label="p_data")
+        if hasattr(model, "probability_real"):
+            probability = model.probability_real(places.to(model.device))
+            if probability is not None:
+                axes.plot(places, probability.cpu(), color="#e63946", label="D(x)")
+                axes.axhline(0.5, color="#e63946", linewidth=0.5, linestyle="--")
+        axes.set(xlabel="x", title=f"{model.images_seen:,} points seen", ylim=(0, None))
+        axes.legend(loc="upper right")
+        return rendered(figure)
+
+    def _two_dimensions(self, data: Any, model: Any, samples: torch.Tensor) -> np.ndarray:
+        real = torch.as_tensor(data.points("test")).float()
+        figure, axes = new_figure(6, 6)
+        low, high = real.min(0).values - 0.5, real.max(0).values + 0.5
+        grids = [torch.linspace(float(low[i]), float(high[i]), 200) for i in range(2)]
+        x, y = torch.meshgrid(*grids, indexing="xy")
+        density = data.log_density(torch.stack([x.flatten(), y.flatten()], dim=1)).exp().reshape(x.shape)
+        axes.contourf(x, y, density, levels=20, cmap="Blues")
+        axes.scatter(*samples[:2_000].T, s=2, color="#e63946", linewidths=0)
+        axes.set(title=f"{model.images_seen:,} points seen", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        return rendered(figure)
+
+
+def new_figure(width: float = 8, height: float = 4.5) -> tuple[Any, Any]:
+    """Returns a figure and its axes, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def rendered(figure: Any) -> np.ndarray:
+    """Returns a figure's pixels, (height, width, 3)."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()

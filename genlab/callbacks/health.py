@@ -1,0 +1,92 @@
+"""Collapse is seen while it happens: what a falling loss does not show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+
+from genlab.callbacks.record import find_recorder
+from genlab.evaluation.score import find_score
+
+
+class Health(Callback):
+    """Watches the scores of each evaluation for a collapse and flags the run.
+
+    A flag is raised when
+      - recall has fallen below `recall_share` of its best value so far (modes are lost),
+      - the share of near-duplicates among the samples exceeds `max_duplicates` (real images: about 0.01),
+      - the discriminator is right about `max_accuracy` of real and of generated images (it has won, and its
+        gradient says little).
+
+    Flags are kept in `run.json` under `health`, with the images seen when they were raised; the run goes on.
+
+    Args:
+        recall_share: Smallest share of the best recall that counts as healthy.
+        max_duplicates: Largest healthy share of near-duplicate samples.
+        max_accuracy: Largest healthy accuracy of a discriminator.
+    """
+
+    def __init__(
+        self, recall_share: float = 0.5, max_duplicates: float = 0.25, max_accuracy: float = 0.98
+    ) -> None:
+        self.recall_share = recall_share
+        self.max_duplicates = max_duplicates
+        self.max_accuracy = max_accuracy
+        self.best_recall = 0.0
+        self.flags: list[dict[str, Any]] = []
+        self.trend: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+        signs = self.signs(values)
+        if not signs:
+            return
+        self.trend.append({"images_seen": pl_module.images_seen, **signs})
+        for problem in self.problems(signs):
+            self.flags.append({"images_seen": pl_module.images_seen, "problem": problem})
+            rank_zero_warn(f"Health after {pl_module.images_seen:,} images: {problem}")
+        recorder = find_recorder(trainer)
+        if recorder is not None and trainer.is_global_zero:
+            recorder.run.update(health={"ok": not self.flags, "flags": self.flags, "trend": self.trend})
+
+    def signs(self, values: dict[str, float]) -> dict[str, float]:
+        """Returns recall, duplicate share and the discriminator's accuracies, as far as they were measured."""
+        found = {name: find_score(values, name) for name in ("recall", "duplicates")}
+        signs = {name: pair[1] for name, pair in found.items() if pair is not None}
+        for name in ("accuracy_real", "accuracy_fake"):
+            if f"val/{name}" in values:
+                signs[name] = values[f"val/{name}"]
+        return signs
+
+    def problems(self, signs: dict[str, float]) -> list[str]:
+        """Returns what is wrong, in words; remembers the best recall."""
+        problems = []
+        recall = signs.get("recall")
+        if recall is not None:
+            if recall < self.recall_share * self.best_recall:
+                problems.append(
+                    f"recall fell to {recall:.2f} from {self.best_recall:.2f}: modes of the data are lost"
+                )
+            self.best_recall = max(self.best_recall, recall)
+        if signs.get("duplicates", 0.0) > self.max_duplicates:
+            problems.append(f"{signs['duplicates']:.0%} of the samples are near-duplicates of each other")
+        accuracies = [signs.get("accuracy_real", 0.0), signs.get("accuracy_fake", 0.0)]
+        if min(accuracies) > self.max_accuracy:
+            problems.append(
+                f"the discriminator is right about {min(accuracies):.0%} of both real and generated images: "
+                f"it has won, and the generator learns little from it"
+            )
+        return problems
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_recall": self.best_recall, "flags": self.flags, "trend": self.trend}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_recall = state_dict["best_recall"]
+        self.flags = state_dict["flags"]
+        self.trend = state_dict["trend"]

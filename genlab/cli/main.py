@@ -1,0 +1,178 @@
+"""The `genlab` command: finds what was asked for and imports only that.
+
+Help and listings answer in a fraction of a second because nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+import genlab
+from genlab.runs.folder import Run, open_run
+
+EXIT_USAGE = 2
+EXIT_DIVERGED = 6
+
+TRAINING = {
+    "fit": "train a model:                genlab fit --config experiments/dcgan_digits.yaml",
+    "validate": "score on the validation data: genlab validate RUN",
+    "test": "score with the full protocol: genlab test RUN",
+    "predict": "write one sample per item:    genlab predict RUN",
+}
+
+OTHERS = {
+    "resume": "continue a stopped run:       genlab resume RUN",
+    "sample": "draw a grid and single PNGs:  genlab sample RUN -n 64 --seed 0",
+    "runs": "list the runs and their scores",
+    "data": "look at images before use:    genlab data check PATH",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = take_allowed([argument for argument in given if argument != "--debug"])
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if given[0] == "--version":
+        print(f"genlab {genlab.__version__}")
+        return 0
+    try:
+        return command(given[0])(given[1:])
+    except BrokenPipeError:
+        return 0  # the reader, such as `head`, has seen enough
+    except Exception as error:
+        if debug or not is_for_users(error):
+            raise
+        print(f"genlab: {message(error)}", file=sys.stderr)
+        return EXIT_DIVERGED if type(error).__name__ == "Diverged" else EXIT_USAGE
+
+
+def command(name: str) -> Callable[[list[str]], int]:
+    """Returns the function that runs a command, importing no other one."""
+    if name in TRAINING:
+        return lambda rest: train(name, rest)
+    if name == "resume":
+        return resume
+    if name == "sample":
+        from genlab.cli.sample import sample
+
+        return sample
+    if name == "runs":
+        from genlab.cli.runs import runs
+
+        return runs
+    if name == "data":
+        from genlab.cli.data import data
+
+        return data
+    near = difflib.get_close_matches(name, [*TRAINING, *OTHERS], n=1)
+    hint = f"did you mean `genlab {near[0]}`?" if near else "`genlab --help` lists them."
+    raise ValueError(f"There is no command '{name}'; {hint}")
+
+
+def train(name: str, rest: list[str]) -> int:
+    """Runs one of Lightning's commands, on a run folder where one is given instead of options."""
+    rest = short_options(rest)
+    if rest and not rest[0].startswith("-"):
+        run = open_run(rest[0])
+        rest = run_arguments(run) + rest[1:]
+    quieten()
+    from genlab.cli.training import main as train_main
+
+    return train_main([name, *rest])
+
+
+def resume(rest: list[str]) -> int:
+    """Continues a run in its own folder, from its last checkpoint."""
+    if not rest or rest[0].startswith("-"):
+        raise ValueError("Say which run to continue: genlab resume outputs/<experiment>/<run>")
+    run = open_run(rest[0])
+    with run.lock():
+        return train("fit", run_arguments(run) + rest[1:])
+
+
+def run_arguments(run: Run) -> list[str]:
+    """Returns the options that a run folder stands for: its configuration and its last checkpoint."""
+    checkpoint = run.last_checkpoint
+    if checkpoint is None:
+        raise ValueError(f"{run.path} has no checkpoint: the run ended before its first one was written.")
+    return ["--config", str(run.config), "--ckpt_path", str(checkpoint)]
+
+
+def short_options(arguments: list[str]) -> list[str]:
+    """Writes genlab's short options out: --extractor X is --evaluate.extractor X."""
+    return [
+        argument.replace("--extractor", "--evaluate.extractor", 1)
+        if argument.split("=", 1)[0] == "--extractor"
+        else argument
+        for argument in arguments
+    ]
+
+
+def take_allowed(arguments: list[str]) -> list[str]:
+    """Removes `--allow PACKAGE` and remembers the package for this process and those it starts."""
+    rest, allowed = [], list(filter(None, os.environ.get("GENLAB_ALLOW", "").split(",")))
+    iterator = iter(arguments)
+    for argument in iterator:
+        name, _, value = argument.partition("=")
+        if name == "--allow":
+            allowed.append(value or next(iterator, ""))
+        else:
+            rest.append(argument)
+    if allowed:
+        os.environ["GENLAB_ALLOW"] = ",".join(dict.fromkeys(filter(None, allowed)))
+    return rest
+
+
+def is_for_users(error: Exception) -> bool:
+    """Returns whether an error speaks to the user; any other one is a defect and keeps its traceback."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"ValueError", "FileNotFoundError", "ArgumentError", "Diverged", "MisconfigurationException"})
+
+
+def message(error: Exception) -> str:
+    """Returns an error's text in one paragraph."""
+    if type(error).__name__ == "ArgumentError":
+        from genlab.cli.errors import readable
+
+        return readable(str(error))
+    return str(error)
+
+
+def quieten() -> None:
+    """Silences warnings about choices that genlab makes on purpose."""
+    for text in (
+        ".*does not have many workers.*",
+        ".*`LightningCLI`'s args parameter.*",
+        ".*LightningCLI's args parameter.*",
+        ".*GPU available but not used.*",
+        ".*Consider setting `persistent_workers.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+
+
+def overview() -> str:
+    """Returns the list of all commands."""
+    lines = ["genlab trains every family of generative models and compares them fairly.", ""]
+    lines += [f"  {name:<10}{text}" for name, text in {**TRAINING, **OTHERS}.items()]
+    lines += [
+        "",
+        "RUN is a folder such as outputs/dcgan_digits/20260101-120000; it needs no other setting.",
+        "Options of a command: genlab fit --help (all of Lightning's, and budget, evaluate, samples, health).",
+        "  --extractor NAME|RUN   features that sample scores use: inception, digits, or a classifier's run",
+        "  --allow PACKAGE        let a configuration name classes of this package",
+        "  --debug                show the traceback of an error",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
