@@ -1,0 +1,64 @@
+# Every command that this project has. Needs make, bash and Python 3.11 or newer; all else goes into .venv.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/installed
+RUNS := $(or $(GENLAB_OUTPUTS),outputs)
+
+# Waiting threads that spin steal the cores that the other processes work on.
+export OMP_WAIT_POLICY := PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo check format test test-slow bench smoke clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv with genlab and everything that it and its tests need
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "genlab needs Python 3.11 or newer, and $(PYTHON) is not. Try: make install PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || { echo "Making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
+	@echo "Installing genlab and its packages: a few minutes and about 6 GB, most of it torch."
+	@$(BIN)/python -m pip install -e ".[dev]" | awk ' \
+		/^ *(Downloading|Using cached) .*[0-9][0-9][0-9][0-9.]* MB/ {print "  " $$1, $$2, $$3, $$4; fflush()} \
+		/^Installing collected packages/ {print "  unpacking, about a minute"; fflush()}'
+	@touch $@
+	@echo "Installed in $$SECONDS s. Commands: $(BIN)/genlab --help"
+
+demo: install ## Train a DCGAN on the embedded digits, test it, show where the samples are
+	$(BIN)/genlab fit --config experiments/dcgan_digits.yaml
+	@run=$$(ls -td $(RUNS)/dcgan_digits/*/ | sed -n 1p); run=$${run%/}; \
+	echo "$(BIN)/genlab test $$run"; \
+	$(BIN)/genlab test "$$run"; \
+	echo "Samples: $$(ls -t "$$run"/samples/*.png | sed -n 1p)"
+
+check: install ## Lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Put the code into the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: install ## Run the default test-suite; ARGS="-k digits" selects
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
+
+test-slow: install ## Run the longer proofs
+	$(BIN)/pytest -m slow $(ARGS)
+
+bench: install ## Run the measurements and print them
+	$(BIN)/pytest -m bench -s $(ARGS)
+
+smoke: install ## Run one batch of every experiment
+	$(BIN)/pytest tests/test_experiments.py $(ARGS)
+
+clean: ## Remove the environment, caches and builds; runs in outputs/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find genlab tests -name __pycache__ -type d -prune -exec rm -rf {} +
