@@ -1,0 +1,242 @@
+"""What every data set offers: its spec, its splits, and loaders for training and for scoring."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from genlab import randomness
+from genlab.data.loading import Items, Order, ScoringLoader, TrainLoader, permutation
+from genlab.data.packed import Packed, cache_folder
+from genlab.shapes import Batch, DataSpec, to_float
+
+
+class DataModule(pl.LightningDataModule):
+    """A data set as packed arrays, with one batch format for training and for every metric.
+
+    A data set implements `spec` and `load`. Images travel as uint8 levels and become floats in [-1, 1] on the
+    device, where half of the training images are mirrored if `flip` is set.
+
+    Args:
+        batch_size: Training images a step on each device.
+        eval_batch_size: Images a step on each device where nothing is learned; None means batch_size.
+        flip: Mirror half of the training images, chosen anew in each epoch.
+        num_workers: Reading processes. Whole batches are read by one indexing, so 0 is nearly always fastest.
+        seed: Order of the training images, and splits that the data set does not fix itself.
+        fraction: Share of the training split that is used, the same share of each label; for scarce data.
+
+    Attributes:
+        split_names: What each of "train", "val" and "test" holds. Where a data set has no split of its own for
+            validation, "val" IS the test split, and this says so.
+
+    Shapes:
+        batch["image"]: (batch, channels, height, width); uint8 from the loader, float after the transfer.
+        batch["label"], batch["index"]: (batch,), int64.
+    """
+
+    split_names: ClassVar[dict[str, str]] = {"train": "train", "val": "test", "test": "test"}
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        flip: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+        fraction: float = 1.0,
+    ) -> None:
+        super().__init__()
+        _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
+        _require(0.0 < fraction <= 1.0, f"fraction must be in (0, 1], got {fraction}.")
+        _require(num_workers >= 0, f"num_workers must be at least 0, got {num_workers}.")
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        _require(
+            self.eval_batch_size >= 1, f"eval_batch_size must be at least 1, got {self.eval_batch_size}."
+        )
+        self.flip = flip
+        self.num_workers = num_workers
+        self.seed = seed
+        self.fraction = fraction
+        self._splits: dict[str, Packed] | None = None
+        self._fingerprints: dict[str, str] = {}
+
+    @property
+    @abstractmethod
+    def spec(self) -> DataSpec:
+        """What a model must know of the data; known before anything is packed."""
+
+    @abstractmethod
+    def load(self) -> dict[str, Packed]:
+        """Returns the whole splits by the names on the right of `split_names`, packing them where needed."""
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Returns what was done to the images, for the run's record."""
+        return {}
+
+    @property
+    def cache(self) -> Path:
+        """Where packed data lie."""
+        return cache_folder() / "data"
+
+    def split(self, name: str) -> Packed:
+        """Returns the items of "train", "val" or "test".
+
+        Raises:
+            ValueError: For another name, or where the data cannot be had, with the ways to get them.
+        """
+        _require(
+            name in self.split_names, f"split must be one of {', '.join(self.split_names)}, got {name!r}."
+        )
+        if self._splits is None:
+            splits = self.load()
+            self._splits = {**splits, "train": self._share(splits["train"])}
+        return self._splits[self.split_names[name]]
+
+    def fingerprint(self, split: str) -> str:
+        """Returns a SHA-256 over pixels, labels and level count; one changed pixel changes it."""
+        name = self.split_names.get(split, split)
+        if name not in self._fingerprints:
+            self._fingerprints[name] = self.split(split).fingerprint(self.spec.levels)
+        return self._fingerprints[name]
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a run records of its data."""
+        spec, path = self.spec, getattr(self, "path", None)
+        return {
+            "name": spec.name,
+            "shape": list(spec.shape),
+            "levels": spec.levels,
+            "num_classes": spec.num_classes,
+            "splits": dict(self.split_names),
+            "counts": {name: len(self.split(name)) for name in self.split_names},
+            "fingerprints": {name: self.fingerprint(name) for name in self.split_names},
+            "seed": self.seed,
+            "fraction": self.fraction,
+            "flip": self.flip,
+            "source": None if path is None else Path(path).name,
+            "preprocessing": self.preprocessing(),
+        }
+
+    def prepare_data(self) -> None:
+        self.load()
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage == "fit":
+            self._require_a_batch()
+
+    def train_dataloader(self) -> TrainLoader:
+        rank, world_size = self._place()
+        self._require_a_batch()
+        order = Order(len(self.split("train")), self.batch_size * world_size, self.seed)
+        return TrainLoader(self.training_items, order, rank, world_size, self.num_workers)
+
+    def val_dataloader(self) -> ScoringLoader:
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> ScoringLoader:
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> ScoringLoader:
+        return self._evaluation("test")
+
+    def loader(
+        self, split: str, rank: int = 0, world_size: int = 1, batch_size: int | None = None
+    ) -> Iterable[Batch]:
+        """Returns the batches of a split for scoring: rank r takes items r, r + w, ..., each exactly once."""
+        return ScoringLoader(self.items(split), batch_size or self.eval_batch_size, rank, world_size)
+
+    def items(self, split: str) -> Items:
+        """Returns a split's items as they are, for scoring."""
+        return Items(self.split(split), "image" if self.spec.is_image else "point")
+
+    def training_items(self, epoch: int) -> Items:
+        """Returns the training items of an epoch."""
+        items = self.items("train")
+        if self.flip and self.spec.is_image:
+            items.flip_address = randomness.key(self.seed, "flip", epoch)
+        return items
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        return self.to_floats(batch) if isinstance(batch, dict) else batch
+
+    def to_device_batch(self, batch: Batch, device: torch.device | str) -> Batch:
+        """Returns a loader's batch on a device with its images as floats, for loops outside of Lightning."""
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+        return self.to_floats(moved)  # type: ignore[arg-type]
+
+    def to_floats(self, batch: Batch) -> Batch:
+        """Returns the batch with images mirrored where `flip` says so and mapped from levels to [-1, 1]."""
+        out: dict[str, Any] = {name: value for name, value in batch.items() if name != "flip"}
+        flip = batch.get("flip")
+        for name in ("image", "source", "target"):
+            if name in out and out[name].dtype == torch.uint8:
+                levels = out[name] if flip is None else _mirrored(out[name], flip)
+                out[name] = to_float(levels, self.spec.levels)
+        return out  # type: ignore[return-value]
+
+    def _evaluation(self, split: str) -> ScoringLoader:
+        rank, world_size = self._place()
+        return ScoringLoader(self.items(split), self.eval_batch_size, rank, world_size, self.num_workers)
+
+    def _place(self) -> tuple[int, int]:
+        """Returns rank and number of processes of the attached trainer."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _share(self, train: Packed) -> Packed:
+        if self.fraction == 1.0:
+            return train
+        num = max(1, round(self.fraction * len(train)))
+        return train.take(stratified(train.labels, len(train), num, self.seed))
+
+    def _require_a_batch(self) -> None:
+        _, world_size = self._place()
+        num, joined = len(self.split("train")), self.batch_size * world_size
+        devices = f" on {world_size} devices" if world_size > 1 else ""
+        _require(
+            num >= joined,
+            f"{num} training images are fewer than one batch of {joined} (batch_size {self.batch_size}{devices}); "
+            f"use --data.batch_size {max(1, num // world_size)} or less.",
+        )
+
+
+def stratified(labels: np.ndarray | None, num_items: int, num: int, seed: int) -> np.ndarray:
+    """Returns `num` row numbers in ascending order, drawn so that every label keeps its share to within one item.
+
+    Rows are ranked inside their label by a seeded draw; the first ones of every label are taken.
+    """
+    draw = permutation(num_items, seed, 0).numpy()
+    if labels is None:
+        return np.sort(draw[:num])
+    place = np.empty(num_items)
+    for label in np.unique(labels):
+        rows = draw[labels[draw] == label]
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    # Items of one place are told apart by the draw, or the low labels would get every rounding.
+    return np.sort(draw[np.argsort(place[draw], kind="stable")][:num])
+
+
+def seeded_split(packed: Packed, num_test: int, seed: int) -> dict[str, Packed]:
+    """Returns a training and a test split of the given size, every label with its share in both."""
+    test = stratified(packed.labels, len(packed), num_test, seed)
+    train = np.setdiff1d(np.arange(len(packed)), test)
+    return {"train": packed.take(train), "test": packed.take(test)}
+
+
+def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

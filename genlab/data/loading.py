@@ -1,0 +1,167 @@
+"""In which order items are read, by which process, and where a stopped run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from genlab import randomness
+from genlab.data.packed import Packed
+from genlab.shapes import Batch
+
+
+class Items(Dataset[Batch]):
+    """The items of a split, read in whole batches by one indexing.
+
+    Args:
+        packed: Images or points with their labels and captions.
+        key: Name of the batch's entry: "image" or "point".
+        flip_address: Decides with an item's index whether it is mirrored; None mirrors nothing.
+    """
+
+    def __init__(self, packed: Packed, key: str = "image", flip_address: int | None = None) -> None:
+        self.packed, self.key, self.flip_address = packed, key, flip_address
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitems__(self, rows: Tensor) -> Batch:
+        index = rows.numpy()
+        batch: dict[str, Any] = {self.key: torch.from_numpy(self.packed.images[index]), "index": rows}
+        if self.packed.labels is not None:
+            batch["label"] = torch.from_numpy(self.packed.labels[index])
+        if self.packed.captions is not None:
+            batch["caption"] = [self.packed.captions[row] for row in index]
+        if self.flip_address is not None:
+            batch["flip"] = randomness.uniform(self.flip_address, rows, 1)[:, 0] < 0.5
+        return batch  # type: ignore[return-value]
+
+
+class Order:
+    """Which items come in which order: a permutation that is a function of (seed, epoch) alone.
+
+    The position is counted in items of the joined batches of all processes, so that it means the same to every
+    process and after a change of their number.
+
+    Args:
+        num_items: Items of the split.
+        joined: Items that all processes together read in one step; the rest of an epoch is dropped.
+        seed: Chooses the permutations.
+    """
+
+    def __init__(self, num_items: int, joined: int, seed: int) -> None:
+        self.num_items, self.joined, self.seed = num_items, joined, seed
+        self.epoch = self.position = 0
+
+    @property
+    def num_batches(self) -> int:
+        return self.num_items // self.joined
+
+    def set_epoch(self, epoch: int) -> None:
+        """Starts another epoch; the current one goes on where it is, which is what a resumed run needs."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def rest_of_epoch(self) -> list[Tensor]:
+        """Returns the joined batches that are still to come; after the last one, those of the next epoch."""
+        if self.position + self.joined > self.num_items:
+            self.set_epoch(self.epoch + 1)
+        batches = permutation(self.num_items, self.seed, self.epoch)[self.position :].split(self.joined)
+        return [batch for batch in batches if len(batch) == self.joined]
+
+
+def permutation(num_items: int, seed: int, epoch: int) -> Tensor:
+    """Returns the numbers 0 ... num_items - 1 in the order of epoch `epoch`."""
+    draws = randomness.uniform(randomness.key(seed, "order", epoch), torch.arange(num_items), 1)
+    return draws[:, 0].argsort(stable=True)
+
+
+class TrainLoader:
+    """Endless training epochs whose state can be saved after any batch and continued to the bit.
+
+    Lightning stores the state with its checkpoints, and tells `sampler` the epoch. Row j on rank r of w is row
+    r + w j of the joined batch: w processes see together what one process sees with the w-fold batch.
+
+    Args:
+        items: Returns the items of an epoch, given its number.
+        order: Knows what comes next.
+        rank: Number of this process.
+        world_size: Number of processes.
+        num_workers: Reading processes; 0 reads in this one, which whole-batch indexing makes fast enough.
+    """
+
+    def __init__(self, items: Any, order: Order, rank: int, world_size: int, num_workers: int = 0) -> None:
+        self.items, self.sampler = items, order
+        self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
+
+    def __len__(self) -> int:
+        return self.sampler.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Runs from the first `next` on, when Lightning has restored the state and set the epoch.
+        order = self.sampler
+        mine = [batch[self.rank :: self.world_size] for batch in order.rest_of_epoch()]
+        epoch, start = order.epoch, order.position
+        for number, batch in enumerate(read(self.items(epoch), mine, self.num_workers), start=1):
+            # Counts what was handed out, not what reading processes hold ready.
+            order.epoch, order.position = epoch, start + number * order.joined
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "position": self.sampler.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.epoch, self.sampler.position = int(state["epoch"]), int(state["position"])
+
+
+class ScoringLoader:
+    """Every item exactly once over all processes, in order, without padding.
+
+    Rank r of w takes the items r, r + w, ... Every rank has the same number of batches, and none is empty as
+    long as there are w items: a last joined batch of fewer than w items is joined to the one before.
+
+    Args:
+        items: The split.
+        batch_size: Items a batch and process; the last one may hold one more or some less.
+        rank: Number of this process.
+        world_size: Number of processes.
+        num_workers: Reading processes.
+    """
+
+    def __init__(
+        self, items: Items, batch_size: int, rank: int, world_size: int, num_workers: int = 0
+    ) -> None:
+        self.items, self.num_workers = items, num_workers
+        starts = list(range(0, len(items), batch_size * world_size))
+        if len(starts) > 1 and len(items) - starts[-1] < world_size:
+            starts.pop()
+        ends = [*starts[1:], len(items)]
+        self.batches = [
+            torch.arange(start + rank, end, world_size) for start, end in zip(starts, ends, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from read(self.items, self.batches, self.num_workers)
+
+
+def read(items: Items, batches: list[Tensor], num_workers: int) -> Iterator[Batch]:
+    """Returns the named batches of a split, read by torch's DataLoader in this or in other processes."""
+    loader: DataLoader[Batch] = DataLoader(
+        items,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

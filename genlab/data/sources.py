@@ -1,0 +1,267 @@
+"""Where images come from: a folder, a zip or a tar, all read in place and in one fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from genlab.data.decode import EXTENSIONS, BadImage
+
+MAX_FILE_BYTES = 512 * 2**20
+"""A member of an archive that claims more is refused unread."""
+
+SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
+
+
+class BadSource(ValueError):
+    """A place without usable images; the message is one line that says what to do."""
+
+
+class Source:
+    """Images at one place, sorted by name.
+
+    Attributes:
+        path: The folder or archive.
+        names: Path of each image inside it, with forward slashes.
+        labels: Class number of each image, where every image lies in a class folder exactly one level down.
+        classes: Names of the class folders, sorted; empty where there are none.
+        parallel: Whether several processes may read at once without each paying for the others' share.
+    """
+
+    parallel = True
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.path, self.names = path, list(names)
+        self.labels, self.classes = _class_folders(self.names)
+        self._handle: tuple[int, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> bytes:
+        """Returns the bytes of image number `index`."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Returns a hash that changes when the images change, found without reading them all."""
+        raise NotImplementedError
+
+    def reading_order(self) -> list[int]:
+        """Returns the order in which reading everything is cheapest."""
+        return list(range(len(self)))
+
+    def _opened(self, opener: Callable[[], Any]) -> Any:
+        # One handle for each process: a position shared with a forked parent would mix up their reads.
+        if self._handle is None or self._handle[0] != os.getpid():
+            self._handle = (os.getpid(), opener())
+        return self._handle[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+
+class Folder(Source):
+    """All images below a folder, hidden ones left out; links to files are followed, links to folders are not.
+
+    The fingerprint covers relative paths, sizes and modification times: reading every file would cost as much
+    as packing does. A file replaced by another of the same size and time goes unnoticed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        names = []
+        for folder, _, files in os.walk(path):
+            inside = Path(folder).relative_to(path)
+            names += [(inside / file).as_posix() for file in files]
+        super().__init__(path, sorted(filter(_is_image, names)))
+        wrapper = _common_folder(self.names)
+        if wrapper:
+            levels = {1: "one level"}.get(len(wrapper.parts), f"{len(wrapper.parts)} levels")
+            raise BadSource(
+                f"0 images in {path}; found {len(names)} {levels} down, use --data.path {path / wrapper}"
+            )
+
+    def read(self, index: int) -> bytes:
+        try:
+            return (self.path / self.names[index]).read_bytes()
+        except OSError as error:
+            raise BadImage(self.names[index], f"cannot be read: {error.strerror}") from None
+
+    def fingerprint(self) -> str:
+        return _hash(f"{name}\0{_size_and_time(self.path / name)}" for name in self.names)
+
+
+class Zip(Source):
+    """All images of a zip; the fingerprint covers names, sizes and the checksums that the zip stores."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = [member for member in archive.infolist() if not member.is_dir()]
+        except (zipfile.BadZipFile, OSError) as error:
+            raise BadSource(f"{path} is a damaged zip ({error}); fetch or make it again.") from None
+        for member in members:
+            _refuse_hostile(path, member.filename, member.file_size, not _is_file(member))
+        self.members = _images_by_name((member.filename, member) for member in members)
+        super().__init__(path, list(self.members))
+
+    def read(self, index: int) -> bytes:
+        name = self.names[index]
+        try:
+            return self._opened(lambda: zipfile.ZipFile(self.path)).read(self.members[name])
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            RuntimeError,
+            NotImplementedError,
+            EOFError,
+            zlib.error,
+        ) as error:
+            raise BadImage(name, f"cannot be read from {self.path.name}: {error}") from None
+
+    def fingerprint(self) -> str:
+        return _hash(f"{name}\0{member.file_size}\0{member.CRC}" for name, member in self.members.items())
+
+
+class Tar(Source):
+    """All images of a tar; the fingerprint covers names and sizes, and the archive's own size and time.
+
+    A plain tar is read by offset. A compressed one has no offsets into its bytes, so that one process reads it
+    from front to back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with tarfile.open(path) as archive:
+                members = [member for member in archive if not member.isdir()]
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise BadSource(f"{path} is a damaged tar ({error}); fetch or make it again.") from None
+        for member in members:
+            _refuse_hostile(path, member.name, member.size, not member.isreg() or member.issparse())
+        self.places = _images_by_name((member.name, (member.offset_data, member.size)) for member in members)
+        self.parallel = _is_plain_tar(path)
+        super().__init__(path, list(self.places))
+
+    def read(self, index: int) -> bytes:
+        name = self.names[index]
+        offset, size = self.places[name]
+        try:
+            stream = self._opened(self._stream)
+            stream.seek(offset)
+            data: bytes = stream.read(size)
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            raise BadImage(name, f"cannot be read from {self.path.name}: {error}") from None
+        if len(data) != size:
+            raise BadImage(name, f"cut off: {self.path.name} ends before it does")
+        return data
+
+    def _stream(self) -> Any:
+        return self.path.open("rb") if self.parallel else tarfile.open(self.path).fileobj  # noqa: SIM115
+
+    def fingerprint(self) -> str:
+        members = [f"{name}\0{size}" for name, (_, size) in self.places.items()]
+        return _hash([_size_and_time(self.path), *members])
+
+    def reading_order(self) -> list[int]:
+        offsets = [offset for offset, _ in self.places.values()]
+        return sorted(range(len(self)), key=offsets.__getitem__)
+
+
+def open_source(path: str | Path) -> Source:
+    """Returns the images of a folder, a zip or a tar.
+
+    Raises:
+        BadSource: Where there is nothing to read, with the remedy.
+    """
+    source = _open(Path(path).expanduser())
+    if not source.names:
+        raise BadSource(f"0 images in {path}; known endings are {' '.join(sorted(EXTENSIONS))}")
+    return source
+
+
+def _open(path: Path) -> Source:
+    if not path.exists():
+        raise BadSource(f"{path} does not exist; give a folder, a zip or a tar of images with --data.path")
+    if path.is_dir():
+        return Folder(path)
+    if zipfile.is_zipfile(path):
+        return Zip(path)
+    if path.stat().st_size and tarfile.is_tarfile(path):
+        return Tar(path)
+    raise BadSource(f"{path} is neither a folder nor a zip nor a tar; give one of these with --data.path")
+
+
+def _class_folders(names: list[str]) -> tuple[list[int] | None, list[str]]:
+    """Returns labels and class names where every image lies one level down; an archive's outer folder is not one."""
+    skip = len(_common_folder(names).parts)
+    folders = [PurePosixPath(name).parts[skip:-1] for name in names]
+    classes = sorted({folder[0] for folder in folders if folder})
+    if len(classes) < 2 or any(len(folder) != 1 for folder in folders) or SPLIT_NAMES.issuperset(classes):
+        return None, []
+    number = {name: label for label, name in enumerate(classes)}
+    return [number[folder[0]] for folder in folders], classes
+
+
+def _common_folder(names: list[str]) -> PurePosixPath:
+    if not names:
+        return PurePosixPath()
+    return PurePosixPath(os.path.commonpath([PurePosixPath("/", name).parent for name in names])).relative_to(
+        "/"
+    )
+
+
+def _images_by_name(members: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the images among an archive's members, sorted; of two with one name the later, as archivers do."""
+    return dict(
+        sorted({str(PurePosixPath(name)): member for name, member in members if _is_image(name)}.items())
+    )
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    # Dot files and __MACOSX hold what a file manager left behind, under the names of the images.
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in EXTENSIONS and not hidden
+
+
+def _refuse_hostile(archive: Path, name: str, size: int, special: bool) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise BadSource(f"{archive} is refused: its member {name!r} points outside of the archive")
+    if special:
+        raise BadSource(f"{archive} is refused: its member {name!r} is a link or a device, not a file")
+    if size > MAX_FILE_BYTES:
+        raise BadSource(f"{archive} is refused: its member {name!r} claims to hold {size / 2**20:.0f} MiB")
+
+
+def _is_file(member: zipfile.ZipInfo) -> bool:
+    return stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
+
+
+def _is_plain_tar(path: Path) -> bool:
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return False
+    return True
+
+
+def _size_and_time(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"{error.strerror}"
+    return f"{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _hash(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()
