@@ -25,11 +25,10 @@ $(STAMP): pyproject.toml
 		echo "genlab needs Python 3.11 or newer, and $(PYTHON) is not. Try: make install PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || { echo "Making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "Installing genlab and its packages: a few minutes and about 6 GB, most of it torch."
-	@$(BIN)/python -m pip install -e ".[dev]" | awk ' \
-		/^ *(Downloading|Using cached) .*[0-9][0-9][0-9][0-9.]* MB/ {print "  " $$1, $$2, $$3, $$4; fflush()} \
-		/^Installing collected packages/ {print "  unpacking, about a minute"; fflush()}'
-	@touch $@
-	@echo "Installed in $$SECONDS s. Commands: $(BIN)/genlab --help"
+	@set -o pipefail; $(BIN)/python -m pip install -e ".[dev]" | awk ' \
+		/^ *(Downloading|Using cached) .*[0-9][0-9][0-9.]* MB/ {print "  " $$1, $$2, $$3, $$4; fflush()} \
+		/^Installing collected packages/ {print "  unpacking, about a minute"; fflush()}'; \
+	touch $@; echo "Installed in $$SECONDS s. Commands: $(BIN)/genlab --help"
 
 demo: install ## Train a DCGAN on the embedded digits, test it, show where the samples are
 	$(BIN)/genlab fit --config experiments/dcgan_digits.yaml
