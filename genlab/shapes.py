@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -34,9 +34,10 @@ class Batch(TypedDict, total=False):
     tokens: Tensor
 
 
-@dataclass(frozen=True)
 class DataSpec:
     """What a model must know of a data set before it can be built.
+
+    Not a dataclass: the command line's parser would take one apart into options.
 
     Args:
         name: The data set's name, for titles and tables.
@@ -46,13 +47,11 @@ class DataSpec:
             0 for continuous data.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    num_classes: int = 0
-    levels: int = 256
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+    def __init__(self, name: str, shape: Sequence[int], num_classes: int = 0, levels: int = 256) -> None:
+        self.name = name
+        self.shape = tuple(int(size) for size in shape)
+        self.num_classes = num_classes
+        self.levels = levels
 
     @property
     def is_image(self) -> bool:
@@ -60,10 +59,25 @@ class DataSpec:
 
     def unconditional(self) -> DataSpec:
         """Returns the same data without its labels; networks condition wherever there are classes."""
-        return replace(self, num_classes=0)
+        return DataSpec(self.name, self.shape, 0, self.levels)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "shape": list(self.shape)}
+        """Returns plain values that `DataSpec(**values)` reads back."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "num_classes": self.num_classes,
+            "levels": self.levels,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DataSpec) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.shape, self.num_classes, self.levels))
+
+    def __repr__(self) -> str:
+        return f"DataSpec({self.name!r}, {self.shape}, num_classes={self.num_classes}, levels={self.levels})"
 
 
 def observed(batch: Batch) -> Tensor:

@@ -13,7 +13,13 @@ from torchmetrics import Metric
 from genlab.callbacks.record import find_recorder
 from genlab.evaluation.score import Scores, score
 from genlab.families.base import Model, Samples
+from genlab.metrics.duplicates import DuplicateShare
 from genlab.metrics.features import Extractor, extractor_available, load_extractor
+from genlab.metrics.frechet import FrechetDistance
+from genlab.metrics.inception_score import InceptionScore
+from genlab.metrics.kernel_distance import KernelDistance
+from genlab.metrics.precision_recall import PrecisionRecall
+from genlab.metrics.wasserstein import WassersteinDistance
 
 SMALLEST = 8  # samples of a fast_dev_run: enough for every metric to run, too few to mean anything
 
@@ -27,7 +33,8 @@ class Evaluate(Callback):
     Args:
         extractor: "inception", "digits", "identity" (points as their own features), or the folder of a
             classifier's run.
-        metrics: What to compute; by name, so that a later configuration file can change one of them.
+        metrics: What to compute, by name, so that a later configuration file can change one of them;
+            None for FID, KID, IS, precision and recall, and the share of duplicates.
         num_samples: Generated images for a score during training.
         num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
         split: Real images to compare with. The test split by default: a model that memorised the training
@@ -52,7 +59,7 @@ class Evaluate(Callback):
             if value < 2:
                 raise ValueError(f"evaluate.{name} must be at least 2 for a covariance, got {value}.")
         self.source = extractor
-        self.metrics = list((metrics or {}).values())
+        self.metrics = list(metrics.values()) if metrics is not None else None
         self.num_samples = num_samples
         self.num_test_samples = num_test_samples
         self.split = split
@@ -63,8 +70,10 @@ class Evaluate(Callback):
         self._extractor: Extractor | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not self.metrics or not isinstance(pl_module, Samples):
+        if not isinstance(pl_module, Samples) or self._extractor is not None:
             return
+        if self.metrics is None:
+            self.metrics = default_metrics(pl_module.spec.is_image)
         reason = extractor_available(self.source)
         if reason is None:
             self._extractor = load_extractor(self.source)
@@ -103,7 +112,7 @@ class Evaluate(Callback):
                 model,
                 trainer.datamodule,  # type: ignore[attr-defined]
                 self._extractor,
-                self.metrics,
+                self.metrics or [],
                 num,
                 self.split,
                 self.seed,
@@ -117,6 +126,12 @@ class Evaluate(Callback):
         scores = self.score(trainer, model, num_samples)
         if scores is not None:
             model.log_dict(_prefixed(stage, scores), logger=False, rank_zero_only=False)
+
+
+def default_metrics(are_images: bool) -> list[Metric]:
+    """Returns the metrics of a run that names none: those that its samples allow."""
+    metrics: list[Metric] = [FrechetDistance(), KernelDistance(), PrecisionRecall(), DuplicateShare()]
+    return [*metrics, InceptionScore()] if are_images else [*metrics, WassersteinDistance()]
 
 
 def synchronise_buffers(model: pl.LightningModule) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import chosen_rows
+from genlab.metrics.base import SampleMetric, chosen_rows
+from genlab.metrics.features import Features
 from genlab.metrics.neighbours import neighbour_distances
 
 
@@ -40,6 +43,39 @@ def duplicate_share(features: Tensor, reference_features: Tensor, quantile: floa
     threshold = torch.quantile(nearest_distances(_any(reference_features, num)), quantile)
     near = nearest_distances(_any(features, num)) <= threshold.to(features.device)
     return float(near.double().mean())
+
+
+class DuplicateShare(SampleMetric):
+    """The share of near-duplicates among the samples, as a sign of collapse; see `duplicate_share`.
+
+    Args:
+        quantile: What counts as close: nearer than this share of the real images to each other.
+        num: Most samples compared, of either side.
+
+    Shapes:
+        features: see `Features`; only `pool` is used.
+    """
+
+    higher_is_better = False
+    needs: ClassVar[frozenset[str]] = frozenset({"features"})
+    rows: list[Tensor]
+
+    def __init__(self, quantile: float = 0.01, num: int = 5_000) -> None:
+        super().__init__()
+        self.quantile = quantile
+        self.num = num
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, features: Features, index: Tensor) -> None:
+        self.rows.append(features.pool)
+        self.index.append(index.to(features.pool.device))
+
+    def compute(self) -> dict[str, float]:
+        samples = self.in_order(self.rows, self.num)
+        return {"duplicates": duplicate_share(samples.cpu(), self.reference.features, self.quantile)}
+
+    def protocol(self) -> dict[str, Any]:
+        return {"quantile": self.quantile, "num": self.num}
 
 
 def _any(rows: Tensor, num: int) -> Tensor:
