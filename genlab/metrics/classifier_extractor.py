@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genlab.metrics.cache import replacing
@@ -66,16 +66,17 @@ def save_extractor(
         metadata: Plain values: "init_args" (the network's arguments besides the spec), "command" (what
             made it), "name", and whatever else should travel with the file.
     """
+    class_path = f"{type(network).__module__}.{type(network).__qualname__}"
+    _network_class(class_path)
     header = {
         "name": Path(path).stem,
         "init_args": {},
         **(metadata or {}),
-        "network": f"{type(network).__module__}.{type(network).__qualname__}",
+        "network": class_path,
         "spec": spec.to_dict(),
         "num_features": network.num_features,
         "num_classes": spec.num_classes,
     }
-    _network_class(header["network"])
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with replacing(Path(path)) as file:
         save_file(weights, file, metadata={_HEADER: json.dumps(header, sort_keys=True)})
@@ -84,13 +85,12 @@ def save_extractor(
 def load_classifier_extractor(path: Path) -> ClassifierExtractor:
     """Returns the extractor in a file written by `save_extractor`."""
     header = read_header(path)
-    spec = DataSpec(**header["spec"])
-    network = _network_class(header["network"])(spec, **header["init_args"])
-    with safe_open(path, framework="pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    network_class = _network_class(header["network"])
     try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
+        spec = DataSpec(**header["spec"])
+        network = network_class(spec, **header["init_args"])
+        network.load_state_dict(load_file(path))
+    except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit its network {header['network']}: {error}") from None
     architecture = json.dumps([header["network"], header["init_args"]], sort_keys=True)
     return ClassifierExtractor(network, spec, header["name"], architecture)

@@ -126,7 +126,8 @@ def load_extractor(source: str | Path) -> Extractor:
     """
     # Imported here, since both rest on the Extractor of this file.
     from genlab.metrics.classifier_extractor import load_classifier_extractor
-    from genlab.metrics.inception import find_weights, load_inception
+    from genlab.metrics.inception import load_inception
+    from genlab.metrics.inception_weights import find_weights
 
     name, _, path = str(source).partition(":")
     if name == "inception":
@@ -140,7 +141,7 @@ def extractor_available(source: str | Path) -> str | None:
     Inception's weights are downloaded by this question if need be: only that proves that they can be had.
     """
     from genlab.metrics.classifier_extractor import read_header
-    from genlab.metrics.inception import find_weights
+    from genlab.metrics.inception_weights import find_weights
 
     name, _, path = str(source).partition(":")
     try:

@@ -159,9 +159,9 @@ _TENSORS = ("mean", "covariance", "features", "index")
 
 def _write(path: Path, reference: Reference) -> None:
     tensors = {name: getattr(reference, name).contiguous() for name in _TENSORS}
-    header = {"num": str(reference.num), "protocol": json.dumps(reference.protocol)}
+    header = {"num": reference.num, "protocol": reference.protocol}
     with replacing(path) as file:
-        save_file(tensors, file, metadata=header)
+        save_file(tensors, file, metadata={"genlab": json.dumps(header, sort_keys=True)})
 
 
 def _read(path: Path) -> Reference | None:
@@ -169,9 +169,9 @@ def _read(path: Path) -> Reference | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata()
+            header = json.loads(file.metadata()["genlab"])
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        return Reference(num=int(header["num"]), protocol=json.loads(header["protocol"]), **tensors)
+        return Reference(num=header["num"], protocol=header["protocol"], **tensors)
     except (SafetensorError, KeyError, TypeError, ValueError):
         warnings.warn(f"The cached statistics {path} are damaged; measuring the real images again.")
         return None

@@ -40,7 +40,9 @@ class WassersteinDistance(SampleMetric):
 
     def compute(self) -> dict[str, float]:
         samples = exact(self.in_order(self.rows)).cpu()
-        return {"wasserstein": float(wasserstein_1d(samples, exact(self.reference.features), self.num_quantiles))}
+        return {
+            "wasserstein": float(wasserstein_1d(samples, exact(self.reference.features), self.num_quantiles))
+        }
 
     def protocol(self) -> dict[str, Any]:
         return {"num_quantiles": self.num_quantiles}
