@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, Timer
 
 from genlab.callbacks.clock import TrainingClock
 
@@ -36,12 +37,23 @@ class Budget(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or trainer.fast_dev_run:
             return
-        limits = (self.images, self.seconds, trainer.max_time)
-        if not any(limits) and trainer.max_epochs in (-1, None) and trainer.max_steps == -1:
-            raise ValueError("The run would never end: give --budget.images, --budget.seconds or --trainer.max_epochs.")
+        timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # --trainer.max_time
+        unlimited = trainer.max_epochs in (-1, None) and trainer.max_steps == -1
+        if unlimited and not (self.images or self.seconds or timed):
+            raise ValueError(
+                "The run would never end: give --budget.images, --budget.seconds or --trainer.max_epochs."
+            )
         if self.evaluate_every:
             trainer.check_val_every_n_epoch = None
-            trainer.val_check_interval = max(1, round(self.evaluate_every / images_per_batch(trainer)))
+            trainer.val_check_interval = self._batches_between_evaluations(images_per_batch(trainer))
+
+    def _batches_between_evaluations(self, per_batch: int) -> int:
+        assert self.evaluate_every is not None
+        if self.images is None:
+            return max(1, round(self.evaluate_every / per_batch))
+        # A whole number of intervals, so that the last evaluation is the one at the end.
+        num_evaluations = max(1, round(self.images / self.evaluate_every))
+        return math.ceil(math.ceil(self.images / per_batch) / num_evaluations)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from genlab.callbacks.record import Diverged, find_recorder
 from genlab.evaluation.score import find_score
+from genlab.runs.atomic import replacing
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -29,17 +30,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(Path(path)) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class RunCheckpoints(Checkpoint):
@@ -62,10 +54,6 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = time.monotonic()
-        folder = self._folder(trainer)
-        if folder is not None and trainer.is_global_zero:
-            for partial in folder.glob(".*.partial"):
-                partial.unlink()  # of a process that was killed while writing
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,9 +66,11 @@ class RunCheckpoints(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.state.fn == "fit":
             return
-        if self._improved(trainer):
-            self.save(trainer, "best.ckpt")
+        improved = self._improved(trainer)
         self.save(trainer, "last.ckpt")
+        folder = self._folder(trainer)
+        if improved and folder is not None and trainer.is_global_zero:
+            copy(folder / "last.ckpt", folder / "best.ckpt")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer, "last.ckpt")
@@ -92,7 +82,7 @@ class RunCheckpoints(Checkpoint):
             return
         if not weights_are_finite(trainer.lightning_module):
             raise Diverged(f"The weights are not finite; {name} keeps the last finite ones.")
-        trainer.save_checkpoint(folder / name)
+        trainer.save_checkpoint(folder / name, weights_only=False)
         self._saved_at = time.monotonic()
 
     def _improved(self, trainer: pl.Trainer) -> bool:
@@ -153,6 +143,12 @@ class StopCleanly(Callback):
         if number == signal.SIGINT and self.exit_code:
             raise KeyboardInterrupt
         self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a checkpoint in one step."""
+    with replacing(target) as partial:
+        shutil.copyfile(source, partial)
 
 
 def weights_are_finite(model: pl.LightningModule) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from genlab.callbacks.clock import TrainingClock
 from genlab.data.base import DataModule
 from genlab.families.base import Model
+from genlab.runs.atomic import write_json
 from genlab.runs.environment import environment
 from genlab.runs.folder import Run
 from genlab.runs.metrics_file import MetricsFile
@@ -48,6 +49,7 @@ class RunRecorder(Callback):
         if stage != "fit" or not trainer.is_global_zero:
             return
         self.run.config.write_text(self.config)
+        write_json(self.run.environment, {**environment(), **device_facts(trainer)})
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         self.run.update(
             status="running",
@@ -55,7 +57,7 @@ class RunRecorder(Callback):
             family=type(pl_module).__name__,
             spec=pl_module.spec.to_dict(),
             data=data.describe(),
-            environment={**environment(), **device_facts(trainer)},
+            **device_facts(trainer),
             parameters=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             uses_labels=pl_module.uses_labels,
             seed=int(torch.initial_seed()),
