@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from genlab.report.table import metrics_table
-from genlab.runs import atomic
+from genlab.runs import atomic, lock
 from genlab.runs.environment import PACKAGES, command_line, environment, without_private
 from genlab.runs.folder import STATUSES, NotARun, create_run, folder_name, list_runs, open_run
 from genlab.runs.lock import RunIsLive
@@ -305,6 +305,21 @@ def test_of_many_processes_that_find_a_stale_lock_one_trains_at_a_time(run):
     assert [process.wait(timeout=60) for process in processes] == [0] * 6
 
 
+def test_a_lock_that_was_removed_while_it_was_being_taken_is_taken_anew(run, monkeypatch):
+    flock, path = lock._flock, run.path / "lock.json"
+    removals = iter([path.unlink])
+    monkeypatch.setattr(lock, "_flock", lambda *file: (next(removals, lambda: None)(), flock(*file))[1])
+    with run.lock():
+        assert path.exists()
+
+
+def test_a_lock_of_this_machine_under_another_name_is_stale_once_its_process_is_gone(run):
+    (run.path / "lock.json").write_text(json.dumps({"host": "old-container", "pid": 1, "boot": lock._boot()}))
+    assert not run.is_live
+    with run.lock():
+        assert run.is_live
+
+
 def test_a_lock_of_another_machine_is_never_taken(run):
     (run.path / "lock.json").write_text('{"host": "another", "pid": 1, "boot": "another"}')
     run.update(status="running")
@@ -351,8 +366,9 @@ def test_a_damaged_line_is_named_and_left_out(run):
     fill(MetricsFile(run), 0, 3)
     lines = run.metrics_jsonl.read_text().splitlines(keepends=True)
     run.metrics_jsonl.write_text(lines[0] + "\x00garbage\n[]\n" + lines[2])
-    with pytest.warns(UserWarning, match="line [23]"):
+    with pytest.warns(UserWarning) as named:
         assert [row["step"] for row in read_metrics(run.metrics_jsonl)] == [0, 2]
+    assert [str(warning.message).split(", ")[1][:6] for warning in named] == ["line 2", "line 3"]
 
 
 def test_every_line_is_valid_json_also_when_a_loss_is_not_finite(run):
@@ -434,7 +450,16 @@ def test_no_secret_of_the_command_line_is_kept(arguments, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "argument", ["--model.num_tokens=512", "--data.monkey=3", "--author=x", "--tokenizer=bytes", "--seed=1"]
+    "argument",
+    [
+        "--model.num_tokens=512",
+        "--data.monkey=3",
+        "--author=x",
+        "--tokenizer",
+        "--seed",
+        "--monkey",
+        "--num-tokens",
+    ],
 )
 def test_ordinary_options_are_kept(argument):
     assert command_line(["genlab", "fit", argument, "7"]) == ["genlab", "fit", argument, "7"]
@@ -461,17 +486,17 @@ def test_runs_and_report_import_no_torch():
 ROWS = [
     {"metric": "fid@797", "value": 3.14159, "protocol": "digits"},
     {"metric": "[red]kid[/red]", "value": None},
-    {"metric": "扩散", "value": 12345.6, "protocol": "a\nb\x1b[2J"},
+    {"metric": "扩散模型生成图像", "value": 12345.6, "protocol": "a\nb\x1b[2J"},
 ]
 
 
 def test_a_piped_table_is_plain_aligned_text():
     lines = str(metrics_table(ROWS, ["metric", "value", "protocol"])).splitlines()
     assert lines == [
-        "metric          value  protocol",
-        "fid@797         3.142  digits",
+        "metric            value  protocol",
+        "fid@797           3.142  digits",
         "[red]kid[/red]",
-        "扩散            12346  a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[2J",
+        "扩散模型生成图像  12346  a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[2J",
     ]
 
 
