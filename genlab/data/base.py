@@ -33,8 +33,8 @@ class DataModule(pl.LightningDataModule):
         fraction: Share of the training split that is used, the same share of each label; for scarce data.
 
     Attributes:
-        split_names: What each of "train", "val" and "test" holds. Where a data set has no split of its own for
-            validation, "val" IS the test split, and this says so.
+        split_names: What each of "train", "val" and "test" holds. Where a data set has no split of its own
+            for validation, "val" IS the test split, and this says so.
 
     Shapes:
         batch["image"]: (batch, channels, height, width); uint8 from the loader, float after the transfer.
@@ -165,15 +165,15 @@ class DataModule(pl.LightningDataModule):
         return items
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        return self.to_floats(batch) if isinstance(batch, dict) else batch
+        return self.to_floats(batch) if isinstance(batch, dict) else batch  # type: ignore[arg-type]
 
     def to_device_batch(self, batch: Batch, device: torch.device | str) -> Batch:
         """Returns a loader's batch on a device with its images as floats, for loops outside of Lightning."""
-        moved = {
+        moved: Any = {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
-        return self.to_floats(moved)  # type: ignore[arg-type]
+        return self.to_floats(moved)
 
     def to_floats(self, batch: Batch) -> Batch:
         """Returns the batch with images mirrored where `flip` says so and mapped from levels to [-1, 1]."""
@@ -181,8 +181,7 @@ class DataModule(pl.LightningDataModule):
         flip = batch.get("flip")
         for name in ("image", "source", "target"):
             if name in out and out[name].dtype == torch.uint8:
-                levels = out[name] if flip is None else _mirrored(out[name], flip)
-                out[name] = to_float(levels, self.spec.levels)
+                out[name] = to_float(_mirrored(out[name], flip), self.spec.levels)
         return out  # type: ignore[return-value]
 
     def _evaluation(self, split: str) -> ScoringLoader:
@@ -202,16 +201,16 @@ class DataModule(pl.LightningDataModule):
     def _require_a_batch(self) -> None:
         _, world_size = self._place()
         num, joined = len(self.split("train")), self.batch_size * world_size
-        devices = f" on {world_size} devices" if world_size > 1 else ""
+        devices = f" on each of {world_size} devices" if world_size > 1 else ""
         _require(
             num >= joined,
-            f"{num} training images are fewer than one batch of {joined} (batch_size {self.batch_size}{devices}); "
+            f"{num} training images are fewer than one batch of {joined} ({self.batch_size}{devices}); "
             f"use --data.batch_size {max(1, num // world_size)} or less.",
         )
 
 
 def stratified(labels: np.ndarray | None, num_items: int, num: int, seed: int) -> np.ndarray:
-    """Returns `num` row numbers in ascending order, drawn so that every label keeps its share to within one item.
+    """Returns `num` ascending row numbers, drawn so that every label keeps its share to within one item.
 
     Rows are ranked inside their label by a seeded draw; the first ones of every label are taken.
     """
@@ -233,8 +232,8 @@ def seeded_split(packed: Packed, num_test: int, seed: int) -> dict[str, Packed]:
     return {"train": packed.take(train), "test": packed.take(test)}
 
 
-def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
-    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+def _mirrored(images: Tensor, flip: Tensor | None) -> Tensor:
+    return images if flip is None else torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
 def _require(condition: bool, message: str) -> None:

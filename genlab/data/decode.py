@@ -11,15 +11,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageFile, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is opened; the rest of Pillow's formats is rare, and some (EPS) start other programs."""
 
 EXTENSIONS = frozenset(
-    ".bmp .gif .jpg .jpeg .jfif .jp2 .png .pbm .pgm .ppm .pnm .pfm .tga .tif .tiff .webp".split()
+    {".bmp", ".gif", ".jpg", ".jpeg", ".jfif", ".jp2", ".png", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
+    | {".tga", ".tif", ".tiff", ".webp"}
 )
 
 VERSION = 1
@@ -29,7 +32,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_MAXIMUM = 258, 262, 281
 _PNG_DEPTH_OFFSET = 24  # signature 8, chunk head 8, width 4, height 4
 
 
-class BadImage(ValueError):
+class BadImage(ValueError):  # noqa: N818
     """A file that cannot become pixels; the message is one line that names it and says why."""
 
     def __init__(self, name: str, reason: str) -> None:
@@ -268,5 +271,5 @@ def _channels_first(image: Image.Image) -> np.ndarray:
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _tiff(image: Image.Image, tag: int, default: object) -> object:
-    return image.tag_v2.get(tag, default) if image.format == "TIFF" else default
+def _tiff(image: Image.Image, tag: int, default: Any) -> Any:
+    return image.tag_v2.get(tag, default) if isinstance(image, TiffImageFile) else default

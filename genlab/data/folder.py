@@ -17,8 +17,8 @@ from genlab.shapes import DataSpec
 class ImageFolder(DataModule):
     """Images of a folder, a zip or a tar, cut to the centred square and resized.
 
-    Sub-folders are classes where every image lies in one, exactly one level down. The split is drawn by `seed`,
-    stratified by class; there is none for validation, so that "val" is the test split.
+    Sub-folders are classes where every image lies in one, exactly one level down. The split is drawn by
+    `seed`, stratified by class; there is none for validation, so that "val" is the test split.
 
     Args:
         path: Folder, zip or tar; nothing is unpacked.
@@ -73,8 +73,8 @@ class ImageFolder(DataModule):
         num_test = round(self.test_fraction * len(packed)) if self.num_test is None else self.num_test
         if not 1 <= num_test < len(packed):
             raise ValueError(
-                f"num_test must leave images for both splits: {num_test} of {len(packed)} images of {self.path}; "
-                "set --data.num_test."
+                f"num_test must leave images for both splits, got {num_test} of {len(packed)} images of "
+                f"{self.path}; set --data.num_test."
             )
         return seeded_split(packed, num_test, self.seed)
 
@@ -82,9 +82,9 @@ class ImageFolder(DataModule):
         return asdict(self.policy)
 
     def _refuse_split_folders(self, source: Source) -> None:
-        tops = {name.split("/")[0] for name in source.names if "/" in name}
+        tops = sorted({name.split("/")[0] for name in source.names if "/" in name})
         if "train" in tops:
             raise BadSource(
-                f"{self.path} holds the folders {', '.join(sorted(tops))}, which are splits and not classes; "
-                f"use --data.path {Path(self.path) / 'train'}, or --data.labelled false to take all images as one set"
+                f"{self.path} holds the folders {', '.join(tops)}, which are splits and not classes; use "
+                f"--data.path {Path(self.path) / 'train'}, or --data.labelled false to take all as one set"
             )

@@ -44,8 +44,8 @@ class Items(Dataset[Batch]):
 class Order:
     """Which items come in which order: a permutation that is a function of (seed, epoch) alone.
 
-    The position is counted in items of the joined batches of all processes, so that it means the same to every
-    process and after a change of their number.
+    The position is counted in items of the joined batches of all processes, so that it means the same to
+    every process and after a change of their number.
 
     Args:
         num_items: Items of the split.
@@ -56,22 +56,37 @@ class Order:
     def __init__(self, num_items: int, joined: int, seed: int) -> None:
         self.num_items, self.joined, self.seed = num_items, joined, seed
         self.epoch = self.position = 0
+        self._told: int | None = None
 
     @property
     def num_batches(self) -> int:
         return self.num_items // self.joined
 
     def set_epoch(self, epoch: int) -> None:
-        """Starts another epoch; the current one goes on where it is, which is what a resumed run needs."""
-        if epoch != self.epoch:
+        """Follows the trainer's epoch number: another one than last time begins a new epoch here.
+
+        An epoch of which nothing was read is not left: after a checkpoint of an epoch's very end Lightning
+        announces one epoch, reads nothing, and announces the next.
+        """
+        if self._told is None:
             self.epoch, self.position = epoch, 0
+        elif self.position > 0 and epoch != self._told:
+            self.epoch, self.position = self.epoch + epoch - self._told, 0
+        self._told = epoch
 
     def rest_of_epoch(self) -> list[Tensor]:
         """Returns the joined batches that are still to come; after the last one, those of the next epoch."""
         if self.position + self.joined > self.num_items:
-            self.set_epoch(self.epoch + 1)
+            self.epoch, self.position = self.epoch + 1, 0
         batches = permutation(self.num_items, self.seed, self.epoch)[self.position :].split(self.joined)
         return [batch for batch in batches if len(batch) == self.joined]
+
+    def state_dict(self) -> dict[str, int]:
+        told = self.epoch if self._told is None else self._told
+        return {"epoch": self.epoch, "position": self.position, "told": told}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position, self._told = state["epoch"], state["position"], state["told"]
 
 
 def permutation(num_items: int, seed: int, epoch: int) -> Tensor:
@@ -83,8 +98,8 @@ def permutation(num_items: int, seed: int, epoch: int) -> Tensor:
 class TrainLoader:
     """Endless training epochs whose state can be saved after any batch and continued to the bit.
 
-    Lightning stores the state with its checkpoints, and tells `sampler` the epoch. Row j on rank r of w is row
-    r + w j of the joined batch: w processes see together what one process sees with the w-fold batch.
+    Lightning stores the state with its checkpoints, and tells `sampler` the epoch. Row j on rank r of w is
+    row r + w j of the joined batch: w processes see together what one process sees with the w-fold batch.
 
     Args:
         items: Returns the items of an epoch, given its number.
@@ -112,10 +127,10 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "position": self.sampler.position}
+        return self.sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.epoch, self.sampler.position = int(state["epoch"]), int(state["position"])
+        self.sampler.load_state_dict(state)
 
 
 class ScoringLoader:
@@ -163,5 +178,5 @@ def read(items: Items, batches: list[Tensor], num_workers: int) -> Iterator[Batc
     return iter(loader)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch

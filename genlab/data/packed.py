@@ -1,7 +1,7 @@
 """Images packed once into one uint8 array on disk, so that a batch is one indexing of one array.
 
-Packing decodes with several processes; a finished pack appears under its name by one rename, so that neither a
-kill nor a second builder can leave a half of one. Imports no torch, so that worker processes start fast.
+Packing decodes with several processes; a finished pack appears under its name by one rename, so that neither
+a kill nor a second builder can leave a half of one. Imports no torch, so that worker processes start fast.
 """
 
 from __future__ import annotations
@@ -179,9 +179,8 @@ def _is_finished(folder: Path) -> bool:
 
 def _build(folder: Path, source: Source, policy: Policy, workers: int) -> None:
     with _appearing(folder) as work:
-        size = policy.image_size
-        shape = (len(source), policy.channels, size, size)
-        _new_array(work / "images.npy", shape)
+        size = policy.image_size or 0
+        _new_array(work / "images.npy", (len(source), policy.channels, size, size))
         notes = _decode_all(work / "images.npy", source, policy, workers)
         if source.labels is not None:
             np.save(work / "labels.npy", np.asarray(source.labels, np.int64))

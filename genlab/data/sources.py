@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 512 * 2**20
 SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
 
 
-class BadSource(ValueError):
+class BadSource(ValueError):  # noqa: N818
     """A place without usable images; the message is one line that says what to do."""
 
 
@@ -84,7 +84,7 @@ class Folder(Source):
         if wrapper:
             levels = {1: "one level"}.get(len(wrapper.parts), f"{len(wrapper.parts)} levels")
             raise BadSource(
-                f"0 images in {path}; found {len(names)} {levels} down, use --data.path {path / wrapper}"
+                f"0 images in {path}; found {len(self.names)} {levels} down, use --data.path {path / wrapper}"
             )
 
     def read(self, index: int) -> bytes:
@@ -132,8 +132,8 @@ class Zip(Source):
 class Tar(Source):
     """All images of a tar; the fingerprint covers names and sizes, and the archive's own size and time.
 
-    A plain tar is read by offset. A compressed one has no offsets into its bytes, so that one process reads it
-    from front to back.
+    A plain tar is read by offset. A compressed one has no offsets into its bytes, so that one process reads
+    it from front to back.
     """
 
     def __init__(self, path: Path) -> None:
@@ -162,7 +162,7 @@ class Tar(Source):
         return data
 
     def _stream(self) -> Any:
-        return self.path.open("rb") if self.parallel else tarfile.open(self.path).fileobj  # noqa: SIM115
+        return self.path.open("rb") if self.parallel else tarfile.open(self.path).fileobj
 
     def fingerprint(self) -> str:
         members = [f"{name}\0{size}" for name, (_, size) in self.places.items()]
@@ -198,7 +198,7 @@ def _open(path: Path) -> Source:
 
 
 def _class_folders(names: list[str]) -> tuple[list[int] | None, list[str]]:
-    """Returns labels and class names where every image lies one level down; an archive's outer folder is not one."""
+    """Returns labels and class names where every image lies one level below the common folder."""
     skip = len(_common_folder(names).parts)
     folders = [PurePosixPath(name).parts[skip:-1] for name in names]
     classes = sorted({folder[0] for folder in folders if folder})
@@ -211,16 +211,14 @@ def _class_folders(names: list[str]) -> tuple[list[int] | None, list[str]]:
 def _common_folder(names: list[str]) -> PurePosixPath:
     if not names:
         return PurePosixPath()
-    return PurePosixPath(os.path.commonpath([PurePosixPath("/", name).parent for name in names])).relative_to(
-        "/"
-    )
+    parents = [PurePosixPath("/", name).parent for name in names]
+    return PurePosixPath(os.path.commonpath(parents)).relative_to("/")
 
 
 def _images_by_name(members: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the images among an archive's members, sorted; of two with one name the later, as archivers do."""
-    return dict(
-        sorted({str(PurePosixPath(name)): member for name, member in members if _is_image(name)}.items())
-    )
+    """Returns the images among an archive's members, sorted; of two with one name the later counts."""
+    images = {str(PurePosixPath(name)): member for name, member in members if _is_image(name)}
+    return dict(sorted(images.items()))
 
 
 def _is_image(name: str) -> bool:
