@@ -44,12 +44,9 @@ class Penalty(ABC):
         self, discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, uniform: Tensor
     ) -> Tensor:
         """Returns the weighted penalty, differentiable with respect to the discriminator's parameters."""
+        real, fake, uniform = (at_least_float32(tensor) for tensor in (real, fake, uniform))
         with torch.autocast(real.device.type, enabled=False):
-            x = (
-                self.points(at_least_float32(real), at_least_float32(fake), at_least_float32(uniform))
-                .detach()
-                .requires_grad_()
-            )
+            x = self.points(real, fake, uniform).detach().requires_grad_()
             # One backward for the whole batch: the gradient of the sum is the gradient of each row.
             (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
             return self.every * self.weight * self.measure(gradient.flatten(1))
