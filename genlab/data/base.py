@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -32,16 +32,10 @@ class DataModule(pl.LightningDataModule):
         seed: Order of the training images, and splits that the data set does not fix itself.
         fraction: Share of the training split that is used, the same share of each label; for scarce data.
 
-    Attributes:
-        split_names: What each of "train", "val" and "test" holds. Where a data set has no split of its own
-            for validation, "val" IS the test split, and this says so.
-
     Shapes:
         batch["image"]: (batch, channels, height, width); uint8 from the loader, float after the transfer.
         batch["label"], batch["index"]: (batch,), int64.
     """
-
-    split_names: ClassVar[dict[str, str]] = {"train": "train", "val": "test", "test": "test"}
 
     def __init__(
         self,
@@ -67,6 +61,14 @@ class DataModule(pl.LightningDataModule):
         self.fraction = fraction
         self._splits: dict[str, Packed] | None = None
         self._fingerprints: dict[str, str] = {}
+
+    @property
+    def split_names(self) -> dict[str, str]:
+        """What each of "train", "val" and "test" holds.
+
+        Where a data set has no split of its own for validation, "val" IS the test split, as this says.
+        """
+        return {"train": "train", "val": "test", "test": "test"}
 
     @property
     @abstractmethod

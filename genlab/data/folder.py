@@ -48,21 +48,25 @@ class ImageFolder(DataModule):
         super().__init__(**base)
         if not 0.0 < test_fraction < 1.0:
             raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}.")
-        self.path = path
+        self.path, self.image_size = path, image_size
         self.policy = Policy(image_size, channels, background)
         self.num_test, self.test_fraction, self.labelled = num_test, test_fraction, labelled
 
     @cached_property
     def source(self) -> Source:
         """The images' place, opened once."""
-        source = open_source(self.path)
+        source = self.open()
         if self.labelled and source.labels is None:
             self._refuse_split_folders(source)
         return source
 
+    def open(self) -> Source:
+        """Returns the images' place."""
+        return open_source(self.path)
+
     @property
     def spec(self) -> DataSpec:
-        shape = (self.policy.channels, self.policy.image_size or 0, self.policy.image_size or 0)
+        shape = (self.policy.channels, self.image_size, self.image_size)
         num_classes = len(self.source.classes) if self.labelled else 0
         return DataSpec(Path(self.path).stem, shape, num_classes)
 
@@ -70,6 +74,10 @@ class ImageFolder(DataModule):
         packed = pack(self.source, self.policy, Path(self.path).stem, self.cache)
         if not self.labelled:
             packed = Packed(packed.images)
+        return self.drawn_split(packed)
+
+    def drawn_split(self, packed: Packed) -> dict[str, Packed]:
+        """Returns the training and test split drawn by `seed`."""
         num_test = round(self.test_fraction * len(packed)) if self.num_test is None else self.num_test
         if not 1 <= num_test < len(packed):
             raise ValueError(

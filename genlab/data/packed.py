@@ -10,15 +10,13 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +24,13 @@ import numpy as np
 
 from genlab.data import decode
 from genlab.data.decode import BadImage, Policy
+from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source
 
 LARGE = 256 * 2**20
 """Arrays of more bytes are mapped from disk instead of being read."""
 
 FORMAT = 1
-_CHUNK = 64
 _STALE_SECONDS = 24 * 3600
 
 
@@ -87,18 +85,21 @@ class Packed:
         images: uint8 levels; rows of a file where the array is large. Float vectors of a toy density.
         labels: Class numbers.
         captions: One sentence an image.
+        factors: The numbers that an image was made from, where it was made.
 
     Shapes:
         images: (images, channels, height, width), or (points, dimensions).
         labels: (images,), int64.
+        factors: (images, factors), int64.
     """
 
     images: np.ndarray | ImageRows
     labels: np.ndarray | None = None
     captions: list[str] | None = None
+    factors: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name in ("labels", "captions"):
+        for name in ("labels", "captions", "factors"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.images):
                 raise ValueError(f"{len(self.images)} images but {len(values)} {name}.")
@@ -111,7 +112,8 @@ class Packed:
         images = self.images.take(rows) if isinstance(self.images, ImageRows) else self.images[rows]
         labels = None if self.labels is None else self.labels[rows]
         captions = None if self.captions is None else [self.captions[row] for row in rows]
-        return Packed(images, labels, captions)
+        factors = None if self.factors is None else self.factors[rows]
+        return Packed(images, labels, captions, factors)
 
     def fingerprint(self, levels: int) -> str:
         """Returns the SHA-256 of shape, pixels, labels, captions and level count."""
@@ -147,7 +149,7 @@ def pack(
         raise ValueError("image_size must be given: the images of one array have one size.")
     folder = (cache or cache_folder() / "data") / f"{name}-{key(source, policy)[:20]}"
     if not _is_finished(folder):
-        _build(folder, source, policy, workers or os.cpu_count() or 1)
+        _build(folder, source, policy, workers)
     return load(folder)
 
 
@@ -177,7 +179,7 @@ def _is_finished(folder: Path) -> bool:
     return False
 
 
-def _build(folder: Path, source: Source, policy: Policy, workers: int) -> None:
+def _build(folder: Path, source: Source, policy: Policy, workers: int | None) -> None:
     with _appearing(folder) as work:
         size = policy.image_size or 0
         _new_array(work / "images.npy", (len(source), policy.channels, size, size))
@@ -234,16 +236,14 @@ def _new_array(file: Path, shape: tuple[int, ...]) -> None:
     np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape).flush()
 
 
-def _decode_all(file: Path, source: Source, policy: Policy, workers: int) -> Counter[str]:
+def _decode_all(file: Path, source: Source, policy: Policy, workers: int | None) -> Counter[str]:
     """Decodes every image into its row; returns how often each conversion was needed."""
     notes: Counter[str] = Counter()
     bad: list[BadImage] = []
-    progress = Progress(len(source), f"packing {source.path.name}")
-    for num, found, failed in _results(file, source, policy, workers):
+    work = partial(_decode_rows, file, source, policy)
+    for found, failed in over_images(source, work, f"packing {source.path.name}", workers):
         notes.update(found)
         bad += failed
-        progress.advance(num)
-    progress.close()
     if bad:
         raise BadSource(_account(source, bad))
     return notes
@@ -256,39 +256,9 @@ def _account(source: Source, bad: list[BadImage]) -> str:
     return f"{len(bad)} of {len(source)} images of {source.path} are unusable: {first}{more}; {remedy}"
 
 
-_Result = tuple[int, Counter[str], list[BadImage]]
-
-
-def _results(file: Path, source: Source, policy: Policy, workers: int) -> Iterator[_Result]:
-    order = source.reading_order()
-    chunks = [order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK)]
-    workers = min(workers if source.parallel else 1, len(chunks) // 2)
-    if workers < 2:  # starting processes would take longer than the work
-        yield from (_decode_rows(file, source, policy, chunk) for chunk in chunks)
-        return
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(file, source, policy)) as pool:
-        try:
-            for future in as_completed([pool.submit(_work, chunk) for chunk in chunks]):
-                yield future.result()
-        except BrokenProcessPool:
-            raise BadSource(f"a process that decoded {source.path} was killed, perhaps for memory") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_job: tuple[Path, Source, Policy]
-
-
-def _start_worker(file: Path, source: Source, policy: Policy) -> None:
-    global _job  # sent once to each process instead of with every chunk
-    _job = (file, source, policy)
-
-
-def _work(rows: list[int]) -> _Result:
-    return _decode_rows(*_job, rows)
-
-
-def _decode_rows(file: Path, source: Source, policy: Policy, rows: list[int]) -> _Result:
+def _decode_rows(
+    file: Path, source: Source, policy: Policy, rows: list[int]
+) -> tuple[Counter[str], list[BadImage]]:
     array = np.load(file, mmap_mode="r+")
     notes: Counter[str] = Counter()
     bad: list[BadImage] = []
@@ -300,39 +270,4 @@ def _decode_rows(file: Path, source: Source, policy: Policy, rows: list[int]) ->
             continue
         array[row] = decoded.pixels
         notes.update(decoded.notes)
-    return len(rows), notes, bad
-
-
-class Progress:
-    """One line on stderr that says how far the work is: rewritten on a terminal, else a few lines in all.
-
-    Args:
-        total: Number of images.
-        title: Begins the line.
-    """
-
-    def __init__(self, total: int, title: str) -> None:
-        self.total, self.title, self.done = total, title, 0
-        self.start = self.shown = time.monotonic()
-        self.terminal = sys.stderr.isatty()
-
-    def advance(self, num: int) -> None:
-        self.done += num
-        now = time.monotonic()
-        if now - self.shown >= (0.2 if self.terminal else 10.0):
-            self.shown = now
-            self._write(self._line(now), "" if self.terminal else "\n")
-
-    def close(self) -> None:
-        seconds = time.monotonic() - self.start
-        if seconds > 1.0:
-            self._write(f"{self.title}: {self.total} images in {seconds:.0f} s", "\n")
-
-    def _line(self, now: float) -> str:
-        rate = self.done / max(now - self.start, 1e-9)
-        left = (self.total - self.done) / max(rate, 1e-9)
-        return f"{self.title}: {self.done}/{self.total} images, {rate:.0f} images/s, eta {left:.0f} s"
-
-    def _write(self, line: str, end: str) -> None:
-        sys.stderr.write(("\r\x1b[K" if self.terminal else "") + line + end)
-        sys.stderr.flush()
+    return notes, bad

@@ -81,8 +81,9 @@ class Folder(Source):
             names += [(inside / file).as_posix() for file in files]
         super().__init__(path, sorted(filter(_is_image, names)))
         wrapper = _common_folder(self.names)
-        if wrapper:
-            levels = {1: "one level"}.get(len(wrapper.parts), f"{len(wrapper.parts)} levels")
+        if wrapper.parts:
+            depth = len(wrapper.parts)
+            levels = "one level" if depth == 1 else f"{depth} levels"
             raise BadSource(
                 f"0 images in {path}; found {len(self.names)} {levels} down, use --data.path {path / wrapper}"
             )

@@ -1,0 +1,298 @@
+"""The usual benchmarks, read from the layout that torchvision leaves on disk."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from genlab.data.base import DataModule
+from genlab.data.folder import ImageFolder
+from genlab.data.packed import Packed, cache_folder, pack
+from genlab.data.sources import BadSource, Source, open_source
+from genlab.shapes import DataSpec
+
+
+def find(
+    name: str, patterns: list[str], path: str | None, download: bool, fetch: Callable[[str], object]
+) -> Path:
+    """Returns the first file or folder that matches one of the patterns, fetching it first where asked.
+
+    Args:
+        name: The data set's name in messages.
+        patterns: Where the data lie inside the searched folder, most usual first.
+        path: The folder to search; None means ./data and the cache.
+        download: Call `fetch` where nothing is found.
+        fetch: Torchvision's downloader, given a folder.
+
+    Raises:
+        BadSource: Where nothing is found; says where it was looked for and the ways to get the data.
+    """
+    places = [Path(path).expanduser()] if path else [Path("data"), cache_folder() / "torchvision"]
+    found = _first(places, patterns)
+    if found is None and download:
+        _download(name, fetch, places[-1])
+        found = _first(places, patterns)
+    if found is None:
+        looked = " or ".join(str(place) for place in places)
+        raise BadSource(
+            f"{name} is not there: looked for {', '.join(patterns)} in {looked}; "
+            "use --data.download true (torchvision's downloader) or say where it is with --data.path"
+        )
+    return found
+
+
+def _first(places: list[Path], patterns: list[str]) -> Path | None:
+    matches = (match for place in places for pattern in patterns for match in sorted(place.glob(pattern)))
+    return next(matches, None)
+
+
+def _download(name: str, fetch: Callable[[str], object], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        fetch(str(folder))
+    except Exception as error:  # torchvision, urllib and gdown each raise their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadSource(
+            f"{name} could not be downloaded to {folder} ({reason}); fetch it elsewhere and say where it is "
+            "with --data.path"
+        ) from None
+
+
+class MNIST(DataModule):
+    """60,000 + 10,000 handwritten digits of 28x28 (LeCun et al. 1998), from the original IDX files.
+
+    They are looked for in MNIST/raw, raw, and the folder itself, packed (.gz) or not. There is no split for
+    validation: "val" is the test split.
+
+    Args:
+        path: Folder to search; None means ./data and the cache.
+        download: Let torchvision fetch what is missing.
+        image_size: 28, or more for a black border, such as the 32 of many networks.
+        base: Arguments that every data set has.
+
+    Shapes:
+        batch["image"]: (batch, 1, image_size, image_size).
+    """
+
+    def __init__(
+        self, path: str | None = None, download: bool = False, image_size: int = 28, **base: Any
+    ) -> None:
+        super().__init__(**base)
+        if image_size < 28:
+            raise ValueError(f"image_size must be 28 or more (a border is added), got {image_size}.")
+        self.path, self.download, self.image_size = path, download, image_size
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec(type(self).__name__.lower(), (1, self.image_size, self.image_size), num_classes=10)
+
+    def load(self) -> dict[str, Packed]:
+        name = type(self).__name__
+        patterns = [f"{folder}train-images-idx3-ubyte*" for folder in (f"{name}/raw/", "raw/", "")]
+        folder = find(name, patterns, self.path, self.download, self._fetch).parent
+        return {"train": self._read(folder, "train"), "test": self._read(folder, "t10k")}
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"border": (self.image_size - 28) // 2}
+
+    def _read(self, folder: Path, prefix: str) -> Packed:
+        images = read_idx(folder / f"{prefix}-images-idx3-ubyte")
+        before = (self.image_size - 28) // 2
+        border = (before, self.image_size - 28 - before)
+        labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte").astype(np.int64)
+        return Packed(np.pad(images, ((0, 0), border, border))[:, None], labels)
+
+    def _fetch(self, folder: str) -> object:
+        from torchvision import datasets
+
+        return getattr(datasets, type(self).__name__)(folder, download=True)
+
+
+class FashionMNIST(MNIST):
+    """60,000 + 10,000 pictures of clothes (Xiao et al. 2017) in MNIST's format, below FashionMNIST/raw."""
+
+
+def read_idx(file: Path) -> np.ndarray:
+    """Returns the uint8 array of an IDX file, packed by gzip or not.
+
+    Raises:
+        BadSource: Where the file is missing, damaged or of another kind.
+    """
+    packed = file.with_name(file.name + ".gz")
+    try:
+        data = file.read_bytes() if file.exists() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError) as error:
+        raise BadSource(f"{packed} cannot be read ({error}); fetch it again") from None
+    num_dims = data[3] if data[:3] == b"\x00\x00\x08" else 0
+    shape = tuple(int(size) for size in np.frombuffer(data, ">u4", num_dims, 4))
+    if num_dims == 0 or len(data) != 4 + 4 * num_dims + int(np.prod(shape)):
+        raise BadSource(f"{file} is not a whole IDX file of bytes; fetch it again")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * num_dims).reshape(shape)
+
+
+class CIFAR10(DataModule):
+    """50,000 + 10,000 photographs of 32x32 in ten classes (Krizhevsky 2009).
+
+    Reads torchvision's cifar-10-batches-py. Also reads sheets: one lossless picture a class, train/3_cat.webp
+    or .png, with the class's images side by side in full rows; the number before the underscore is the label.
+    There is no split for validation: "val" is the test split.
+
+    Args:
+        path: Folder to search; None means ./data and the cache.
+        download: Let torchvision fetch what is missing.
+        base: Arguments that every data set has.
+
+    Shapes:
+        batch["image"]: (batch, 3, 32, 32).
+    """
+
+    def __init__(self, path: str | None = None, download: bool = False, **base: Any) -> None:
+        super().__init__(**base)
+        self.path, self.download = path, download
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec("cifar10", (3, 32, 32), num_classes=10)
+
+    def load(self) -> dict[str, Packed]:
+        patterns = ["cifar-10-batches-py/data_batch_1", "data_batch_1", "train/0_*", "cifar10/train/0_*"]
+        first = find("CIFAR10", patterns, self.path, self.download, self._fetch)
+        if first.name == "data_batch_1":
+            train = [first.parent / f"data_batch_{number}" for number in range(1, 6)]
+            return {"train": _join(map(_batch, train)), "test": _batch(first.parent / "test_batch")}
+        root = first.parent.parent
+        return {name: _join(map(_sheet, sorted((root / name).glob("[0-9]_*")))) for name in ("train", "test")}
+
+    def _fetch(self, folder: str) -> object:
+        from torchvision import datasets
+
+        return datasets.CIFAR10(folder, download=True)
+
+
+def _batch(file: Path) -> Packed:
+    try:
+        with file.open("rb") as stream:
+            content = _ArraysOnly(stream, encoding="latin1").load()
+        images = np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32)
+        return Packed(images, np.asarray(content["labels"], np.int64))
+    except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise BadSource(f"{file} is not a whole batch of CIFAR-10 ({error}); fetch it again") from None
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads pickled arrays and plain containers, and refuses to call anything else."""
+
+    allowed = frozenset({"_reconstruct", "ndarray", "dtype", "encode"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] not in ("numpy", "_codecs") or name not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _sheet(file: Path) -> Packed:
+    with Image.open(file) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    if pixels.shape[0] % 32 or pixels.shape[1] % 32:
+        raise BadSource(f"{file} is no sheet: {pixels.shape[1]}x{pixels.shape[0]} is not a multiple of 32")
+    rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
+    tiles = pixels.reshape(rows, 32, columns, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
+    return Packed(np.ascontiguousarray(tiles), np.full(len(tiles), int(file.name.split("_")[0]), np.int64))
+
+
+def _join(parts: Iterator[Packed]) -> Packed:
+    images, labels = zip(*((part.images, part.labels) for part in parts), strict=True)
+    return Packed(np.concatenate(images), np.concatenate(labels))
+
+
+class CelebA(ImageFolder):
+    """202,599 aligned faces of celebrities (Liu et al. 2015), cut to the centred square and resized.
+
+    Of the 178x218 pixels the middle 178x178 remain; half-size copies (89x109) are cut alike. Reads
+    torchvision's celeba/img_align_celeba, packed as .zip or not, or any folder, zip or tar of the images given as `path`.
+    With list_eval_partition.txt beside the images the official splits are used, and "val" is its own split;
+    without it the test split is drawn by `seed`, and "val" is the test split.
+
+    Args:
+        path: Folder to search, or the images themselves; None means ./data and the cache.
+        image_size: Side of the images in pixels.
+        download: Let torchvision fetch what is missing.
+        num_test: Images kept for the test without the partition file; None means test_fraction of all.
+        test_fraction: Share kept for the test without the partition file.
+        base: Arguments that every data set has.
+
+    Shapes:
+        batch["image"]: (batch, 3, image_size, image_size).
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        image_size: int = 64,
+        download: bool = False,
+        num_test: int | None = None,
+        test_fraction: float = 0.1,
+        **base: Any,
+    ) -> None:
+        super().__init__(
+            path or "",
+            image_size=image_size,
+            num_test=num_test,
+            test_fraction=test_fraction,
+            labelled=False,
+            **base,
+        )
+        self.download = download
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec("celeba", (3, self.image_size, self.image_size))
+
+    @property
+    def split_names(self) -> dict[str, str]:
+        official = self._partition_file.exists()
+        return {"train": "train", "val": "val" if official else "test", "test": "test"}
+
+    def load(self) -> dict[str, Packed]:
+        packed = pack(self.source, self.policy, "celeba", self.cache)
+        if not self._partition_file.exists():
+            return self.drawn_split(packed)
+        part = _partition(self._partition_file, self.source.names)
+        return {
+            name: packed.take(np.flatnonzero(part == k)) for k, name in enumerate(("train", "val", "test"))
+        }
+
+    def open(self) -> Source:
+        folders = ["celeba/img_align_celeba", "img_align_celeba"]
+        patterns = [*folders, *(f"{folder}.zip" for folder in folders)]
+        if (
+            self.path
+            and _first([Path(self.path).expanduser()], patterns) is None
+            and Path(self.path).exists()
+        ):
+            return open_source(self.path)
+        return open_source(find("CelebA", patterns, self.path or None, self.download, self._fetch))
+
+    @property
+    def _partition_file(self) -> Path:
+        return self.source.path.parent / "list_eval_partition.txt"
+
+    def _fetch(self, folder: str) -> object:
+        from torchvision import datasets
+
+        return datasets.CelebA(folder, download=True)
+
+
+def _partition(file: Path, names: list[str]) -> np.ndarray:
+    """Returns 0, 1 or 2 (train, val, test) for each image."""
+    part = dict(line.split() for line in file.read_text().splitlines() if line.strip())
+    missing = [name for name in names if Path(name).name not in part]
+    if missing:
+        raise BadSource(f"{file} does not list {len(missing)} of {len(names)} images, such as {missing[0]}")
+    return np.array([int(part[Path(name).name]) for name in names])
