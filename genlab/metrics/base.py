@@ -83,6 +83,30 @@ class SampleMetric(Metric):
         return checked(dim_zero_cat(rows)[chosen])
 
 
+class FeatureMetric(SampleMetric):
+    """A metric that compares images one by one, hence keeps every sample's features.
+
+    Metrics of one pass keep the same tensors, not copies.
+    """
+
+    needs = frozenset({"features"})
+    rows: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, features: Features, index: Tensor) -> None:
+        self.rows.append(features.pool)
+        self.index.append(index.to(features.pool.device))
+
+    def fake_and_real(self, num: int | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the samples' and the real images' features in float64, at most num of each."""
+        fake = exact(self.in_order(self.rows, num))
+        kept = chosen_rows(self.reference.index, num)
+        return fake, exact(self.reference.features[kept]).to(fake.device)
+
+
 def chosen_rows(index: Tensor, num: int | None = None) -> Tensor:
     """Returns the places of the samples, by number; of more than num, those of the smallest keyed hash.
 

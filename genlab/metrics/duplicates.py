@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import SampleMetric, chosen_rows
-from genlab.metrics.features import Features
+from genlab.metrics.base import FeatureMetric, chosen_rows
 from genlab.metrics.neighbours import neighbour_distances
 
 
@@ -45,7 +44,7 @@ def duplicate_share(features: Tensor, reference_features: Tensor, quantile: floa
     return float(near.double().mean())
 
 
-class DuplicateShare(SampleMetric):
+class DuplicateShare(FeatureMetric):
     """The share of near-duplicates among the samples, as a sign of collapse; see `duplicate_share`.
 
     Args:
@@ -57,18 +56,11 @@ class DuplicateShare(SampleMetric):
     """
 
     higher_is_better = False
-    needs: ClassVar[frozenset[str]] = frozenset({"features"})
-    rows: list[Tensor]
 
     def __init__(self, quantile: float = 0.01, num: int = 5_000) -> None:
         super().__init__()
         self.quantile = quantile
         self.num = num
-        self.add_state("rows", [], dist_reduce_fx="cat")
-
-    def update(self, features: Features, index: Tensor) -> None:
-        self.rows.append(features.pool)
-        self.index.append(index.to(features.pool.device))
 
     def compute(self) -> dict[str, float]:
         samples = self.in_order(self.rows, self.num)

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import SampleMetric, chosen_rows, exact
-from genlab.metrics.features import Features
+from genlab.metrics.base import FeatureMetric
 from genlab.metrics.neighbours import row_chunks
 
 
-class KernelDistance(SampleMetric):
+class KernelDistance(FeatureMetric):
     """KID: the squared maximum mean discrepancy of generated and real features. Lower is better.
 
         k(x, y) = (gamma x.y + coef)^degree
@@ -33,8 +32,6 @@ class KernelDistance(SampleMetric):
     """
 
     higher_is_better = False
-    needs = frozenset({"features"})
-    rows: list[Tensor]
 
     def __init__(
         self,
@@ -57,16 +54,9 @@ class KernelDistance(SampleMetric):
         self.num = num
         self.seed = seed
         self._applied_size = subset_size
-        self.add_state("rows", [], dist_reduce_fx="cat")
-
-    def update(self, features: Features, index: Tensor) -> None:
-        self.rows.append(features.pool)
-        self.index.append(index.to(features.pool.device))
 
     def compute(self) -> dict[str, float]:
-        fake = exact(self.in_order(self.rows, self.num))
-        kept = chosen_rows(self.reference.index, self.num)
-        real = exact(self.reference.features[kept].to(fake.device))
+        fake, real = self.fake_and_real(self.num)
         discrepancies = self._discrepancies(fake, real)
         return {"kid": float(discrepancies.mean()), "kid_std": float(discrepancies.std(correction=0))}
 

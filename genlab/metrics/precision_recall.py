@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import SampleMetric, chosen_rows, exact
-from genlab.metrics.features import Features
+from genlab.metrics.base import FeatureMetric
 from genlab.metrics.neighbours import neighbour_distances, row_chunks, squared_distances
 
 
-class PrecisionRecall(SampleMetric):
+class PrecisionRecall(FeatureMetric):
     """Improved precision and recall. Higher is better; recall falls first when a GAN collapses.
 
         precision: share of generated images inside the real images' manifold
@@ -27,8 +26,6 @@ class PrecisionRecall(SampleMetric):
     """
 
     higher_is_better = True
-    needs = frozenset({"features"})
-    rows: list[Tensor]
 
     def __init__(self, k: int = 3, num: int = 10_000) -> None:
         super().__init__()
@@ -37,16 +34,9 @@ class PrecisionRecall(SampleMetric):
         self.k = k
         self.num = num
         self._applied_k = k
-        self.add_state("rows", [], dist_reduce_fx="cat")
-
-    def update(self, features: Features, index: Tensor) -> None:
-        self.rows.append(features.pool)
-        self.index.append(index.to(features.pool.device))
 
     def compute(self) -> dict[str, float]:
-        fake = exact(self.in_order(self.rows, self.num))
-        kept = chosen_rows(self.reference.index, self.num)
-        real = exact(self.reference.features[kept].to(fake.device))
+        fake, real = self.fake_and_real(self.num)
         k = self._applied_k = min(self.k, len(fake) - 1, len(real) - 1)
         return {"precision": _covered_share(fake, real, k), "recall": _covered_share(real, fake, k)}
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import SampleMetric, exact
-from genlab.metrics.features import Features
+from genlab.metrics.base import FeatureMetric
 
 
-class WassersteinDistance(SampleMetric):
+class WassersteinDistance(FeatureMetric):
     """The mean 1-Wasserstein distance between each feature of the samples and of the real ones.
 
         W1 = integral over u in (0, 1) of |F^-1(u) - G^-1(u)|,  F and G the two distribution functions
@@ -26,23 +25,14 @@ class WassersteinDistance(SampleMetric):
     """
 
     higher_is_better = False
-    needs: ClassVar[frozenset[str]] = frozenset({"features"})
-    rows: list[Tensor]
 
     def __init__(self, num_quantiles: int = 10_000) -> None:
         super().__init__()
         self.num_quantiles = num_quantiles
-        self.add_state("rows", [], dist_reduce_fx="cat")
-
-    def update(self, features: Features, index: Tensor) -> None:
-        self.rows.append(features.pool)
-        self.index.append(index.to(features.pool.device))
 
     def compute(self) -> dict[str, float]:
-        samples = exact(self.in_order(self.rows)).cpu()
-        return {
-            "wasserstein": float(wasserstein_1d(samples, exact(self.reference.features), self.num_quantiles))
-        }
+        fake, real = self.fake_and_real()
+        return {"wasserstein": float(wasserstein_1d(fake.cpu(), real.cpu(), self.num_quantiles))}
 
     def protocol(self) -> dict[str, Any]:
         return {"num_quantiles": self.num_quantiles}
