@@ -225,7 +225,7 @@ def test_gradient_of_the_penalty_equals_finite_differences(penalty: Penalty):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_penalties_under_autocast_are_as_exact_as_without(penalty, dtype):
     with torch.autocast("cpu", dtype=dtype):
-        value = penalty(small_critic(torch.float32), *batch(dtype=torch.float32))
+        value = penalty(small_critic(torch.float32), *(tensor.float() for tensor in batch()))
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(penalty(small_critic(), *batch()).item(), rel=1e-5)
 
