@@ -51,6 +51,7 @@ class RunCheckpoints(Checkpoint):
         self.every_minutes = every_minutes
         self.best: float | None = None
         self._saved_at = time.monotonic()
+        self._saved_images = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = time.monotonic()
@@ -58,7 +59,9 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx % CHECK_CLOCK_EVERY == 0:
+        if trainer.should_stop or trainer.global_step == trainer.max_steps:
+            self.save(trainer, "last.ckpt")
+        elif batch_idx % CHECK_CLOCK_EVERY == 0:
             due = time.monotonic() - self._saved_at > 60 * self.every_minutes
             if trainer.strategy.reduce_boolean_decision(due, all=False):
                 self.save(trainer, "last.ckpt")
@@ -73,7 +76,9 @@ class RunCheckpoints(Checkpoint):
             copy(folder / "last.ckpt", folder / "best.ckpt")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.save(trainer, "last.ckpt")
+        # In the middle of an epoch Lightning has by now counted the epoch as done, and could not resume.
+        if self._saved_images != pl_module.images_seen:
+            self.save(trainer, "last.ckpt")
 
     def save(self, trainer: pl.Trainer, name: str) -> None:
         """Writes one checkpoint, unless its weights are no longer finite."""
@@ -84,6 +89,7 @@ class RunCheckpoints(Checkpoint):
             raise Diverged(f"The weights are not finite; {name} keeps the last finite ones.")
         trainer.save_checkpoint(folder / name, weights_only=False)
         self._saved_at = time.monotonic()
+        self._saved_images = trainer.lightning_module.images_seen
 
     def _improved(self, trainer: pl.Trainer) -> bool:
         values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}

@@ -6,7 +6,6 @@ Help and listings answer in a fraction of a second because nothing here imports 
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import sys
 import warnings
@@ -158,12 +157,9 @@ def quieten() -> None:
         ".*The number of training batches .* is smaller than the logging interval.*",
         ".*module\\(s\\) in eval mode at the start of training.*",  # the averaged copy
         ".*isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-        ".*torch.distributed._shard.*",
+        ".*Couldn't infer the batch indices.*",
     ):
         warnings.filterwarnings("ignore", message=text)
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def overview() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import pkgutil
 import sys
@@ -25,8 +26,10 @@ from genlab.callbacks.progress import ProgressLine
 from genlab.callbacks.record import RunRecorder
 from genlab.callbacks.samples import SampleGrid, SampleWriter
 from genlab.data.base import DataModule
-from genlab.evaluation.load import load_weights, read_checkpoint
+from genlab.evaluation.load import check_weights, read_checkpoint
+from genlab.evaluation.score import Scores
 from genlab.families.base import Model
+from genlab.report.table import metrics_table
 from genlab.runs.folder import Run, create_run, open_run
 from genlab.runs.trust import check_class_paths
 
@@ -101,6 +104,11 @@ class GenlabCLI(LightningCLI):
         elif self.checkpoint is not None:
             self.run = run_of(self.checkpoint)
 
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        if self.checkpoint is not None:
+            check_weights(self.model, read_checkpoint(self.checkpoint), self.checkpoint)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         values = self._values()
         budget, checkpoints = (self._get(self.config_init, name) for name in ("budget", "checkpoints"))
@@ -117,8 +125,38 @@ class GenlabCLI(LightningCLI):
         self.model.config = plain(values["model"])
         trainer["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
         trainer["callbacks"] = [*always, *_as_list(trainer.get("callbacks"))]
+        if self.subcommand != "fit" and not sys.stderr.isatty():
+            trainer["enable_progress_bar"] = False
         loggers = self._loggers(values, trainer.get("logger"))
         return super().instantiate_trainer(logger=loggers, default_root_dir=self._root_dir(), **kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "verbose": False} if "verbose" in kwargs else kwargs
+
+    def after_validate(self) -> None:
+        self._report("val")
+
+    def after_test(self) -> None:
+        values, protocol = self._report("test")
+        if self.run is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            self.run.update(
+                test={"values": values, "protocol": protocol, "checkpoint": Path(str(self.checkpoint)).name}
+            )
+            print(f"Written to {_shown(self.run.record)}", file=sys.stderr)
+
+    def after_predict(self) -> None:
+        print(_shown(self._prediction_folder()))
+
+    def _report(self, stage: str) -> tuple[dict[str, float], dict[str, Any]]:
+        """Prints every score with its protocol; returns both."""
+        found = {n: float(v) for n, v in self.trainer.callback_metrics.items() if n.startswith(f"{stage}/")}
+        values = {name.removeprefix(f"{stage}/"): value for name, value in found.items()}
+        scores = self._get(self.config_init, "evaluate").last
+        protocol = {} if scores is None else scores.protocol
+        if self.trainer.is_global_zero:
+            metrics_table(score_rows(values, scores), ("metric", "value", "spread", "protocol")).show()
+        return values, protocol
 
     def config_text(self) -> str:
         """Returns the resolved configuration, without what belongs to one command only."""
@@ -174,6 +212,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one of Lightning's commands; returns the exit code."""
     for room in ("families", "networks", "losses", "data", "metrics", "callbacks"):
         import_room(room)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     check_config_files(arguments)
     cli = GenlabCLI(
         Model,
@@ -195,6 +235,33 @@ def main(arguments: Sequence[str]) -> int:
         args=list(arguments),
     )
     return cli.stop.exit_code
+
+
+def score_rows(values: dict[str, float], scores: Scores | None) -> list[dict[str, Any]]:
+    """Returns one row for each score; a standard deviation stands beside its score."""
+    spreads = {name.replace("_std", "", 1): value for name, value in values.items() if "_std" in name}
+    return [
+        {
+            "metric": name,
+            "value": value,
+            "spread": spreads.get(name),
+            "protocol": describe_protocol(name, scores),
+        }
+        for name, value in values.items()
+        if "_std" not in name
+    ]
+
+
+def describe_protocol(name: str, scores: Scores | None) -> str:
+    """Returns how a score was obtained, in one line; a loss says only that it is the model's own."""
+    if scores is None or name not in scores.values:
+        return "mean over the split"
+    protocol = scores.protocol
+    return (
+        f"{protocol['num_fake']:,} samples ({protocol['weights']}, seed {protocol['seed']}) "
+        f"against {protocol['num_real']:,} {protocol['split']} images of {protocol['data']} "
+        f"{protocol['data_fingerprint'][:8]}, {protocol['extractor']} {protocol['extractor_digest'][:8]}"
+    )
 
 
 def import_room(name: str) -> None:

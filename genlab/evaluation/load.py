@@ -61,12 +61,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: Model, state: dict[str, Any], source: Path) -> None:
-    """Loads weights and the count of images seen; a mismatch is an error that names the first differences."""
+    """Loads weights and the count of images seen."""
+    check_weights(model, state, source)
+    model.load_state_dict(state["state_dict"])
+    model.images_seen = int(state["images_seen"])
+
+
+def check_weights(model: Model, state: dict[str, Any], source: Path) -> None:
+    """Refuses a checkpoint whose weights are not this model's, with the first differences."""
     problems = mismatches(model, state["state_dict"])
     if problems:
         raise ValueError(f"{source} belongs to another model: {'; '.join(problems[:3])}.")
-    model.load_state_dict(state["state_dict"])
-    model.images_seen = int(state["images_seen"])
 
 
 def mismatches(model: Model, weights: dict[str, Any]) -> list[str]:
