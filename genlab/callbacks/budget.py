@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Timer
 
 from genlab.callbacks.clock import TrainingClock
@@ -34,7 +33,7 @@ class Budget(Callback):
         self.evaluate_every = evaluate_every
         self.clock = TrainingClock()
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit" or trainer.fast_dev_run:
             return
         timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # --trainer.max_time
@@ -56,7 +55,7 @@ class Budget(Callback):
         return math.ceil(math.ceil(self.images / per_batch) / num_evaluations)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.images is not None and pl_module.images_seen >= self.images:
             trainer.should_stop = True
@@ -65,7 +64,7 @@ class Budget(Callback):
         ):
             trainer.should_stop = True
 
-    def total_images(self, trainer: pl.Trainer) -> float:
+    def total_images(self, trainer: Any) -> float:
         """Returns how many images the whole run will see, infinity where only the clock decides."""
         per_batch = images_per_batch(trainer)
         limits = [float("inf") if self.images is None else float(self.images)]
@@ -77,6 +76,6 @@ class Budget(Callback):
         return min(limits)
 
 
-def images_per_batch(trainer: pl.Trainer) -> int:
+def images_per_batch(trainer: Any) -> int:
     """Returns the real images of one step, over all devices."""
-    return trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
+    return trainer.datamodule.batch_size * trainer.world_size

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -53,11 +52,11 @@ class RunCheckpoints(Checkpoint):
         self._saved_at = time.monotonic()
         self._saved_images = -1
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.should_stop or trainer.global_step == trainer.max_steps:
             self.save(trainer, "last.ckpt")
@@ -66,7 +65,7 @@ class RunCheckpoints(Checkpoint):
             if trainer.strategy.reduce_boolean_decision(due, all=False):
                 self.save(trainer, "last.ckpt")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking or not trainer.state.fn == "fit":
             return
         improved = self._improved(trainer)
@@ -75,12 +74,12 @@ class RunCheckpoints(Checkpoint):
         if improved and folder is not None and trainer.is_global_zero:
             copy(folder / "last.ckpt", folder / "best.ckpt")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         # In the middle of an epoch Lightning has by now counted the epoch as done, and could not resume.
         if self._saved_images != pl_module.images_seen:
             self.save(trainer, "last.ckpt")
 
-    def save(self, trainer: pl.Trainer, name: str) -> None:
+    def save(self, trainer: Any, name: str) -> None:
         """Writes one checkpoint, unless its weights are no longer finite."""
         folder = self._folder(trainer)
         if folder is None:
@@ -91,7 +90,7 @@ class RunCheckpoints(Checkpoint):
         self._saved_at = time.monotonic()
         self._saved_images = trainer.lightning_module.images_seen
 
-    def _improved(self, trainer: pl.Trainer) -> bool:
+    def _improved(self, trainer: Any) -> bool:
         values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
         found = find_score(values, self.monitor)
         if found is None:
@@ -103,7 +102,7 @@ class RunCheckpoints(Checkpoint):
         return better
 
     @staticmethod
-    def _folder(trainer: pl.Trainer) -> Path | None:
+    def _folder(trainer: Any) -> Path | None:
         recorder = find_recorder(trainer)
         return None if recorder is None else recorder.run.checkpoints
 
@@ -128,19 +127,19 @@ class StopCleanly(Callback):
         self.exit_code = 0
         self._handlers: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._ask_to_stop)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         asked = trainer.strategy.reduce_boolean_decision(bool(self.exit_code), all=False)
         if asked:
             self.checkpoints.save(trainer, "last.ckpt")
             raise SystemExit(self.exit_code or EXIT_TERMINATED)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
@@ -157,7 +156,7 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, partial)
 
 
-def weights_are_finite(model: pl.LightningModule) -> bool:
+def weights_are_finite(model: Any) -> bool:
     """Returns whether every weight is a number, waiting for the device once."""
     floats = [p.detach() for p in model.parameters() if p.is_floating_point()]
     return not floats or bool(torch.stack(torch._foreach_norm(floats)).isfinite().all())

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.record import log_image
 from genlab.evaluation.score import sample_levels
-from genlab.families.base import Samples
+from genlab.families.base import can_be_sampled
 
 LEAST_DENSITY = 0.05  # share of the peak; below it a batch holds too few real points to teach anything
 
 
 class DensityPlot(Callback):
-    """Draws the data's density, the model's samples and, for a GAN, what the discriminator says of each place.
+    """Draws the data's density, the model's samples and, for a GAN, what its discriminator says where.
 
     At the optimum of the game the discriminator says 1/2 wherever the data has mass (Goodfellow et al. 2014,
     proposition 1); the largest deviation from it, where the density is at least 5 % of its peak, is logged
@@ -34,14 +33,14 @@ class DensityPlot(Callback):
         self.num_places = num_places
         self.seed = seed
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not pl_module.images_seen:
             self._draw(trainer, pl_module)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        gap = self.discriminator_gap(trainer.datamodule, pl_module)  # type: ignore[attr-defined]
+        gap = self.discriminator_gap(trainer.datamodule, pl_module)
         if gap is not None:
             pl_module.log("val/discriminator_gap", gap, logger=False, rank_zero_only=False)
         self._draw(trainer, pl_module)
@@ -66,10 +65,10 @@ class DensityPlot(Callback):
         return torch.linspace(float(low - margin), float(high + margin), self.num_places)[:, None]
 
     @torch.no_grad()
-    def _draw(self, trainer: pl.Trainer, model: Any) -> None:
-        if not trainer.is_global_zero or not isinstance(model, Samples) or trainer.fast_dev_run:
+    def _draw(self, trainer: Any, model: Any) -> None:
+        if not trainer.is_global_zero or not can_be_sampled(model) or trainer.fast_dev_run:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         samples = sample_levels(model, torch.arange(self.num), self.seed).cpu()
         picture = self._one_dimension if samples.shape[1] == 1 else self._two_dimensions
         log_image(trainer, "density", picture(data, model, samples), model.images_seen)

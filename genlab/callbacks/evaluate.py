@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
@@ -12,7 +11,7 @@ from torchmetrics import Metric
 
 from genlab.callbacks.record import find_recorder
 from genlab.evaluation.score import Scores, score
-from genlab.families.base import Model, Samples
+from genlab.families.base import Model, can_be_sampled
 from genlab.metrics.duplicates import DuplicateShare
 from genlab.metrics.features import Extractor, extractor_available, load_extractor
 from genlab.metrics.frechet import FrechetDistance
@@ -69,8 +68,8 @@ class Evaluate(Callback):
         self.last: Scores | None = None
         self._extractor: Extractor | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not isinstance(pl_module, Samples) or self._extractor is not None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if not can_be_sampled(pl_module) or self._extractor is not None:
             return
         if self.metrics is None:
             self.metrics = default_metrics(pl_module.spec.is_image)
@@ -80,27 +79,27 @@ class Evaluate(Callback):
         else:
             rank_zero_warn(f"No sample scores in this run: {reason}")
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         recorder = find_recorder(trainer)
         if recorder is not None and self.at_start and not pl_module.images_seen:
             scores = self.score(trainer, pl_module, self.num_samples)
             if scores is not None:
                 recorder.write(trainer, pl_module, _prefixed("val", scores))
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         synchronise_buffers(pl_module)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         synchronise_buffers(pl_module)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
             self._log(trainer, pl_module, "val", self.num_samples)
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._log(trainer, pl_module, "test", self.num_test_samples)
 
-    def score(self, trainer: pl.Trainer, model: Model, num_samples: int) -> Scores | None:
+    def score(self, trainer: Any, model: Model, num_samples: int) -> Scores | None:
         """Returns the model's scores, None where it or the extractor cannot give any."""
         if self._extractor is None:
             return None
@@ -110,7 +109,7 @@ class Evaluate(Callback):
         try:
             self.last = score(
                 model,
-                trainer.datamodule,  # type: ignore[attr-defined]
+                trainer.datamodule,
                 self._extractor,
                 self.metrics or [],
                 num,
@@ -122,7 +121,7 @@ class Evaluate(Callback):
             model.train(was_training)
         return self.last
 
-    def _log(self, trainer: pl.Trainer, model: Model, stage: str, num_samples: int) -> None:
+    def _log(self, trainer: Any, model: Model, stage: str, num_samples: int) -> None:
         scores = self.score(trainer, model, num_samples)
         if scores is not None:
             model.log_dict(_prefixed(stage, scores), logger=False, rank_zero_only=False)
@@ -134,7 +133,7 @@ def default_metrics(are_images: bool) -> list[Metric]:
     return [*metrics, InceptionScore()] if are_images else [*metrics, WassersteinDistance()]
 
 
-def synchronise_buffers(model: pl.LightningModule) -> None:
+def synchronise_buffers(model: Any) -> None:
     """Gives every process the first one's buffers.
 
     Batch norm's running statistics differ between devices; scores of one model need one model.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pytorch_lightning as pl
+from typing import Any
+
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
@@ -16,7 +17,7 @@ class ExportExtractor(Callback):
     Asks the model for its `extractor_network`, whose `features` are measured by.
     """
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         recorder = find_recorder(trainer)
         network = getattr(pl_module, "extractor_network", None)
         if recorder is None or not isinstance(network, nn.Module) or not trainer.is_global_zero:

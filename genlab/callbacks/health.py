@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
@@ -21,6 +20,7 @@ class Health(Callback):
       - the discriminator is right about `max_accuracy` of real and of generated images (it has won, and its
         gradient says little).
 
+    in two evaluations in a row, since an untrained generator shows all of it for a while.
     Flags are kept in `run.json` under `health`, with the images seen when they were raised; the run goes on.
 
     Args:
@@ -38,16 +38,20 @@ class Health(Callback):
         self.best_recall = 0.0
         self.flags: list[dict[str, Any]] = []
         self.trend: list[dict[str, float]] = []
+        self._suspicions: set[str] = set()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fast_dev_run:
             return
         values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
         signs = self.signs(values)
         if not signs:
             return
         self.trend.append({"images_seen": pl_module.images_seen, **signs})
-        for problem in self.problems(signs):
+        problems = self.problems(signs)
+        confirmed = [text for kind, text in problems.items() if kind in self._suspicions]
+        self._suspicions = set(problems)
+        for problem in confirmed:
             self.flags.append({"images_seen": pl_module.images_seen, "problem": problem})
             rank_zero_warn(f"Health after {pl_module.images_seen:,} images: {problem}")
         recorder = find_recorder(trainer)
@@ -55,7 +59,7 @@ class Health(Callback):
             recorder.run.update(health={"ok": not self.flags, "flags": self.flags, "trend": self.trend})
 
     def signs(self, values: dict[str, float]) -> dict[str, float]:
-        """Returns recall, duplicate share and the discriminator's accuracies, as far as they were measured."""
+        """Returns recall, duplicate share and the discriminator's accuracies, as far as measured."""
         found = {name: find_score(values, name) for name in ("recall", "duplicates")}
         signs = {name: pair[1] for name, pair in found.items() if pair is not None}
         for name in ("accuracy_real", "accuracy_fake"):
@@ -63,30 +67,38 @@ class Health(Callback):
                 signs[name] = values[f"val/{name}"]
         return signs
 
-    def problems(self, signs: dict[str, float]) -> list[str]:
-        """Returns what is wrong, in words; remembers the best recall."""
-        problems = []
+    def problems(self, signs: dict[str, float]) -> dict[str, str]:
+        """Returns what is wrong, by its kind and in words; remembers the best recall."""
+        problems = {}
         recall = signs.get("recall")
         if recall is not None:
             if recall < self.recall_share * self.best_recall:
-                problems.append(
+                problems["recall"] = (
                     f"recall fell to {recall:.2f} from {self.best_recall:.2f}: modes of the data are lost"
                 )
             self.best_recall = max(self.best_recall, recall)
         if signs.get("duplicates", 0.0) > self.max_duplicates:
-            problems.append(f"{signs['duplicates']:.0%} of the samples are near-duplicates of each other")
+            problems["duplicates"] = (
+                f"{signs['duplicates']:.0%} of the samples are near-duplicates of each other"
+            )
         accuracies = [signs.get("accuracy_real", 0.0), signs.get("accuracy_fake", 0.0)]
         if min(accuracies) > self.max_accuracy:
-            problems.append(
+            problems["discriminator"] = (
                 f"the discriminator is right about {min(accuracies):.0%} of both real and generated images: "
                 f"it has won, and the generator learns little from it"
             )
         return problems
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_recall": self.best_recall, "flags": self.flags, "trend": self.trend}
+        return {
+            "best_recall": self.best_recall,
+            "flags": self.flags,
+            "trend": self.trend,
+            "suspicions": sorted(self._suspicions),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_recall = state_dict["best_recall"]
         self.flags = state_dict["flags"]
         self.trend = state_dict["trend"]
+        self._suspicions = set(state_dict["suspicions"])

@@ -8,7 +8,6 @@ import sys
 import time
 from typing import Any
 
-import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 
 from genlab.callbacks.budget import Budget
@@ -42,36 +41,34 @@ class ProgressLine(ProgressBar):
     def enable(self) -> None:
         self.enabled = True
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._start = self._shown = time.monotonic()
         self._start_images = pl_module.images_seen
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
         if self.enabled and now - self._shown >= (REFRESH if self._live else REPORT):
             self._shown = now
             self._show(self.line(trainer, pl_module))
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if self.enabled and self._live and not trainer.sanity_checking:
             self._show(f"{self.line(trainer, pl_module)} | evaluating ...")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if self.enabled and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._shown = time.monotonic()
             self._show(self.line(trainer, pl_module))
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._finish_line()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._finish_line()
 
-    def line(self, trainer: pl.Trainer, model: Any) -> str:
+    def line(self, trainer: Any, model: Any) -> str:
         """Returns the run's state in one line."""
         seen, total = model.images_seen, self.budget.total_images(trainer)
         elapsed = max(time.monotonic() - self._start, 1e-9)
@@ -114,11 +111,12 @@ class ProgressLine(ProgressBar):
 
 def shown_losses(losses: dict[str, Any]) -> list[str]:
     """Returns the names of the losses worth a place on the line: the two players', else the loss."""
-    players = [name for name in ("generator", "discriminator") if name in losses]
-    return players or [name for name in ("loss",) if name in losses]
+    players: tuple[str, ...] = ("generator", "discriminator")
+    names = players if players[0] in losses else ("loss",)
+    return [name for name in names if name in losses]
 
 
-def last_score(trainer: pl.Trainer) -> str:
+def last_score(trainer: Any) -> str:
     """Returns the last FID, or accuracy where a model has no samples, with its name."""
     values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
     for metric in ("fid", "bits_per_dim", "accuracy"):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
@@ -22,7 +21,7 @@ from genlab.runs.folder import Run
 from genlab.runs.metrics_file import MetricsFile
 
 
-class Diverged(RuntimeError):
+class Diverged(RuntimeError):  # noqa: N818 - the word of the run's status
     """A loss or a weight is no longer finite."""
 
 
@@ -45,12 +44,12 @@ class RunRecorder(Callback):
         self.file = MetricsFile(run)
         self.latest: dict[str, float] = {}
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
             return
         self.run.config.write_text(self.config)
         write_json(self.run.environment, {**environment(), **device_facts(trainer)})
-        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data: DataModule = trainer.datamodule
         self.run.update(
             status="running",
             experiment=self.run.path.parent.name,
@@ -63,38 +62,37 @@ class RunRecorder(Callback):
             seed=int(torch.initial_seed()),
         )
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero and pl_module.images_seen:
             self.file.truncate_after(pl_module.images_seen)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
             self.write_losses(trainer, pl_module)
 
-    def write_losses(self, trainer: pl.Trainer, model: Model) -> None:
+    def write_losses(self, trainer: Any, model: Model) -> None:
         """Writes the last training losses, and stops a run whose losses are no longer finite."""
         losses = read_losses(model.latest)
         self.write(trainer, model, {f"train/{name}": value for name, value in losses.items()})
         broken = [name for name, value in losses.items() if not math.isfinite(value)]
         if broken:
             raise Diverged(
-                f"The {broken[0]} loss is not finite after {model.images_seen:,} images. The last checkpoint is "
-                f"untouched; a smaller learning rate, `clip` or 32-bit precision are the usual remedies."
+                f"The {broken[0]} loss is not finite after {model.images_seen:,} images. "
+                f"The last checkpoint is untouched; a smaller learning rate, `clip` or 32-bit precision "
+                f"are the usual remedies."
             )
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
         values = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/")
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
         }
         self.write(trainer, pl_module, values)
 
-    def write(self, trainer: pl.Trainer, model: Model, values: dict[str, float]) -> None:
+    def write(self, trainer: Any, model: Model, values: dict[str, float]) -> None:
         """Writes numbers to the run's files and to every logger."""
         self.latest.update(values)
         if not values or not trainer.is_global_zero:
@@ -104,14 +102,12 @@ class RunRecorder(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({**values, "training_seconds": seconds}, step=model.images_seen)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
             self.file.write_csv()
             self._outcome(pl_module, "finished")
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if trainer.is_global_zero and trainer.state.fn == "fit":
             self.file.write_csv()
             self._outcome(pl_module, _status_of(exception), error=str(exception) or type(exception).__name__)
@@ -135,12 +131,12 @@ def read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(losses, values, strict=True))
 
 
-def find_recorder(trainer: pl.Trainer) -> RunRecorder | None:
+def find_recorder(trainer: Any) -> RunRecorder | None:
     """Returns the trainer's recorder; there is none in a fast_dev_run, which writes nothing."""
-    return next((c for c in trainer.callbacks if isinstance(c, RunRecorder)), None)  # type: ignore[attr-defined]
+    return next((c for c in trainer.callbacks if isinstance(c, RunRecorder)), None)
 
 
-def log_image(trainer: pl.Trainer, key: str, picture: np.ndarray, images_seen: int) -> Path | None:
+def log_image(trainer: Any, key: str, picture: np.ndarray, images_seen: int) -> Path | None:
     """Saves a picture in the run's `samples/` and shows it to whichever loggers are on.
 
     Args:
@@ -167,7 +163,7 @@ def log_image(trainer: pl.Trainer, key: str, picture: np.ndarray, images_seen: i
     return path
 
 
-def device_facts(trainer: pl.Trainer) -> dict[str, Any]:
+def device_facts(trainer: Any) -> dict[str, Any]:
     """Returns what the training runs on, for the run's record."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

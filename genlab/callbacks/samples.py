@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import BasePredictionWriter, Callback
@@ -15,7 +14,7 @@ from torch import Tensor
 from genlab.callbacks.record import log_image
 from genlab.evaluation.pictures import as_pixels, grid
 from genlab.evaluation.score import sample_levels
-from genlab.families.base import Samples
+from genlab.families.base import can_be_sampled
 
 
 class SampleGrid(Callback):
@@ -30,17 +29,17 @@ class SampleGrid(Callback):
         self.num = num
         self.seed = seed
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not pl_module.images_seen:
             self._draw(trainer, pl_module)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self._draw(trainer, pl_module)
 
     @torch.no_grad()
-    def _draw(self, trainer: pl.Trainer, model: Any) -> None:
-        if not trainer.is_global_zero or not isinstance(model, Samples) or not model.spec.is_image:
+    def _draw(self, trainer: Any, model: Any) -> None:
+        if not trainer.is_global_zero or not can_be_sampled(model) or not model.spec.is_image:
             return
         num = 4 if trainer.fast_dev_run else self.num
         levels = sample_levels(model, torch.arange(num), self.seed)
@@ -60,8 +59,8 @@ class SampleWriter(BasePredictionWriter):
 
     def write_on_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Any,
+        pl_module: Any,
         prediction: Any,
         batch_indices: Any,
         batch: Any,
@@ -83,5 +82,3 @@ def write_samples(folder: Path, numbers: list[int], x: Tensor, num_levels: int) 
     for path, pixels in zip(paths, as_pixels(x, num_levels), strict=True):
         Image.fromarray(pixels).save(path)
     return paths
-
-

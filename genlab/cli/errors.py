@@ -59,5 +59,5 @@ def _nearest_class(name: str) -> str:
 
 
 def _subclasses(base: type) -> set[type]:
-    direct = set(base.__subclasses__())
+    direct: set[type] = set(base.__subclasses__())
     return direct.union(*(_subclasses(cls) for cls in direct)) if direct else direct

@@ -93,9 +93,7 @@ def resume(rest: list[str]) -> int:
     """Continues a run in its own folder, from its last checkpoint."""
     if not rest or rest[0].startswith("-"):
         raise ValueError("Say which run to continue: genlab resume outputs/<experiment>/<run>")
-    run = open_run(rest[0])
-    with run.lock():
-        return train("fit", run_arguments(run) + rest[1:])
+    return train("fit", rest)
 
 
 def run_arguments(run: Run) -> list[str]:
@@ -134,7 +132,9 @@ def take_allowed(arguments: list[str]) -> list[str]:
 def is_for_users(error: Exception) -> bool:
     """Returns whether an error speaks to the user; any other one is a defect and keeps its traceback."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ValueError", "FileNotFoundError", "ArgumentError", "Diverged", "MisconfigurationException"})
+    return bool(
+        names & {"ValueError", "FileNotFoundError", "ArgumentError", "Diverged", "MisconfigurationException"}
+    )
 
 
 def message(error: Exception) -> str:
@@ -157,9 +157,11 @@ def quieten() -> None:
         ".*The number of training batches .* is smaller than the logging interval.*",
         ".*module\\(s\\) in eval mode at the start of training.*",  # the averaged copy
         ".*isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # sums are reduced before they are logged
         ".*Couldn't infer the batch indices.*",
     ):
         warnings.filterwarnings("ignore", message=text)
+    warnings.formatwarning = lambda text, *_, **__: f"warning: {text}\n"
 
 
 def overview() -> str:
@@ -169,7 +171,7 @@ def overview() -> str:
     lines += [
         "",
         "RUN is a folder such as outputs/dcgan_digits/20260101-120000; it needs no other setting.",
-        "Options of a command: genlab fit --help (all of Lightning's, and budget, evaluate, samples, health).",
+        "Options of a command: genlab fit --help (Lightning's, and budget, evaluate, samples, health).",
         "  --extractor NAME|RUN   features that sample scores use: inception, digits, or a classifier's run",
         "  --allow PACKAGE        let a configuration name classes of this package",
         "  --debug                show the traceback of an error",

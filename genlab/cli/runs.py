@@ -16,11 +16,16 @@ COLUMNS = ("experiment", "run", "status", "images_seen", "scores", "training")
 def runs(arguments: list[str]) -> int:
     """Prints one line for each run, the newest last."""
     parser = argparse.ArgumentParser(prog="genlab runs", description="List the runs.")
-    parser.add_argument("root", type=Path, nargs="?", help="folder of the runs ($GENLAB_OUTPUTS or ./outputs)")
+    parser.add_argument(
+        "root", type=Path, nargs="?", help="folder of the runs ($GENLAB_OUTPUTS or ./outputs)"
+    )
     options = parser.parse_args(arguments)
     found = list_runs(options.root)
     if not found:
-        print(f"No runs in {options.root or outputs_root()} yet: genlab fit --config FILE makes one.", file=sys.stderr)
+        print(
+            f"No runs in {options.root or outputs_root()} yet: genlab fit --config FILE makes one.",
+            file=sys.stderr,
+        )
         return 0
     metrics_table([row(run) for run in found], COLUMNS).show()
     return 0

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def sample(arguments: list[str]) -> int:
@@ -40,17 +41,24 @@ def sample(arguments: list[str]) -> int:
         write_samples(folder, index.tolist(), x, model.spec.levels)
     if model.spec.is_image:
         Image.fromarray(grid(torch.cat(drawn), model.spec.levels)).save(folder / "grid.png")
-    print(f"{options.num} samples in {seconds:.2f} s ({options.num / seconds:,.0f} images/s on {device})", file=sys.stderr)
+    print(
+        f"{options.num} samples in {seconds:.2f} s ({options.num / seconds:,.0f} images/s on {device})",
+        file=sys.stderr,
+    )
     print(shown(folder / "grid.png" if model.spec.is_image else folder))
     return 0
 
 
-def draw(model, index, options):  # noqa: ANN001, ANN201 - torch is not imported at module level
+def draw(model: Any, index: Any, options: argparse.Namespace) -> Any:
     """Returns one batch of samples on the CPU."""
     label = None
     if options.label is not None:
         if not model.uses_labels or not 0 <= options.label < model.spec.num_classes:
-            classes = f"0 to {model.spec.num_classes - 1}" if model.uses_labels else "none: it was trained without labels"
+            classes = (
+                f"0 to {model.spec.num_classes - 1}"
+                if model.uses_labels
+                else "none: it was trained without labels"
+            )
             raise ValueError(f"--label {options.label}: this run has labels {classes}.")
         label = index.new_full((len(index),), options.label).to(model.device)
     return model.sample(index, seed=options.seed, label=label).cpu()

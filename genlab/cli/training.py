@@ -8,12 +8,13 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
@@ -45,7 +46,15 @@ GROUPS = {
 }
 """Callbacks that every run has, each with a key of its own in the YAML file."""
 
-COMMAND_KEYS = ("config", "ckpt_path", "weights_only", "verbose", "return_predictions", "experiment", "log_to")
+COMMAND_KEYS = (
+    "config",
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+    "return_predictions",
+    "experiment",
+    "log_to",
+)
 """Keys of one command that a run's stored configuration leaves out: another command would refuse them."""
 
 
@@ -66,7 +75,10 @@ class GenlabCLI(LightningCLI):
         for name, callback in GROUPS.items():
             parser.add_lightning_class_args(callback, name)
         parser.add_argument(
-            "--experiment", type=str | None, default=None, help="Name of the run's folder; the file's by default."
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="Name of the run's folder; the file's by default.",
         )
         parser.add_argument(
             "--log_to",
@@ -99,7 +111,7 @@ class GenlabCLI(LightningCLI):
         values = self._values()
         choose_precision(values)
         choose_strategy(values)
-        if self.subcommand == "fit" and not values["trainer"]["fast_dev_run"]:
+        if self.subcommand == "fit" and not self.is_trial():
             self.run = self._run_folder(values)
         elif self.checkpoint is not None:
             self.run = run_of(self.checkpoint)
@@ -130,6 +142,11 @@ class GenlabCLI(LightningCLI):
         loggers = self._loggers(values, trainer.get("logger"))
         return super().instantiate_trainer(logger=loggers, default_root_dir=self._root_dir(), **kwargs)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        trains_here = subcommand == "fit" and self.run is not None and self.trainer.is_global_zero
+        with self.run.lock() if self.run is not None and trains_here else nullcontext():
+            super()._run_subcommand(subcommand)
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return {**kwargs, "verbose": False} if "verbose" in kwargs else kwargs
@@ -139,7 +156,7 @@ class GenlabCLI(LightningCLI):
 
     def after_test(self) -> None:
         values, protocol = self._report("test")
-        if self.run is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.run is not None and self.trainer.is_global_zero and not self.is_trial():
             self.run.update(
                 test={"values": values, "protocol": protocol, "checkpoint": Path(str(self.checkpoint)).name}
             )
@@ -168,6 +185,10 @@ class GenlabCLI(LightningCLI):
         if data_path and Path(data_path).exists():
             kept["data"]["init_args"]["path"] = str(Path(data_path).absolute())
         return f"# genlab {genlab.__version__}\n" + yaml.safe_dump(kept, sort_keys=False)
+
+    def is_trial(self) -> bool:
+        """Returns whether this is a fast_dev_run, which leaves nothing behind."""
+        return bool(self._values()["trainer"]["fast_dev_run"])
 
     def _values(self) -> Any:
         return self.config[self.config["subcommand"]]
@@ -272,7 +293,7 @@ def import_room(name: str) -> None:
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
-    """Refuses class paths outside the trusted packages, in files and in arguments, before they are imported."""
+    """Refuses class paths outside the trusted packages, in files and arguments, before any import."""
     for number, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name in ("--config", "-c"):
@@ -307,10 +328,12 @@ def run_of(checkpoint: Path) -> Run | None:
 
 
 def choose_precision(values: Any) -> None:
-    """Fills in the precision that suits the accelerator: bfloat16 is twice as slow as float32 on most CPUs."""
+    """Fills in the precision that suits the accelerator: bfloat16 is slower than float32 on most CPUs."""
     if values["trainer"]["precision"] is None:
         on_gpu = torch.cuda.is_available() and values["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
-        values["trainer"]["precision"] = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+        values["trainer"]["precision"] = (
+            "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+        )
 
 
 def choose_strategy(values: Any) -> None:
@@ -346,7 +369,7 @@ def _unwrapped(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _class(path: str) -> type[LightningModule]:
+def _class(path: str) -> type[Model]:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 

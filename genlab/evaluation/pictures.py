@@ -10,7 +10,7 @@ from torch import Tensor
 from genlab.shapes import levels_to_bytes, to_levels
 
 SMALLEST_SIDE = 64
-"""Images are enlarged by a whole factor up to about this many pixels, for digits of 8 pixels vanish on a screen."""
+"""Images are enlarged by a whole factor up to about this size: digits of 8 pixels vanish on a screen."""
 
 
 def as_pixels(images: Tensor, num_levels: int = 256) -> np.ndarray:

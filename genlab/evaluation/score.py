@@ -97,7 +97,7 @@ def score(
 
 
 def sample_levels(model: Model, index: Tensor, seed: int) -> Tensor:
-    """Returns the numbered samples as the data's own levels (uint8), or as points where these are continuous."""
+    """Returns the numbered samples as the data's own levels (uint8), points as they are."""
     with torch.autocast(model.device.type, enabled=False):
         x = model.sample(index.to(model.device), seed=seed)  # type: ignore[operator]
     return to_levels(x, model.spec.levels) if model.spec.is_image else x.float()

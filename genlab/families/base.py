@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -79,7 +80,7 @@ class Model(pl.LightningModule):
     """Whether the model is given class labels; such rows are marked in comparisons."""
 
     alternating: bool = False
-    """Whether several optimisers take turns; several devices then need a strategy that finds unused parameters."""
+    """Whether several optimisers take turns; several devices then need a strategy for unused parameters."""
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
@@ -88,21 +89,29 @@ class Model(pl.LightningModule):
         self.latest: dict[str, Tensor] = {}
         self.config: dict[str, Any] = {}
         self._step_address = 0
+        self._item_numbers: Tensor | None = None
+        self._sums: dict[str, Tensor] = {}
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns named scalars; the one called "loss" is minimised."""
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         losses = self.losses(batch)
         self.remember(losses)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._log_losses(batch, batch_idx, "val")
+        self._add_losses(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._log_losses(batch, batch_idx, "test")
+        self._add_losses(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_mean_losses("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_mean_losses("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns as many samples as the batch has items, numbered by their place in the data."""
@@ -121,18 +130,19 @@ class Model(pl.LightningModule):
         torch.manual_seed(randomness.key(self._step_address, self.global_rank))
         self.images_seen += batch_length(batch) * self.trainer.world_size
 
-    def training_normal(self, stream: str, num: int, shape: tuple[int, ...]) -> Tensor:
-        """Returns this step's normal noise, numbered over the joined batch of all devices.
+    def draw_normal(self, stream: str, num: int, shape: tuple[int, ...]) -> Tensor:
+        """Returns this step's normal noise, one row for each item of the batch.
 
-        Row j on rank r of w is row r + w j of the joined batch, so that w devices draw together
-        exactly what one device draws for the whole batch.
+        In training row j on rank r of w is row r + w j of the joined batch, so that w devices draw together
+        exactly what one device draws for the whole batch. In evaluation rows are numbered by the data.
         """
-        return randomness.normal(randomness.key(self._step_address, stream), self._joined_index(num), shape)
+        rows = self._noise_rows(num)
+        return randomness.normal(randomness.key(self._step_address, stream), rows, shape)
 
-    def training_uniform(self, stream: str, num: int) -> Tensor:
-        """Returns this step's uniform numbers in (0, 1), numbered as in `training_normal`."""
-        address = randomness.key(self._step_address, stream)
-        return randomness.uniform(address, self._joined_index(num), 1)[:, 0].float()
+    def draw_uniform(self, stream: str, num: int) -> Tensor:
+        """Returns this step's uniform numbers in (0, 1), one for each item, numbered as in `draw_normal`."""
+        rows = self._noise_rows(num)
+        return randomness.uniform(randomness.key(self._step_address, stream), rows, 1)[:, 0].float()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["images_seen"] = self.images_seen
@@ -145,16 +155,37 @@ class Model(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = int(checkpoint.get("images_seen", 0))
 
-    def _joined_index(self, num: int) -> Tensor:
-        world = self.trainer.world_size
-        return torch.arange(num, device=self.device) * world + self.global_rank
+    def _noise_rows(self, num: int) -> Tensor:
+        if self._item_numbers is not None:
+            return self._item_numbers
+        return torch.arange(num, device=self.device) * self.trainer.world_size + self.global_rank
 
-    def _log_losses(self, batch: Batch, batch_idx: int, stage: str) -> None:
-        # The same noise at every validation, so that the numbers can be compared along a run.
-        self._step_address = randomness.key("evaluation", batch_idx)
-        losses = {f"{stage}/{name}": value for name, value in self.losses(batch).items()}
+    def _add_losses(self, batch: Batch) -> None:
+        # Noise is a function of the item, so that the numbers can be compared along a run and between
+        # numbers of devices.
+        self._step_address = randomness.key("evaluation")
+        self._item_numbers = batch["index"]
+        num = batch_length(batch)
+        one = torch.ones((), device=self.device)
+        for name, value in {**self.losses(batch), "items": one}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double() * num
+        self._item_numbers = None
+
+    def _log_mean_losses(self, stage: str) -> None:
+        sums, self._sums = self._sums, {}
+        if not sums or self.trainer.sanity_checking:
+            return
+        totals = torch.stack(list(sums.values()))
+        if self.trainer.world_size > 1:
+            dist.all_reduce(totals)
+        means = dict(zip(sums, (totals / totals[-1]).tolist(), strict=True))
         # The run's recorder passes them on to every logger, with images seen as their axis.
-        self.log_dict(losses, batch_size=batch_length(batch), sync_dist=True, logger=False)
+        self.log_dict({f"{stage}/{name}": v for name, v in means.items() if name != "items"}, logger=False)
+
+
+def can_be_sampled(model: Any) -> bool:
+    """Returns whether a model has the capability `Samples`."""
+    return isinstance(model, Samples)
 
 
 def batch_length(batch: Batch) -> int:

@@ -71,6 +71,7 @@ class GAN(Model):
         self.uses_labels = conditional
         seen_by_networks = spec if conditional else spec.unconditional()
         self.generator = generator(seen_by_networks)
+        self.latent_dim = int(self.generator.latent_dim)  # type: ignore[arg-type]
         self.discriminator = discriminator(seen_by_networks)
         self.average = averaged_copy(self.generator, ema_decay) if ema_decay else None
         self.loss = loss
@@ -89,11 +90,11 @@ class GAN(Model):
         ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        generator_optimizer, discriminator_optimizer = self.optimizers()
+        generator_optimizer, discriminator_optimizer = self.optimizers()  # type: ignore[attr-defined]
         self._count_no_step_of(discriminator_optimizer)
         real, label = observed(batch), self._label(batch)
         generator_learns = (self.discriminator_updates + 1) % self.discriminator_steps == 0
-        # One generator pass serves both players, as in Radford's code: a second would cost a tenth of the step.
+        # One generator pass serves both players; a second one would cost a tenth of the step.
         with torch.set_grad_enabled(generator_learns):
             fake = self._fake("latent", len(real), label)
         losses = self._discriminator_step(real, fake.detach(), label, discriminator_optimizer)
@@ -117,7 +118,7 @@ class GAN(Model):
     def draw_latent(self, index: int | Tensor, seed: int = 0) -> Tensor:
         """Returns latent number i of the seed for every i in index."""
         index = indices(index, self.device)
-        return randomness.normal(randomness.key(seed, "latent"), index, (self.generator.latent_dim,))
+        return randomness.normal(randomness.key(seed, "latent"), index, (self.latent_dim,))
 
     @torch.no_grad()
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
@@ -171,7 +172,7 @@ class GAN(Model):
 
     def _penalise(self, real: Tensor, fake: Tensor, label: Tensor | None) -> Tensor:
         assert self.penalty is not None
-        uniform = self.training_uniform("penalty", len(real))
+        uniform = self.draw_uniform("penalty", len(real))
         return self.penalty(lambda x: self.discriminator(x, label), real, fake, uniform)
 
     def _update(self, optimizer: Any, loss: Tensor) -> None:
@@ -185,7 +186,7 @@ class GAN(Model):
             clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.clip)
 
     def _fake(self, stream: str, num: int, label: Tensor | None) -> Tensor:
-        return self.generator(self.training_normal(stream, num, (self.generator.latent_dim,)), label)
+        return self.generator(self.draw_normal(stream, num, (self.latent_dim,)), label)
 
     def _label(self, batch: Batch) -> Tensor | None:
         return batch["label"] if self.uses_labels else None
@@ -198,7 +199,7 @@ class GAN(Model):
 
     def _count_no_step_of(self, optimizer: Any) -> None:
         # Lightning's global_step counts every optimiser; a budget of N means N generator updates.
-        profiler = self.trainer.profiler
+        profiler = self.trainer.profiler  # type: ignore[attr-defined]
         optimizer._on_before_step = lambda: profiler.start("optimizer_step")
         optimizer._on_after_step = lambda: profiler.stop("optimizer_step")
 
