@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is opened; the rest of Pillow's formats is rare, and some (EPS) start other programs."""
 
 EXTENSIONS = frozenset(

@@ -215,9 +215,9 @@ class CelebA(ImageFolder):
     """202,599 aligned faces of celebrities (Liu et al. 2015), cut to the centred square and resized.
 
     Of the 178x218 pixels the middle 178x178 remain; half-size copies (89x109) are cut alike. Reads
-    torchvision's celeba/img_align_celeba, packed as .zip or not, or any folder, zip or tar of the images given as `path`.
-    With list_eval_partition.txt beside the images the official splits are used, and "val" is its own split;
-    without it the test split is drawn by `seed`, and "val" is the test split.
+    torchvision's celeba/img_align_celeba, packed as .zip or not, or any folder, zip or tar of the images that
+    `path` names. With list_eval_partition.txt beside the images the official splits are used, and "val" is
+    its own split; without it the test split is drawn by `seed`, and "val" is the test split.
 
     Args:
         path: Folder to search, or the images themselves; None means ./data and the cache.

@@ -1,0 +1,154 @@
+"""Pictures of one coloured shape each, with captions and with the factors that they were made from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from genlab import randomness
+from genlab.data.base import DataModule, seeded_split
+from genlab.data.loading import permutation
+from genlab.data.packed import Packed
+from genlab.shapes import DataSpec
+
+COLOURS = {
+    "red": (230, 25, 25),
+    "green": (30, 180, 50),
+    "blue": (40, 80, 235),
+    "yellow": (250, 220, 30),
+    "purple": (150, 40, 190),
+    "orange": (250, 130, 20),
+    "cyan": (40, 210, 220),
+    "white": (255, 255, 255),
+}
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+POSITIONS = (
+    "in the top left",
+    "at the top",
+    "in the top right",
+    "on the left",
+    "in the centre",
+    "on the right",
+    "in the bottom left",
+    "at the bottom",
+    "in the bottom right",
+)
+SIZES = {"small": 0.08, "medium": 0.115, "large": 0.15}  # radius as a share of the picture's side
+FACTORS = {"colour": len(COLOURS), "shape": len(SHAPES), "position": len(POSITIONS), "size": len(SIZES)}
+"""Number of values of each factor, in the order of the columns of `factors`."""
+
+_CHUNK = 512
+
+
+class Shapes(DataModule):
+    """Anti-aliased shapes on black: colour x shape x position x size, 1,296 combinations equally often.
+
+    Picture i is a function of i alone. Its place inside of its ninth of the picture is drawn, so that no two
+    pictures of one combination are equal. The label is the shape. The split is drawn by `seed`, stratified by
+    shape; there is none for validation, so that "val" is the test split. Every split also holds captions and
+    `factors`.
+
+    Args:
+        image_size: Side of the pictures in pixels, at least 16.
+        num_train: Pictures to train on.
+        num_test: Pictures to score on.
+        jitter: How much of the free way inside of its ninth a shape may move; 0 puts it in the middle.
+        base: Arguments that every data set has.
+
+    Shapes:
+        batch["image"]: (batch, 3, image_size, image_size).
+        split(...).factors: (images, 4): colour, shape, position, size.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        num_train: int = 10_000,
+        num_test: int = 1_000,
+        jitter: float = 1.0,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        if image_size < 16:
+            raise ValueError(f"image_size must be at least 16 for shapes to be told apart, got {image_size}.")
+        if not 0.0 <= jitter <= 1.0:
+            raise ValueError(f"jitter must be in [0, 1], got {jitter}.")
+        self.image_size, self.num_train, self.num_test = image_size, num_train, num_test
+        self.jitter = jitter
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec("shapes", (3, self.image_size, self.image_size), num_classes=len(SHAPES))
+
+    def load(self) -> dict[str, Packed]:
+        index = np.arange(self.num_train + self.num_test)
+        chosen = factors(index)
+        parts = [
+            render(
+                chosen[start : start + _CHUNK], index[start : start + _CHUNK], self.image_size, self.jitter
+            )
+            for start in range(0, len(index), _CHUNK)
+        ]
+        captions = [caption(row) for row in chosen.tolist()]
+        packed = Packed(np.concatenate(parts), chosen[:, 1].copy(), captions, chosen)
+        return seeded_split(packed, self.num_test, self.seed)
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"jitter": self.jitter}
+
+
+def factors(index: np.ndarray) -> np.ndarray:
+    """Returns (len(index), 4) numbers of colour, shape, position and size; every combination in turn."""
+    combination = permutation(math.prod(FACTORS.values()), 0, 0).numpy()[index % math.prod(FACTORS.values())]
+    return np.stack(np.unravel_index(combination, tuple(FACTORS.values())), axis=1).astype(np.int64)
+
+
+def caption(row: list[int]) -> str:
+    """Returns a sentence such as "a small red circle in the top left"."""
+    colour, shape, position, size = row
+    return f"a {list(SIZES)[size]} {list(COLOURS)[colour]} {SHAPES[shape]} {POSITIONS[position]}"
+
+
+def render(chosen: np.ndarray, index: np.ndarray, image_size: int, jitter: float = 1.0) -> np.ndarray:
+    """Returns the pictures of some factors as uint8, (pictures, 3, image_size, image_size)."""
+    radius = np.array(list(SIZES.values()))[chosen[:, 3]][:, None, None]
+    x, y = _from_middle(chosen[:, 2], index, radius[:, 0], image_size, jitter)
+    distance = np.empty((len(chosen), image_size, image_size))
+    for number, name in enumerate(SHAPES):
+        rows = chosen[:, 1] == number
+        distance[rows] = _distance(name, x[rows], y[rows], radius[rows])
+    # A pixel is covered by what the edge, taken as straight, leaves of it.
+    covered = np.clip(0.5 - distance * image_size, 0.0, 1.0)
+    colour = np.array(list(COLOURS.values()), float)[chosen[:, 0]]
+    return np.rint(covered[:, None] * colour[:, :, None, None]).astype(np.uint8)
+
+
+def _from_middle(
+    position: np.ndarray, index: np.ndarray, radius: np.ndarray, image_size: int, jitter: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns every pixel's x and y from the shape's middle, in sides of the picture; y grows downwards."""
+    moves = randomness.uniform(randomness.key("shapes"), torch.from_numpy(index), 2).numpy() * 2 - 1
+    ninth = np.stack([position % 3, position // 3], axis=1)
+    middle = (ninth + 0.5) / 3 + jitter * moves * (1 / 6 - radius)
+    pixel = (np.arange(image_size) + 0.5) / image_size
+    return pixel[None, None, :] - middle[:, 0, None, None], pixel[None, :, None] - middle[:, 1, None, None]
+
+
+def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Returns the signed distance to the shape's edge, negative inside; exact next to straight edges."""
+    across, down = np.abs(x), np.abs(y)
+    if shape == "circle":
+        return np.hypot(x, y) - radius
+    if shape == "square":
+        return np.maximum(across, down) - 0.85 * radius
+    if shape == "triangle":
+        return np.maximum(y, across * math.sqrt(0.75) - y / 2) - radius / 2
+    if shape == "diamond":
+        return (across + down - radius) / math.sqrt(2)
+    if shape == "cross":
+        bars = np.maximum(across - radius, down - radius / 3), np.maximum(across - radius / 3, down - radius)
+        return np.minimum(*bars)
+    return np.abs(np.hypot(x, y) - 0.75 * radius) - 0.25 * radius
