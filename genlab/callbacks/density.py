@@ -59,7 +59,7 @@ class DensityPlot(Callback):
         return float((probability.cpu().flatten() - 0.5).abs()[has_mass].max())
 
     def _places(self, data: Any) -> torch.Tensor:
-        real = torch.as_tensor(data.points("test")).float()
+        real = torch.as_tensor(data.split("test").images).float()
         low, high = real.min(), real.max()
         margin = 0.15 * (high - low)
         return torch.linspace(float(low - margin), float(high + margin), self.num_places)[:, None]
@@ -89,7 +89,7 @@ class DensityPlot(Callback):
         return rendered(figure)
 
     def _two_dimensions(self, data: Any, model: Any, samples: torch.Tensor) -> np.ndarray:
-        real = torch.as_tensor(data.points("test")).float()
+        real = torch.as_tensor(data.split("test").images).float()
         figure, axes = new_figure(6, 6)
         low, high = real.min(0).values - 0.5, real.max(0).values + 0.5
         grids = [torch.linspace(float(low[i]), float(high[i]), 200) for i in range(2)]

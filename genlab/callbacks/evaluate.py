@@ -13,7 +13,7 @@ from genlab.callbacks.record import find_recorder
 from genlab.evaluation.score import Scores, score
 from genlab.families.base import Model, can_be_sampled
 from genlab.metrics.duplicates import DuplicateShare
-from genlab.metrics.features import Extractor, extractor_available, load_extractor
+from genlab.metrics.features import Extractor, Identity, extractor_available, load_extractor
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
@@ -30,8 +30,7 @@ class Evaluate(Callback):
     this is said before training, and the scores stay empty.
 
     Args:
-        extractor: "inception", "digits", "identity" (points as their own features), or the folder of a
-            classifier's run.
+        extractor: "inception", "digits", or the folder of a classifier's run. Points are their own features.
         metrics: What to compute, by name, so that a later configuration file can change one of them;
             None for FID, KID, IS, precision and recall, and the share of duplicates.
         num_samples: Generated images for a score during training.
@@ -73,6 +72,9 @@ class Evaluate(Callback):
             return
         if self.metrics is None:
             self.metrics = default_metrics(pl_module.spec.is_image)
+        if not pl_module.spec.is_image:
+            self._extractor = Identity(pl_module.spec.shape[0])
+            return
         reason = extractor_available(self.source)
         if reason is None:
             self._extractor = load_extractor(self.source)

@@ -96,6 +96,11 @@ class Model(pl.LightningModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns named scalars; the one called "loss" is minimised."""
 
+    def setup(self, stage: str) -> None:
+        if self.spec.is_image:
+            # Convolutions run a tenth faster on a CPU and more on a GPU with channels innermost.
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         losses = self.losses(batch)
         self.remember(losses)

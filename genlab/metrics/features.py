@@ -69,6 +69,23 @@ class Extractor(nn.Module):
         return super().train(False)
 
 
+class Identity(Extractor):
+    """Points as their own features, for the toy densities.
+
+    Shapes:
+        levels: (batch, dimensions), floats.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__("identity", num_features, 0, "none", weights_digest({}, "identity"))
+
+    def extract(self, levels: Tensor, num_levels: int) -> Features:
+        return Features(levels.float())
+
+    def forward(self, levels: Tensor, num_levels: int = 0) -> Features:
+        return self.extract(levels, num_levels)
+
+
 def check_levels(levels: Tensor, num_levels: int) -> None:
     """Refuses what is not a batch of images of the declared levels."""
     if levels.dtype != torch.uint8:
