@@ -20,11 +20,11 @@ class Items(Dataset[Batch]):
     Args:
         packed: Images or points with their labels and captions.
         key: Name of the batch's entry: "image" or "point".
-        flip_address: Decides with an item's index whether it is mirrored; None mirrors nothing.
+        flip: Which items are to be mirrored on the device; None mirrors nothing.
     """
 
-    def __init__(self, packed: Packed, key: str = "image", flip_address: int | None = None) -> None:
-        self.packed, self.key, self.flip_address = packed, key, flip_address
+    def __init__(self, packed: Packed, key: str = "image", flip: Tensor | None = None) -> None:
+        self.packed, self.key, self.flip = packed, key, flip
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -36,8 +36,8 @@ class Items(Dataset[Batch]):
             batch["label"] = torch.from_numpy(self.packed.labels[index])
         if self.packed.captions is not None:
             batch["caption"] = [self.packed.captions[row] for row in index]
-        if self.flip_address is not None:
-            batch["flip"] = randomness.uniform(self.flip_address, rows, 1)[:, 0] < 0.5
+        if self.flip is not None:
+            batch["flip"] = self.flip[rows]
         return batch  # type: ignore[return-value]
 
 
