@@ -48,7 +48,7 @@ def covariance_factor(cov: Tensor) -> Tensor:
     of the eigenvectors' cost.
     """
     jitter = 1e-12 * cov.diagonal().mean()
-    factor, failed = torch.linalg.cholesky_ex(cov + jitter * torch.eye(len(cov), dtype=cov.dtype))
+    factor, failed = torch.linalg.cholesky_ex(cov + jitter * torch.eye(len(cov)).to(cov))
     if not int(failed):
         return factor
     eigenvalues, vectors = torch.linalg.eigh(cov)

@@ -60,7 +60,7 @@ def resize_like_tensorflow1(x: Tensor, size: int) -> Tensor:
     """
     for dim in (3, 2):
         old = x.shape[dim]
-        place = torch.arange(size, dtype=torch.float32, device=x.device) * torch.tensor(old / size)
+        place = torch.arange(size, dtype=torch.float32, device=x.device) * (old / size)
         low = place.long()
         shape = [1, 1, 1, 1]
         shape[dim] = size
