@@ -139,9 +139,8 @@ def test_packed_images_are_read_five_times_as_fast_as_by_per_item_transforms(nam
 
 
 def main() -> None:
-    print(
-        f"{'images/s, median of ' + str(ROUNDS):30}{'per item':>12}{'packed':>12}{'ratio':>8}{'packing once':>15}"
-    )
+    title = f"images/s, median of {ROUNDS}"
+    print(f"{title:30}{'per item':>12}{'packed':>12}{'ratio':>8}{'packing':>15}")
     for name in CASES:
         usual, ours, packing = measure(name)
         print(f"{name:30}{usual:12,.0f}{ours:12,.0f}{ours / usual:8.1f}{packing:13.1f} s")

@@ -281,6 +281,12 @@ def test_a_stratified_share_keeps_every_label_to_within_one(num):
         assert not np.array_equal(rows, stratified(labels, 100, num, seed=1))
 
 
+@pytest.mark.parametrize("num", [1, 10, 49, 51, 99])
+def test_a_rare_label_is_taken_when_its_share_rounds_to_it(num):
+    labels = np.repeat([0, 1], [1, 99])
+    assert (labels[stratified(labels, 100, num, seed=0)] == 0).sum() == round(num / 100)
+
+
 def test_a_fraction_of_the_training_split_leaves_the_test_split_alone():
     data = Digits(fraction=0.1)
     assert len(data.split("train")) == 100
@@ -442,6 +448,13 @@ def test_deep_grey_is_rescaled_by_its_range_and_not_clipped(data, expected):
     pixels = decode(data, "x", GREY).pixels[0]
     assert np.abs(pixels - expected).max() <= 0.51
     assert len(np.unique(pixels)) == 256
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_every_value_of_sixteen_bits_goes_to_its_nearest_level(kind):
+    values = np.arange(65536).reshape(256, 256)
+    pixels = decode(encoded(Image.fromarray(values.astype(np.uint16)), format=kind), "x", GREY).pixels[0]
+    assert np.array_equal(pixels, (values + 128) // 257)
 
 
 def test_sixteen_bit_colour_keeps_its_range():
@@ -724,6 +737,16 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_a_pack(tmp_path):
     assert [path.name[0] for path in data.iterdir()] == ["."]
     whole = pack(open_source(folder), Policy(8), "a")
     assert all(image.any() for image in whole.images)
+
+
+def test_a_build_that_stops_before_its_last_step_leaves_nothing(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise OSError("stopped")
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(OSError, match="stopped"):
+        pack(open_source(images_in(tmp_path / "a", 3)), Policy(8), "a")
+    assert list((packing.cache_folder() / "data").iterdir()) == []
 
 
 def test_builders_of_one_pack_do_not_disturb_each_other(tmp_path):
