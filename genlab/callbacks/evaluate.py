@@ -6,10 +6,9 @@ from typing import Any
 
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torchmetrics import Metric
 
-from genlab.callbacks.record import find_recorder
+from genlab.callbacks.record import find_recorder, say
 from genlab.evaluation.score import Scores, score
 from genlab.families.base import Model, can_be_sampled
 from genlab.metrics.duplicates import DuplicateShare
@@ -79,7 +78,7 @@ class Evaluate(Callback):
         if reason is None:
             self._extractor = load_extractor(self.source)
         else:
-            rank_zero_warn(f"No sample scores in this run: {reason}")
+            say(trainer, f"No sample scores in this run: {reason}")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         recorder = find_recorder(trainer)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from genlab.callbacks.record import find_recorder
+from genlab.callbacks.record import find_recorder, say
 from genlab.evaluation.score import find_score
 
 
@@ -53,7 +52,7 @@ class Health(Callback):
         self._suspicions = set(problems)
         for problem in confirmed:
             self.flags.append({"images_seen": pl_module.images_seen, "problem": problem})
-            rank_zero_warn(f"Health after {pl_module.images_seen:,} images: {problem}")
+            say(trainer, f"Health after {pl_module.images_seen:,} images: {problem}.")
         recorder = find_recorder(trainer)
         if recorder is not None and trainer.is_global_zero:
             recorder.run.update(health={"ok": not self.flags, "flags": self.flags, "trend": self.trend})

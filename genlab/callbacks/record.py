@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,17 @@ def read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
 def find_recorder(trainer: Any) -> RunRecorder | None:
     """Returns the trainer's recorder; there is none in a fast_dev_run, which writes nothing."""
     return next((c for c in trainer.callbacks if isinstance(c, RunRecorder)), None)
+
+
+def say(trainer: Any, text: str) -> None:
+    """Tells the person at the terminal, and whoever reads the run's log.txt later."""
+    if not trainer.is_global_zero:
+        return
+    print(f"! {text}", file=sys.stderr)
+    recorder = find_recorder(trainer)
+    if recorder is not None:
+        with recorder.run.log.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
 def log_image(trainer: Any, key: str, picture: np.ndarray, images_seen: int) -> Path | None:

@@ -3,61 +3,88 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import inspect
 import re
+from collections.abc import Sequence
+
+_UNKNOWN = re.compile(r"[Oo]ption '([\w.+]+)' is not accepted|does not accept option '([\w.+]+)'")
+_NO_CLASS = re.compile(r"Expected a dot import path string: ([\w.]+)")
+_WRONG_TYPE = re.compile(r"Parser key \"([\w.]+)\":")
+_TYPES = re.compile(r"Expected a <class '([\w.]+)'>")
+_VALUE = re.compile(r"(?:Got|Given) value: (.+)")
+_INSIDE = re.compile(r"class_path[ =]'([\w.]+)'")
 
 
-def readable(text: str) -> str:
-    """Returns the innermost cause of a parser's error, with the nearest valid name where one is misspelt.
+def readable(error: BaseException, options: Sequence[str] = ()) -> str:
+    """Returns the cause of a parser's error, with the nearest valid name where one is misspelt.
 
-    The parser tries every type of a union and reports all failures; the one that names an option or
-    a value is the one that matters.
+    The parser tries every type of a union and reports all failures, one inside the other; the innermost
+    one names what was mistyped, and the next ones around it say in which class.
+
+    Args:
+        error: What the parser raised.
+        options: The names of the command's options, with their dashes.
     """
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
-    unknown = re.search(r"[Oo]ption '([\w.+]+)' is not accepted|does not accept option '([\w.+]+)'", text)
-    if unknown:
-        name = next(filter(None, unknown.groups()))
-        return f"{_place(text)}there is no option '{name}'.{_nearest(name, text)}"
-    class_path = re.search(r"Expected a dot import path string: ([\w.]+)", text)
-    if class_path:
-        name = class_path.group(1)
-        return f"{_place(text)}there is no class '{name}'.{_nearest_class(name)}"
+    layers = _messages(error)
+    inside = next((found[-1] for found in map(_INSIDE.findall, layers) if found), None)
+    place = f"In {inside.rsplit('.', 1)[-1]}: " if inside else ""
+    for text in layers:
+        if found := _UNKNOWN.search(text):
+            name = found.group(1) or found.group(2)
+            return f"{place}there is no option '{name}'.{_nearest_parameter(name, inside)}"
+        if found := _NO_CLASS.search(text):
+            return f"{place}there is no class '{found.group(1)}'.{_nearest_class(found.group(1))}"
+        if text.startswith("unrecognized arguments:"):
+            name = text.split(":", 1)[1].split()[0].split("=")[0]
+            return f"There is no option {name}.{_nearest(name, options)}"
+        if (found := _WRONG_TYPE.search(text)) and (types := _TYPES.findall(text)):
+            value = _VALUE.search(text)
+            kinds = " or ".join("null" if kind == "NoneType" else kind for kind in dict.fromkeys(types))
+            got = f", got {value.group(1)}" if value else ""
+            return f"{place}{found.group(1)} must be {kinds}{got}."
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:1] + lines[-1:]) if len(lines) > 3 else " ".join(lines)
 
 
-def _place(text: str) -> str:
-    found = re.findall(r"class_path '([\w.]+)'", text)
-    return f"In {found[-1].rsplit('.', 1)[-1]}: " if found else ""
+def _messages(error: BaseException) -> list[str]:
+    """Returns the texts of an error and its causes, the innermost first."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.insert(0, str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return texts
 
 
-def _nearest(name: str, text: str) -> str:
-    found = re.findall(r"class_path '([\w.]+)'", text)
-    names = _parameters(found[-1]) if found else []
-    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], names, n=1)
-    if near:
-        return f" Did you mean '{near[0]}'?"
-    return f" It accepts: {', '.join(names)}." if names else ""
-
-
-def _parameters(class_path: str) -> list[str]:
-    import importlib
-    import inspect
-
-    module, _, name = class_path.rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
-    return [p for p in inspect.signature(cls).parameters if p not in ("spec", "params")]
+def _nearest_parameter(name: str, class_path: str | None) -> str:
+    if class_path is None:
+        return ""
+    module, _, class_name = class_path.rpartition(".")
+    cls = getattr(importlib.import_module(module), class_name)
+    names = [p for p in inspect.signature(cls).parameters if p not in ("spec", "params", "base")]
+    return _nearest(name.rsplit(".", 1)[-1], names) or f" It accepts: {', '.join(names)}."
 
 
 def _nearest_class(name: str) -> str:
-    from pytorch_lightning.callbacks import Callback
     from torch.nn import Module
 
-    from genlab.data.base import DataModule
+    ours = [cls.__name__ for cls in _subclasses(object) if str(cls.__module__).startswith("genlab.")]
+    short = name.rsplit(".", 1)[-1]
+    return _nearest(short, ours) or _nearest(short, [cls.__name__ for cls in _subclasses(Module)])
 
-    known = {cls.__name__ for base in (Module, DataModule, Callback) for cls in _subclasses(base)}
-    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _subclasses(base: type) -> set[type]:
-    direct: set[type] = set(base.__subclasses__())
-    return direct.union(*(_subclasses(cls) for cls in direct)) if direct else direct
+    found: set[type] = set()
+    waiting = [base]
+    while waiting:
+        # type.__subclasses__, since `type` itself is among the subclasses of object.
+        new: set[type] = set(type.__subclasses__(waiting.pop())) - found
+        found |= new
+        waiting += new
+    return found

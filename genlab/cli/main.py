@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug or not is_for_users(error):
             raise
-        print(f"genlab: {message(error)}", file=sys.stderr)
+        print(f"genlab: {error}", file=sys.stderr)
         return EXIT_DIVERGED if type(error).__name__ == "Diverged" else EXIT_USAGE
 
 
@@ -132,18 +132,7 @@ def take_allowed(arguments: list[str]) -> list[str]:
 def is_for_users(error: Exception) -> bool:
     """Returns whether an error speaks to the user; any other one is a defect and keeps its traceback."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(
-        names & {"ValueError", "FileNotFoundError", "ArgumentError", "Diverged", "MisconfigurationException"}
-    )
-
-
-def message(error: Exception) -> str:
-    """Returns an error's text in one paragraph."""
-    if type(error).__name__ == "ArgumentError":
-        from genlab.cli.errors import readable
-
-        return readable(str(error))
-    return str(error)
+    return bool(names & {"ValueError", "FileNotFoundError", "Diverged", "MisconfigurationException"})
 
 
 def quieten() -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import pkgutil
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,6 +27,7 @@ from genlab.callbacks.health import Health
 from genlab.callbacks.progress import ProgressLine
 from genlab.callbacks.record import RunRecorder
 from genlab.callbacks.samples import SampleGrid, SampleWriter
+from genlab.cli.errors import readable
 from genlab.data.base import DataModule
 from genlab.evaluation.load import check_weights, read_checkpoint
 from genlab.evaluation.score import Scores
@@ -70,6 +72,13 @@ class GenlabCLI(LightningCLI):
     """The training commands: one folder for each run, callbacks that every family needs, one data shape."""
 
     run: Run | None = None
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            options = self._subcommand_parsers[args[0]]._option_string_actions
+            raise ValueError(readable(error, list(options))) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, callback in GROUPS.items():

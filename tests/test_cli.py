@@ -1,0 +1,255 @@
+"""What a person types, and what they get: folders, tables, pictures, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from genlab.runs.folder import list_runs, open_run
+
+DIGITS = ("--config", "experiments/dcgan_digits.yaml")
+NETWORKS = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
+
+
+@pytest.fixture
+def small(tiny_extractor):
+    return (
+        *(*DIGITS, *NETWORKS, "--extractor", tiny_extractor(1), "--trainer.accelerator", "cpu"),
+        *("--evaluate.num_samples", "20", "--evaluate.num_test_samples", "20", "--samples.num", "4"),
+        *("--budget.images", "640", "--budget.evaluate_every", "320"),
+    )
+
+
+@pytest.fixture
+def trained(small, genlab_command):
+    """Returns the folder of a finished run."""
+    code, _, error = genlab_command("fit", *small)
+    assert code == 0, error
+    return list_runs()[-1].path
+
+
+def python(*code_lines, **options):
+    code = "; ".join(code_lines)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **options)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["runs"], ["--version"], ["nonsense"]])
+def test_help_and_lists_do_not_import_torch(arguments):
+    code = (
+        "import sys",
+        "from genlab.cli.main import main",
+        f"main({arguments})",
+        "print('torch' in sys.modules)",
+    )
+    assert python(*code).stdout.strip().endswith("False")
+
+
+def test_help_lists_every_command_in_under_a_second():
+    start = time.monotonic()
+    text = python("from genlab.cli.main import main", "main(['--help'])").stdout
+    assert time.monotonic() - start < 1.0
+    for name in ("fit", "validate", "test", "predict", "resume", "sample", "runs", "data"):
+        assert f"  {name} " in text
+
+
+def test_a_run_leaves_a_folder_that_says_everything(trained, genlab_command):
+    record = json.loads((trained / "run.json").read_text())
+    assert record["status"] == "finished" and record["images_seen"] == 640
+    assert record["data"]["counts"] == {"train": 1000, "val": 797, "test": 797}
+    assert record["training_seconds"] > 0 and record["parameters"] > 1000
+    assert any(name.startswith("val/fid@20vs797") for name in record["validation"])
+    environment = json.loads((trained / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["model"]["class_path"] == "genlab.families.gan.GAN"
+    pictures = sorted(path.name for path in (trained / "samples").glob("*.png"))
+    assert pictures == [f"samples_{seen:010d}.png" for seen in (0, 320, 640)]
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    scored = [row["images_seen"] for row in rows if any("fid" in name for name in row)]
+    assert scored == [0, 320, 640]
+    assert (trained / "metrics.csv").read_text().count("\n") == len(rows) + 1
+    code, out, _ = genlab_command("runs")
+    assert code == 0 and "dcgan_digits" in out and "finished" in out
+
+
+def test_test_of_a_run_prints_every_score_with_its_protocol_and_keeps_it(trained, genlab_command):
+    code, out, error = genlab_command("test", trained)
+    assert code == 0, error
+    for name in ("fid", "kid", "is", "precision", "recall", "duplicates"):
+        (line,) = (line for line in out.splitlines() if line.startswith(f"{name}@"))
+        assert "20 samples (ema, seed 0) against 797 test images of digits" in line
+    kept = json.loads((trained / "run.json").read_text())["test"]
+    assert kept["protocol"]["num_fake"] == 20 and kept["protocol"]["weights"] == "ema"
+    assert kept["values"]["fid@20vs797"] > 0
+
+
+def test_the_same_test_by_configuration_and_checkpoint_gives_the_same_scores(trained, genlab_command):
+    _, by_run, _ = genlab_command("test", trained)
+    arguments = ("--config", trained / "config.yaml", "--ckpt_path", trained / "checkpoints/last.ckpt")
+    _, by_files, _ = genlab_command("test", *arguments)
+    assert by_run == by_files
+
+
+def test_samples_of_a_run_need_no_configuration_and_are_numbered(trained, genlab_command, tmp_path):
+    code, out, error = genlab_command("sample", trained, "-n", "5", "--seed", "1")
+    assert code == 0, error
+    folder = trained / "samples/seed1"
+    assert out.strip().endswith("grid.png")
+    assert len(list(folder.glob("0*.png"))) == 5
+    first = np.asarray(Image.open(folder / "000003.png"))
+    genlab_command("sample", trained, "-n", "9", "--seed", "1", "--batch_size", "2", "--output", tmp_path)
+    assert np.array_equal(first, np.asarray(Image.open(tmp_path / "000003.png")))
+    assert first.shape == (8, 8)
+
+
+def test_predict_writes_one_sample_for_each_item(trained, genlab_command):
+    code, _, error = genlab_command("predict", trained)
+    assert code == 0, error
+    assert len(list((trained / "predictions").glob("*.png"))) == 797
+
+
+def test_a_fast_dev_run_leaves_nothing_behind(small, genlab_command, tmp_path):
+    code, _, error = genlab_command("fit", *small, "--trainer.fast_dev_run", "true")
+    assert code == 0, error
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_numbers_and_pictures_reach_wandb_offline_and_tensorboard(small, genlab_command, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    code, _, error = genlab_command("fit", *small, "--log_to", "[wandb, tensorboard]")
+    assert code == 0, error
+    run = list_runs()[-1].path
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    assert list(run.glob("wandb/offline-run-*/files/media/images/samples_*.png"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in events.Images("samples")] == [0, 320, 640]
+    assert [event.step for event in events.Scalars("val/fid@20vs797")] == [0, 320, 640]
+
+
+MISTAKES = {
+    "a misspelt command": (["ft"], "did you mean `genlab fit`"),
+    "a misspelt option of the data": (
+        ["fit", *DIGITS, "--data.batch_sise", "3"],
+        "Did you mean 'batch_size'?",
+    ),
+    "a misspelt option of the trainer": (
+        ["fit", *DIGITS, "--trainer.max_epoch", "3"],
+        "--trainer.max_epochs",
+    ),
+    "a misspelt class": (["fit", *DIGITS, "--model.loss", "Hindge"], "Did you mean 'Hinge'?"),
+    "a wrong type": (["fit", *DIGITS, "--model.clip", "abc"], "clip must be float or null, got abc"),
+    "a misspelt option of a network": (
+        ["fit", *DIGITS, "--model.generator.init_args.latent_dmi", "5"],
+        "In DCGANGenerator: there is no option 'latent_dmi'. Did you mean 'latent_dim'?",
+    ),
+    "a missing file": (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    "a folder that is no run": (["test", "tests"], "is not a run"),
+    "a missing checkpoint": (["test", *DIGITS, "--ckpt_path", "no.ckpt"], "There is no checkpoint no.ckpt"),
+    "too few samples": (["fit", *DIGITS, "--evaluate.num_samples", "1"], "at least 2"),
+    "an endless run": (["fit", *DIGITS, "--budget.images", "null"], "would never end"),
+    "a foreign class": (["fit", *DIGITS, "--model", "os_like.evil.Model"], "--allow os_like"),
+    "a batch larger than the data": (["fit", *DIGITS, "--data.batch_size", "5000"], "fewer than one batch"),
+    "data that are not there": (["fit", "--config", "experiments/gan_mnist.yaml"], "--data.path"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_a_short_error_with_its_remedy(mistake, genlab_command):
+    arguments, expected = MISTAKES[mistake]
+    code, _, error = genlab_command(*arguments)
+    message = "\n".join(line for line in error.splitlines() if not line.startswith(("warning", "Run:")))
+    assert code == 2
+    assert expected in message
+    assert len(message) < 700 and message.count("\n") < 4, message
+
+
+def test_a_configuration_cannot_run_foreign_code(genlab_command, tmp_path, monkeypatch):
+    marker = tmp_path / "marker"
+    (tmp_path / "evil_package.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = yaml.safe_load(Path("experiments/dcgan_digits.yaml").read_text())
+    config["model"]["init_args"]["loss"] = {"class_path": "evil_package.Evil"}
+    path = tmp_path / "evil.yaml"
+    path.write_text(yaml.safe_dump(config))
+    for arguments in (["--config", path], [*DIGITS, "--trainer.callbacks+=evil_package.Evil"]):
+        code, _, error = genlab_command("fit", *arguments, "--print_config")
+        assert code == 2 and "--allow evil_package" in error
+        assert not marker.exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_difference(trained, genlab_command):
+    checkpoint = ("--ckpt_path", trained / "checkpoints/last.ckpt")
+    code, _, error = genlab_command("test", *DIGITS, *checkpoint)
+    assert code == 2 and "belongs to another model" in error
+    code, _, error = genlab_command("test", "--config", "experiments/classifier_digits.yaml", *checkpoint)
+    assert code == 2 and "holds a genlab.families.gan.GAN" in error
+
+
+def test_a_damaged_checkpoint_is_named_in_the_error(trained, genlab_command):
+    checkpoint = trained / "checkpoints/last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    arguments = ("--config", trained / "config.yaml", "--ckpt_path", checkpoint)
+    code, _, error = genlab_command("test", *arguments)
+    assert code == 2 and "last.ckpt is no readable checkpoint" in error
+
+
+def test_an_extractor_that_cannot_be_had_is_said_before_training_and_training_goes_on(
+    small, genlab_command, tmp_path
+):
+    code, _, error = genlab_command("fit", *small, "--extractor", tmp_path / "nothing.safetensors")
+    assert code == 0
+    assert error.index("No sample scores in this run") < error.index("320/640")
+    values = json.loads((list_runs()[-1].path / "run.json").read_text())["validation"]
+    assert values and not any("fid" in name for name in values)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(number, code, small, genlab_command):
+    command = [sys.executable, "-m", "genlab", "fit", *map(str, small), "--budget.images", "100000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not list(
+        Path(os.environ["GENLAB_OUTPUTS"]).glob("*/*/checkpoints/last.ckpt")
+    ):
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(30) == code
+    run = list_runs()[-1]
+    assert run.status == "stopped"
+    seen = run.read()["images_seen"]
+    assert torch.load(run.last_checkpoint, weights_only=True)["images_seen"] == seen
+    code, _, error = genlab_command("resume", run.path, "--budget.images", str(seen + 640))
+    assert code == 0, error
+    assert open_run(run.path).read()["images_seen"] >= seen + 640
+
+
+def test_a_run_that_is_training_cannot_be_resumed_by_another_process(trained, genlab_command):
+    run = open_run(trained)
+    with run.lock():
+        code = python_code = None
+        command = [sys.executable, "-m", "genlab", "resume", str(trained), "--budget.images", "1280"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        code, python_code = done.returncode, done.stderr
+    assert code == 2 and "train" in python_code
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(small, genlab_command):
+    arguments = ("--model.generator_optimizer.init_args.lr", "1e30", "--trainer.log_every_n_steps", "1")
+    code, _, error = genlab_command("fit", *small, *arguments)
+    assert code == 6
+    assert "not finite" in error
+    run = list_runs()[-1]
+    assert run.status == "diverged"

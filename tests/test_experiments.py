@@ -1,0 +1,58 @@
+"""Every experiment trains and tests for one batch, with its own networks and losses, on generated images."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genlab.cli.training import import_room
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+TOYS = {"Gaussian1D", "TwoMoons", "EightGaussians", "Checkerboard", "Pinwheel"}
+
+
+def data_spec(section):
+    """The spec that an experiment's data declares, without the data being there."""
+    import_room("data")
+    from genlab.data.base import DataModule
+
+    known = {cls.__name__: cls for cls in subclasses(DataModule)}
+    return known[section["class_path"].rsplit(".", 1)[-1]](**section.get("init_args", {})).spec
+
+
+def subclasses(base):
+    return [base, *(found for cls in base.__subclasses__() for found in subclasses(cls))]
+
+
+def small_version(path, folder, tiny_extractor):
+    """The experiment's file with generated images of its shape, two at a time."""
+    config = yaml.safe_load(path.read_text())
+    spec = data_spec(config["data"])
+    if spec.is_image:
+        arguments = {**spec.to_dict(), "num_train": 8, "num_test": 8, "batch_size": 2}
+        config["data"] = {"class_path": "RandomImages", "init_args": arguments}
+        config.setdefault("evaluate", {})["extractor"] = str(tiny_extractor(spec.shape[0]))
+    else:
+        config["data"].setdefault("init_args", {}).update(num_train=8, num_test=8, batch_size=2)
+    target = folder / path.name
+    target.write_text(yaml.safe_dump(config))
+    return target
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_trains_and_tests_for_one_batch(path, tmp_path, tiny_extractor, genlab_command):
+    config = small_version(path, tmp_path, tiny_extractor)
+    trial = ("--config", config, "--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu")
+    code, _, error = genlab_command("fit", *trial)
+    assert code == 0, error
+    assert "100%" in error
+    code, out, error = genlab_command("test", *trial)
+    assert code == 0, error
+    assert "loss" in out
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_names_only_classes_of_known_packages(path):
+    from genlab.runs.trust import check_class_paths
+
+    check_class_paths(yaml.safe_load(path.read_text()))

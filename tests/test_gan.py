@@ -1,0 +1,284 @@
+"""The GAN's two players: what each step may touch, what is counted, what is averaged, what is sampled."""
+
+import copy
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from genlab.data.random_images import RandomImages
+from genlab.families.base import averaged_copy, evaluating, frozen
+from genlab.families.gan import GAN
+from genlab.losses.adversarial import Hinge, LeastSquares, Minimax, NonSaturating, Wasserstein
+from genlab.losses.penalties import R1, GradientPenalty
+from genlab.networks.augment import DiffAugment
+from genlab.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from genlab.networks.mlp import MLPDiscriminator, MLPGenerator
+
+MLP = (partial(MLPGenerator, latent_dim=4, hidden=[8]), partial(MLPDiscriminator, hidden=[8]))
+CONV = (
+    partial(DCGANGenerator, latent_dim=4, base_channels=4),
+    partial(DCGANDiscriminator, base_channels=4),
+)
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def images(num_classes=3, batch_size=8, num_train=64):
+    return RandomImages((1, 8, 8), num_classes, num_train=num_train, num_test=16, batch_size=batch_size)
+
+
+def gan(networks=MLP, optimizers=(SGD, SGD), loss=None, **options):
+    torch.manual_seed(0)
+    return GAN(images().spec, *networks, loss or NonSaturating(), *optimizers, **options)
+
+
+def fit(model, data=None, **options):
+    trainer = pl.Trainer(
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        **options,
+    )
+    trainer.fit(model, data or images())
+    return trainer
+
+
+def weights(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Watcher(pl.Callback):
+    """Keeps what each optimiser step finds in the players' weights and gradients."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        first = optimizer.param_groups[0]["params"][0]
+        player = "G" if first is next(model.generator.parameters()) else "D"
+        gradients = {
+            name: [p.grad is not None and bool(p.grad.any()) for p in network.parameters()]
+            for name, network in (("G", model.generator), ("D", model.discriminator))
+        }
+        self.steps.append((player, gradients, weights(model.generator), weights(model.discriminator)))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_a_budget_of_n_makes_n_generator_updates_for_any_k(k):
+    model, watcher = gan(discriminator_steps=k), Watcher()
+    trainer = fit(model, max_steps=6, callbacks=[watcher])
+    players = [player for player, *_ in watcher.steps]
+    assert players.count("G") == 6 == trainer.global_step
+    assert players.count("D") == 6 * k == model.discriminator_updates
+    assert players[: k + 1] == ["D"] * k + ["G"]
+    assert model.images_seen == 6 * k * 8
+
+
+def test_every_discriminator_step_sees_a_fresh_batch():
+    model, seen = gan(discriminator_steps=2), []
+    model.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    fit(model, max_steps=2)
+    real = seen[0], seen[2]  # D(real), D(fake), D(real), D(fake), G's D(fake), ...
+    assert not torch.equal(*real)
+
+
+def test_each_step_leaves_the_other_players_weights_and_gradients_untouched():
+    watcher = Watcher()
+    fit(gan(CONV, ema_decay=0.9), max_steps=4, callbacks=[watcher])
+    for (player, gradients, g, d), (_, _, next_g, next_d) in zip(
+        watcher.steps, watcher.steps[1:], strict=False
+    ):
+        other = "D" if player == "G" else "G"
+        parameters = [name for name in g if "running" not in name and "num_batches" not in name]
+        if player == "D":
+            assert all(torch.equal(g[name], next_g[name]) for name in parameters)
+            assert any(gradients["D"])
+        else:
+            assert same({n: v for n, v in d.items() if "num_batches" not in n and "running" not in n}, next_d)
+            assert any(gradients["G"])
+        assert player != other
+
+
+def test_the_discriminators_gradient_does_not_reach_the_generator():
+    model = gan()
+    fit(model, max_steps=1)  # after one step of each
+    model.generator.zero_grad()
+    fake = model._fake("latent", 8, None)
+    model.loss.discriminator(
+        model.discriminator(fake.detach()), model.discriminator(fake.detach())
+    ).backward()
+    assert all(p.grad is None for p in model.generator.parameters())
+
+
+def test_a_generator_step_leaves_the_discriminators_gradient_as_it_was():
+    gradients = {}
+
+    class Check(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            gradients["before"] = [p.grad.clone() for p in module.discriminator.parameters()]
+
+        def on_train_batch_end(self, trainer, module, *_):
+            gradients["after"] = [p.grad for p in module.discriminator.parameters()]
+
+    model = gan()
+    fit(model, max_steps=1, callbacks=[Check()])  # the last optimiser step is the generator's
+    assert all(torch.equal(*pair) for pair in zip(gradients["before"], gradients["after"], strict=True))
+    assert all(p.requires_grad for p in model.discriminator.parameters())
+
+
+def test_freezing_is_undone_when_the_step_fails():
+    network = torch.nn.Linear(2, 1)
+    network.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError), frozen(network):
+        assert not network.weight.requires_grad
+        raise RuntimeError
+    assert network.weight.requires_grad and not network.bias.requires_grad
+
+
+def test_evaluating_returns_to_the_mode_before_it():
+    network = torch.nn.BatchNorm1d(2)
+    with evaluating(network):
+        assert not network.training
+    assert network.training
+
+
+def test_the_average_follows_the_closed_form_and_copies_buffers():
+    network = torch.nn.BatchNorm1d(3)
+    average = averaged_copy(network, 0.9)
+    expected = None
+    for step in range(5):
+        with torch.no_grad():
+            network.weight.fill_(step + 1.0)
+        network(torch.randn(8, 3))
+        average.update_parameters(network)
+        expected = step + 1.0 if expected is None else 0.9 * expected + 0.1 * (step + 1.0)
+    assert torch.allclose(average.module.weight, torch.full((3,), expected))
+    assert torch.equal(average.module.running_mean, network.running_mean)
+    assert average.module.num_batches_tracked == 5
+    assert not any(p.requires_grad for p in average.parameters())
+
+
+def test_only_the_generator_is_averaged_and_samples_come_from_the_average():
+    model = gan(ema_decay=0.5)
+    fit(model, max_steps=3)
+    assert [n for n in model.state_dict() if n.startswith("average.module.")] == [
+        f"average.module.{n}" for n in model.generator.state_dict()
+    ]
+    assert model.average.n_averaged == 3
+    assert not torch.equal(model.sample(4), model.generator(model.draw_latent(4)))
+    with torch.no_grad():
+        assert torch.equal(model.sample(4), model.average(model.draw_latent(4)))
+    assert (model.sampling_weights, gan().sampling_weights) == ("ema", "raw")
+
+
+@pytest.mark.parametrize("networks", [MLP, CONV])
+def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(networks):
+    model = gan(networks, conditional=True)
+    fit(model, max_steps=2)
+    state = torch.get_rng_state()
+    whole = model.sample(10, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    parts = torch.cat([model.sample(index, seed=3) for index in torch.arange(10).split(3)])
+    assert torch.allclose(whole, parts, atol=1e-6)
+    assert not torch.allclose(whole, model.sample(10, seed=4))
+    assert whole.shape == (10, 1, 8, 8) and whole.abs().max() <= 1
+
+
+def test_a_conditional_sample_without_a_label_goes_round_the_classes():
+    model = gan(conditional=True)
+    label = torch.arange(6) % 3
+    assert torch.equal(model.sample(6), model.sample(6, label=label))
+    assert not torch.equal(model.sample(6), model.sample(6, label=label.roll(1)))
+    assert model.uses_labels
+
+
+def test_labels_are_refused_where_the_data_have_none():
+    with pytest.raises(ValueError, match="conditional needs labels"):
+        GAN(images(num_classes=0).spec, *MLP, NonSaturating(), SGD, SGD, conditional=True)
+
+
+LOSSES = [Minimax(), NonSaturating(), LeastSquares(), Hinge(), Wasserstein()]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("penalty", [None, GradientPenalty(), R1(every=2)], ids=["none", "gp", "r1"])
+def test_every_game_trains_under_bfloat16_and_stays_finite(loss, penalty):
+    networks = (CONV[0], partial(DCGANDiscriminator, base_channels=4, norm="none", spectral_norm=True))
+    model = gan(networks, loss=loss, penalty=penalty, augment=DiffAugment(), conditional=True)
+    fit(model, max_steps=3, precision="bf16-mixed")
+    assert all(value.isfinite() for value in model.latest.values())
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_lazy_penalty_is_applied_every_nth_step():
+    seen = []
+
+    class Counted(R1):
+        def points(self, real, fake, uniform):
+            seen.append(model.discriminator_updates)
+            return super().points(real, fake, uniform)
+
+    model = gan(penalty=Counted(every=3))
+    fit(model, max_steps=7)
+    assert seen == [0, 3, 6]
+
+
+def test_gradients_are_clipped_to_the_given_norm_before_every_step():
+    model = gan(clip=1e-3, optimizers=(partial(torch.optim.SGD, lr=1.0), partial(torch.optim.SGD, lr=1.0)))
+    before = weights(model.discriminator)
+    fit(model, max_steps=1)
+    moved = [model.discriminator.state_dict()[name] - before[name] for name in before]
+    assert torch.cat([step.flatten() for step in moved]).norm() == pytest.approx(
+        1e-3, rel=1e-3
+    )  # with a learning rate of 1 the step is the gradient
+
+
+def test_momentum_and_adam_are_chosen_by_configuration():
+    momentum = partial(torch.optim.SGD, lr=0.1, momentum=0.5)
+    model = gan(optimizers=(momentum, torch.optim.Adam))
+    generator, discriminator = model.configure_optimizers()
+    assert isinstance(generator, torch.optim.SGD) and isinstance(discriminator, torch.optim.Adam)
+    assert generator.param_groups[0]["momentum"] == 0.5
+
+
+def test_the_loss_of_a_step_is_the_losses_of_the_batch_at_the_weights_before_it():
+    data = images()
+    model = gan(optimizers=(partial(torch.optim.SGD, lr=0.0),) * 2)
+    fit(model, data, max_steps=1)
+    real = data.to_floats(next(iter(data.loader("train", batch_size=64))))["image"]
+    assert set(model.latest) == {"discriminator", "generator", "loss", "accuracy_real", "accuracy_fake"}
+    assert 0 <= model.latest["accuracy_real"] <= 1
+    # An untrained discriminator knows nothing: both losses lie near log 2.
+    assert model.latest["generator"].item() == pytest.approx(0.693, abs=0.2)
+    assert model.latest["discriminator"].item() == pytest.approx(1.386, abs=0.3)
+    assert real.min() >= -1 and real.max() <= 1
+
+
+def test_validation_losses_do_not_depend_on_the_batch_size():
+    def validate(batch_size):
+        data = images(batch_size=batch_size)
+        trainer = pl.Trainer(
+            logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False
+        )
+        trainer.validate(copy.deepcopy(model), data, verbose=False)
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    model = gan(networks=MLP)
+    a, b = validate(5), validate(16)
+    assert a.keys() == b.keys() and a
+    assert all(a[name] == pytest.approx(b[name], abs=1e-5) for name in a)
+
+
+def test_wrong_numbers_of_discriminator_steps_are_refused():
+    with pytest.raises(ValueError, match="discriminator_steps must be at least 1, got 0"):
+        gan(discriminator_steps=0)

@@ -1,0 +1,88 @@
+"""Stopped and resumed equals never stopped, to the bit."""
+
+import json
+
+import pytest
+import torch
+
+MLP = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
+SMALL = (
+    "--model.generator.init_args.base_channels",
+    "4",
+    "--model.discriminator.init_args.base_channels",
+    "4",
+)
+CASES = {
+    "convolutions": SMALL,
+    "two_discriminator_steps": (*SMALL, "--model.discriminator_steps", "2"),
+    "five_discriminator_steps": (*MLP, "--model.discriminator_steps", "5"),
+    "all_options": (
+        *SMALL,
+        *("--model.discriminator.init_args.spectral_norm", "true"),
+        *("--model.penalty", "R1", "--model.penalty.init_args.every", "2"),
+        *("--model.augment", "DiffAugment", "--model.conditional", "true", "--data.flip", "true"),
+    ),
+    "reading_processes": (*MLP, "--data.num_workers", "2"),
+    "bfloat16": (*SMALL, "--trainer.precision", "bf16-mixed"),
+}
+WALL_CLOCK = ("seconds",)
+
+
+@pytest.fixture
+def common(tiny_extractor):
+    return (
+        *("--config", "experiments/dcgan_digits.yaml", "--extractor", tiny_extractor(1)),
+        *("--evaluate.num_samples", "16", "--samples.num", "4", "--trainer.log_every_n_steps", "1"),
+        *("--trainer.accelerator", "cpu", "--budget.evaluate_every", "640"),
+    )
+
+
+def only_run(folder):
+    (record,) = folder.glob("*/*/run.json")
+    return record.parent
+
+
+def differences(a, b, place=""):
+    """The places at which two checkpoints differ, times of the clock apart."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = [name for name in {**a, **b} if name not in WALL_CLOCK]
+        return [d for name in names for d in differences(a.get(name), b.get(name), f"{place}.{name}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [
+            d for i, pair in enumerate(zip(a, b, strict=True)) for d in differences(*pair, f"{place}[{i}]")
+        ]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if torch.equal(a, b) else [place]
+    return [] if a == b else [place]
+
+
+def lines(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in WALL_CLOCK} for row in rows]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stop_at", [640, 1280], ids=["mid_first_epoch", "mid_second_epoch"])
+def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
+    case, stop_at, common, genlab_command, tmp_path, monkeypatch
+):
+    """An epoch has 15 batches of 64; the run is stopped after 10 or 20 and goes on to 40."""
+    for name, budget in (("whole", 2560), ("parts", stop_at)):
+        monkeypatch.setenv("GENLAB_OUTPUTS", str(tmp_path / name))
+        code, _, error = genlab_command("fit", *common, *CASES[case], "--budget.images", budget)
+        assert code == 0, error
+    parts, whole = only_run(tmp_path / "parts"), only_run(tmp_path / "whole")
+    code, _, error = genlab_command("resume", parts, "--budget.images", "2560")
+    assert code == 0, error
+    a, b = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts))
+    assert a["images_seen"] == 2560
+    assert differences(a, b) == []
+    assert lines(whole) == lines(parts)
+
+
+def test_the_comparison_of_checkpoints_finds_one_changed_bit():
+    a = {"state": [torch.zeros(3)], "n": 1, "seconds": 1.0}
+    assert differences(a, {"state": [torch.zeros(3)], "n": 1, "seconds": 2.0}) == []
+    changed = torch.zeros(3)
+    changed[1] = torch.finfo(torch.float32).tiny
+    assert differences(a, {"state": [changed], "n": 2}) == [".state[0]", ".n"]
