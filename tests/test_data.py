@@ -998,6 +998,16 @@ def test_the_gaussian_is_torchs_normal():
     assert torch.allclose(Gaussian1D(1.0, 0.5).log_density(x), expected, atol=1e-6)
 
 
+def test_the_moons_are_those_of_scikit_learn():
+    from sklearn.datasets import make_moons
+
+    moons = TwoMoons(std=0.1)
+    theirs = torch.from_numpy(make_moons(10_000, noise=0.1, random_state=0)[0])
+    ours = moons.draw(0, torch.arange(10_000))
+    means = [float(moons.log_density(points).mean()) for points in (ours, theirs)]
+    assert means[0] == pytest.approx(means[1], abs=0.04)
+
+
 @pytest.mark.parametrize("std", [0.05, 0.1, 0.5])
 def test_the_sum_along_the_moons_has_converged(std, monkeypatch):
     x = TwoMoons(std).draw(0, torch.arange(500))
