@@ -155,15 +155,16 @@ def test_the_average_follows_the_closed_form_and_copies_buffers():
     network = torch.nn.BatchNorm1d(3)
     average = averaged_copy(network, 0.9)
     expected = None
-    for step in range(5):
+    for step in range(200):
         with torch.no_grad():
             network.weight.fill_(step + 1.0)
         network(torch.randn(8, 3))
         average.update_parameters(network)
-        expected = step + 1.0 if expected is None else 0.9 * expected + 0.1 * (step + 1.0)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = step + 1.0 if expected is None else decay * expected + (1 - decay) * (step + 1.0)
     assert torch.allclose(average.module.weight, torch.full((3,), expected))
     assert torch.equal(average.module.running_mean, network.running_mean)
-    assert average.module.num_batches_tracked == 5
+    assert average.module.num_batches_tracked == 200
     assert not any(p.requires_grad for p in average.parameters())
 
 

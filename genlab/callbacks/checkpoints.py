@@ -22,7 +22,7 @@ CHECK_CLOCK_EVERY = 50  # batches: the processes of a run agree on the time only
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, then renames: the file is the old one or the new one, never half of it.
+    """Writes beside the target, syncs, then renames: a file is the old one or the new one, never half of it.
 
     Lightning writes to the system's temporary folder; where that is another file system its last step is a
     copy, and a kill in the middle of it destroys both.
@@ -66,7 +66,7 @@ class RunCheckpoints(Checkpoint):
                 self.save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.sanity_checking or not trainer.state.fn == "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         improved = self._improved(trainer)
         self.save(trainer, "last.ckpt")

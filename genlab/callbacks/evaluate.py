@@ -130,8 +130,14 @@ class Evaluate(Callback):
 
 def default_metrics(are_images: bool) -> list[Metric]:
     """Returns the metrics of a run that names none: those that its samples allow."""
-    metrics: list[Metric] = [FrechetDistance(), KernelDistance(), PrecisionRecall(), DuplicateShare()]
-    return [*metrics, InceptionScore()] if are_images else [*metrics, WassersteinDistance()]
+    if not are_images:
+        return [
+            FrechetDistance(),
+            WassersteinDistance(),
+            PrecisionRecall(num=2_000),
+            DuplicateShare(num=2_000),
+        ]
+    return [FrechetDistance(), KernelDistance(), PrecisionRecall(), DuplicateShare(), InceptionScore()]
 
 
 def synchronise_buffers(model: Any) -> None:

@@ -41,9 +41,10 @@ class ProgressLine(ProgressBar):
     def enable(self) -> None:
         self.enabled = True
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._start = self._shown = time.monotonic()
-        self._start_images = pl_module.images_seen
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if not self._start:  # not earlier: the untrained model is evaluated before the first batch
+            self._start = self._shown = time.monotonic()
+            self._start_images = pl_module.images_seen
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import genlab
 from genlab import randomness
@@ -211,11 +211,23 @@ def indices(num_or_index: int | Tensor, device: torch.device) -> Tensor:
 def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
     """Returns an exponential moving average of a network: weights averaged, buffers copied.
 
-    ema <- decay ema + (1 - decay) weights,  once for each `update_parameters(network)`
+        ema <- d ema + (1 - d) weights,  d = min(decay, (1 + n) / (10 + n)),  at update number n
+
+    One update for each `update_parameters(network)`. The ramp lets the average forget the first weights
+    even in runs shorter than 1 / (1 - decay) updates.
     """
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"The decay of an average must be in [0, 1), got {decay}.")
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
+
+    @torch.no_grad()
+    def ramped(averaged: Any, current: Any, num_averaged: Any) -> None:
+        # All on the device: reading the count would wait for it in every step.
+        weight = 1.0 - ((1.0 + num_averaged) / (10.0 + num_averaged)).clamp(max=decay)
+        step = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(step, weight)
+        torch._foreach_add_(averaged, step)
+
+    average = AveragedModel(network, multi_avg_fn=ramped, use_buffers=False)
     return average.requires_grad_(False).eval()
 
 
