@@ -9,8 +9,9 @@ from pytorch_lightning.callbacks import Callback
 from torchmetrics import Metric
 
 from genlab.callbacks.record import find_recorder, say
+from genlab.evaluation.likelihood import Likelihood, score_likelihood
 from genlab.evaluation.score import Scores, score
-from genlab.families.base import Model, can_be_sampled
+from genlab.families.base import HasLikelihood, Model, can_be_sampled
 from genlab.metrics.duplicates import DuplicateShare
 from genlab.metrics.features import Extractor, Identity, extractor_available, load_extractor
 from genlab.metrics.frechet import FrechetDistance
@@ -39,6 +40,8 @@ class Evaluate(Callback):
         seed: Seed of the samples.
         batch_size: Images drawn at a time on each device.
         at_start: Score the untrained model too, so that curves begin at 0 images.
+        num_likelihood: Items of the split whose likelihood is estimated at test, where the model has one;
+            None for all.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Evaluate(Callback):
         seed: int = 0,
         batch_size: int = 100,
         at_start: bool = True,
+        num_likelihood: int | None = None,
     ) -> None:
         for name, value in (("num_samples", num_samples), ("num_test_samples", num_test_samples)):
             if value < 2:
@@ -63,6 +67,8 @@ class Evaluate(Callback):
         self.seed = seed
         self.batch_size = batch_size
         self.at_start = at_start
+        self.num_likelihood = num_likelihood
+        self.likelihood: Likelihood | None = None
         self.last: Scores | None = None
         self._extractor: Extractor | None = None
 
@@ -99,6 +105,8 @@ class Evaluate(Callback):
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._log(trainer, pl_module, "test", self.num_test_samples)
+        if isinstance(pl_module, HasLikelihood):
+            self._log_likelihood(trainer, pl_module)
 
     def score(self, trainer: Any, model: Model, num_samples: int) -> Scores | None:
         """Returns the model's scores, None where it or the extractor cannot give any."""
@@ -121,6 +129,12 @@ class Evaluate(Callback):
         finally:
             model.train(was_training)
         return self.last
+
+    def _log_likelihood(self, trainer: Any, model: Any) -> None:
+        num = SMALLEST if trainer.fast_dev_run else self.num_likelihood
+        self.likelihood = score_likelihood(model, trainer.datamodule, self.split, num, self.batch_size)
+        values = {f"test/{name}": value for name, value in self.likelihood.values.items()}
+        model.log_dict(values, logger=False, rank_zero_only=False)
 
     def _log(self, trainer: Any, model: Model, stage: str, num_samples: int) -> None:
         scores = self.score(trainer, model, num_samples)

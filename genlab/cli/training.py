@@ -29,6 +29,7 @@ from genlab.callbacks.record import RunRecorder
 from genlab.callbacks.samples import SampleGrid, SampleWriter
 from genlab.cli.errors import readable
 from genlab.data.base import DataModule
+from genlab.evaluation.likelihood import Likelihood
 from genlab.evaluation.load import check_weights, read_checkpoint
 from genlab.evaluation.score import Scores
 from genlab.families.base import Model
@@ -178,10 +179,15 @@ class GenlabCLI(LightningCLI):
         """Prints every score with its protocol; returns both."""
         found = {n: float(v) for n, v in self.trainer.callback_metrics.items() if n.startswith(f"{stage}/")}
         values = {name.removeprefix(f"{stage}/"): value for name, value in found.items()}
-        scores = self._get(self.config_init, "evaluate").last
+        evaluate = self._get(self.config_init, "evaluate")
+        scores, likelihood = evaluate.last, evaluate.likelihood
         protocol = {} if scores is None else scores.protocol
+        if likelihood is not None:
+            protocol = {**protocol, "likelihood": likelihood.protocol}
         if self.trainer.is_global_zero:
-            metrics_table(score_rows(values, scores), ("metric", "value", "spread", "protocol")).show()
+            metrics_table(
+                score_rows(values, scores, likelihood), ("metric", "value", "spread", "protocol")
+            ).show()
         return values, protocol
 
     def config_text(self) -> str:
@@ -267,7 +273,9 @@ def main(arguments: Sequence[str]) -> int:
     return cli.stop.exit_code
 
 
-def score_rows(values: dict[str, float], scores: Scores | None) -> list[dict[str, Any]]:
+def score_rows(
+    values: dict[str, float], scores: Scores | None, likelihood: Likelihood | None = None
+) -> list[dict[str, Any]]:
     """Returns one row for each score; a standard deviation stands beside its score."""
     spreads = {name.replace("_std", "", 1): value for name, value in values.items() if "_std" in name}
     return [
@@ -275,15 +283,22 @@ def score_rows(values: dict[str, float], scores: Scores | None) -> list[dict[str
             "metric": name,
             "value": value,
             "spread": spreads.get(name),
-            "protocol": describe_protocol(name, scores),
+            "protocol": describe_protocol(name, scores, likelihood),
         }
         for name, value in values.items()
         if "_std" not in name
     ]
 
 
-def describe_protocol(name: str, scores: Scores | None) -> str:
+def describe_protocol(name: str, scores: Scores | None, likelihood: Likelihood | None = None) -> str:
     """Returns how a score was obtained, in one line; a loss says only that it is the model's own."""
+    if likelihood is not None and name in likelihood.values:
+        protocol = likelihood.protocol
+        size = "x".join(map(str, protocol["shape"]))
+        return (
+            f"{protocol['kind']}, {protocol['num_real']:,} {protocol['split']} items of {protocol['data']} "
+            f"{protocol['data_fingerprint'][:8]}, {size}, {protocol['levels']} levels. {protocol['estimator']}"
+        ).rstrip(" .")
     if scores is None or name not in scores.values:
         return "mean over the split"
     protocol = scores.protocol

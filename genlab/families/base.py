@@ -56,7 +56,10 @@ class HasLikelihood(Protocol):
     """Can say how probable an image is."""
 
     likelihood_kind: str
-    """"exact" or "bound" (log_prob is a lower bound)."""
+    """"exact", or "<=" where log_prob is a lower bound and bits per dimension an upper one."""
+
+    likelihood_estimator: str
+    """How it is computed, such as "importance-weighted, k = 64"."""
 
     def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Returns log p(x) in nats, one number an image; images as probabilities of their discrete levels."""
@@ -163,21 +166,27 @@ class Model(pl.LightningModule):
         # On the device, where a step of only one player will join its losses to the other's last ones.
         self.latest = {name: value.to(self.device) for name, value in checkpoint["latest"].items()}
 
+    @contextmanager
+    def numbered(self, index: Tensor) -> Iterator[None]:
+        """Makes noise a function of the items' numbers, so that an evaluation can be repeated anywhere."""
+        self._step_address, self._item_numbers = randomness.key("evaluation"), index.to(self.device)
+        try:
+            yield
+        finally:
+            self._item_numbers = None
+
     def _noise_rows(self, num: int) -> Tensor:
         if self._item_numbers is not None:
             return self._item_numbers
         return torch.arange(num, device=self.device) * self.trainer.world_size + self.global_rank
 
     def _add_losses(self, batch: Batch) -> None:
-        # Noise is a function of the item, so that the numbers can be compared along a run and between
-        # numbers of devices.
-        self._step_address = randomness.key("evaluation")
-        self._item_numbers = batch["index"]
         num = batch_length(batch)
         one = torch.ones((), device=self.device)
-        for name, value in {**self.losses(batch), "items": one}.items():
+        with self.numbered(batch["index"]):
+            losses = self.losses(batch)
+        for name, value in {**losses, "items": one}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().double() * num
-        self._item_numbers = None
 
     def _log_mean_losses(self, stage: str) -> None:
         sums, self._sums = self._sums, {}
