@@ -295,10 +295,12 @@ def describe_protocol(name: str, scores: Scores | None, likelihood: Likelihood |
     if likelihood is not None and name in likelihood.values:
         protocol = likelihood.protocol
         size = "x".join(map(str, protocol["shape"]))
-        return (
-            f"{protocol['kind']}, {protocol['num_real']:,} {protocol['split']} items of {protocol['data']} "
-            f"{protocol['data_fingerprint'][:8]}, {size}, {protocol['levels']} levels. {protocol['estimator']}"
-        ).rstrip(" .")
+        parts = [
+            f"{protocol['kind']}, {protocol['num_real']:,} {protocol['split']} items",
+            f"of {protocol['data']} {protocol['data_fingerprint'][:8]}, {size}, {protocol['levels']} levels",
+            protocol["estimator"],
+        ]
+        return " ".join(filter(None, parts))
     if scores is None or name not in scores.values:
         return "mean over the split"
     protocol = scores.protocol
