@@ -1,0 +1,235 @@
+"""When things happen: budgets end runs exactly, health sees collapse, checkpoints survive."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from genlab.callbacks.budget import Budget
+from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, weights_are_finite
+from genlab.callbacks.clock import TrainingClock
+from genlab.callbacks.health import Health
+from genlab.callbacks.progress import ProgressLine, duration, short
+from genlab.callbacks.record import read_losses
+from genlab.runs.folder import list_runs
+
+TINY = ("--config", "experiments/dcgan_digits.yaml", "--trainer.accelerator", "cpu")
+MLP = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "expected"), [(1000, 64, 1024), (640, 64, 640), (3000, 100, 3000)]
+)
+def test_a_budget_of_images_ends_with_the_batch_that_reaches_it(
+    images, batch_size, expected, genlab_command, tiny_extractor
+):
+    code, _, error = genlab_command(
+        *("fit", *TINY, *MLP, "--extractor", tiny_extractor(1), "--evaluate.num_samples", "8"),
+        *("--budget.images", images, "--budget.evaluate_every", 500, "--data.batch_size", batch_size),
+    )
+    assert code == 0, error
+    assert list_runs()[-1].read()["images_seen"] == expected
+
+
+def test_a_budget_of_seconds_counts_training_alone(genlab_command, tiny_extractor):
+    start = time.monotonic()
+    code, _, error = genlab_command(
+        *("fit", *TINY, *MLP, "--extractor", tiny_extractor(1), "--evaluate.num_samples", "8"),
+        *("--budget.images", "null", "--budget.seconds", "1.0", "--budget.evaluate_every", "640"),
+    )
+    assert code == 0, error
+    seconds = list_runs()[-1].read()["training_seconds"]
+    assert 1.0 <= seconds < 1.5 < time.monotonic() - start
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_budget_of_epochs_is_lightnings_own(epochs, genlab_command, tiny_extractor):
+    code, _, error = genlab_command(
+        *("fit", *TINY, *MLP, "--extractor", tiny_extractor(1), "--evaluate.num_samples", "8"),
+        *("--budget", "{}", "--trainer.max_epochs", epochs),
+    )
+    assert code == 0, error
+    assert list_runs()[-1].read()["images_seen"] == epochs * 15 * 64
+
+
+@pytest.mark.parametrize(("name", "value"), [("images", 0), ("seconds", -1.0), ("evaluate_every", 0)])
+def test_a_budget_that_is_not_positive_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"budget.{name} must be positive"):
+        Budget(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("images", "every", "per_batch"), [(1000, 300, 64), (320_000, 32_000, 64), (10, 100, 4), (999, 10, 7)]
+)
+def test_the_last_evaluation_falls_on_the_end_of_the_run(images, every, per_batch):
+    budget = Budget(images, evaluate_every=every)
+    interval = budget._batches_between_evaluations(per_batch)
+    num_batches = -(-images // per_batch)
+    num_evaluations = -(-num_batches // interval)
+    assert num_evaluations <= max(1, round(images / every))
+    assert interval <= num_batches
+
+
+def test_the_clock_stands_still_while_the_model_is_evaluated():
+    clock = TrainingClock()
+    clock.on_train_batch_start(None, None, None, 0)
+    time.sleep(0.05)
+    clock.on_validation_start(None, None)
+    seconds = clock.seconds
+    time.sleep(0.05)
+    assert clock.seconds == seconds and 0.05 <= seconds < 0.09
+    other = TrainingClock()
+    other.load_state_dict(clock.state_dict())
+    assert other.seconds == seconds
+
+
+def test_losses_are_read_as_numbers_in_their_order():
+    losses = {"b": torch.tensor(2.0), "a": torch.tensor(1, dtype=torch.bfloat16)}
+    assert read_losses(losses) == {"b": 2.0, "a": 1.0} and list(read_losses(losses)) == ["b", "a"]
+    assert read_losses({}) == {}
+
+
+HEALTHY = {
+    "val/recall@797": 0.8,
+    "val/duplicates@797": 0.01,
+    "val/accuracy_real": 0.6,
+    "val/accuracy_fake": 0.7,
+}
+SICK = {
+    "recall": {"val/recall@797": 0.2},
+    "duplicates": {"val/duplicates@797": 0.6},
+    "discriminator": {"val/accuracy_real": 1.0, "val/accuracy_fake": 0.99},
+}
+
+
+def evaluated(health, *evaluations):
+    for number, values in enumerate(evaluations):
+        trainer = SimpleNamespace(
+            sanity_checking=False,
+            fast_dev_run=0,
+            is_global_zero=True,
+            callbacks=[],
+            state=SimpleNamespace(fn="fit"),
+            callback_metrics={name: torch.tensor(value) for name, value in values.items()},
+        )
+        health.on_validation_end(trainer, SimpleNamespace(images_seen=100 * number))
+    return health
+
+
+@pytest.mark.parametrize("kind", SICK)
+def test_health_flags_what_two_evaluations_in_a_row_show(kind):
+    sick = {**HEALTHY, **SICK[kind]}
+    health = evaluated(Health(), HEALTHY, sick, sick)
+    assert [flag["images_seen"] for flag in health.flags] == [200]
+    assert evaluated(Health(), HEALTHY, sick, HEALTHY, sick).flags == []
+    assert len(health.trend) == 3 and health.trend[0]["recall"] == pytest.approx(0.8)
+
+
+def test_health_has_no_flags_for_a_healthy_or_an_unmeasured_run():
+    assert evaluated(Health(), HEALTHY, HEALTHY, HEALTHY).flags == []
+    assert evaluated(Health(), {}, {"val/loss": 1.0}).flags == []
+    one_sided = {"val/accuracy_real": 1.0, "val/accuracy_fake": 0.1}
+    assert evaluated(Health(), one_sided, one_sided).flags == []
+
+
+def test_health_remembers_over_a_resumption():
+    sick = {**HEALTHY, **SICK["recall"]}
+    before = evaluated(Health(), HEALTHY, sick)
+    after = Health()
+    after.load_state_dict(before.state_dict())
+    assert len(evaluated(after, sick).flags) == 1
+
+
+def test_the_best_checkpoint_is_the_one_of_the_best_score():
+    keeper = RunCheckpoints("fid")
+    worst_to_best = [
+        keeper._improved(SimpleNamespace(callback_metrics={"val/fid@797": torch.tensor(value)}))
+        for value in (5.0, 4.0, 4.5, float("nan"), 3.0)
+    ]
+    assert worst_to_best == [True, True, False, False, True]
+    highest = RunCheckpoints("accuracy", "max")
+    scores = [SimpleNamespace(callback_metrics={"val/accuracy": torch.tensor(v)}) for v in (0.5, 0.4, 0.6)]
+    assert [highest._improved(score) for score in scores] == [True, False, True]
+
+
+def test_weights_that_are_not_finite_are_noticed():
+    network = torch.nn.Linear(3, 2)
+    assert weights_are_finite(network)
+    with torch.no_grad():
+        network.bias[1] = float("inf")
+    assert not weights_are_finite(network)
+
+
+KILLED = """
+import sys, torch
+from genlab.callbacks.checkpoints import AtomicCheckpointIO
+io, path = AtomicCheckpointIO(), sys.argv[1]
+for number in range(10**6):
+    io.save_checkpoint({"number": number, "weights": torch.full((2_000_000,), float(number))}, path)
+    print(number, flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    """Three kills at spread-out moments, each while 8 MB are being written again and again."""
+    path = tmp_path / "last.ckpt"
+    process = None
+    for trial in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        process.stdout.readline()
+        time.sleep(0.0137 * (trial + 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        state = torch.load(path, weights_only=True)
+        assert (state["weights"] == state["number"]).all()
+
+
+def test_an_error_while_saving_keeps_the_old_checkpoint_and_no_leftover(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"number": 1}, path)
+    with pytest.raises((AttributeError, TypeError, RuntimeError, OSError)):
+        AtomicCheckpointIO().save_checkpoint({"number": lambda: 2}, path)
+    assert torch.load(path, weights_only=True) == {"number": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (950, "950"), (12_800, "12.8k"), (4_812_800, "4.81M"), (3e9, "3G")]
+)
+def test_numbers_of_images_are_short(number, text):
+    assert short(number) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (72, "1m 12s"), (7260, "2h 01m")])
+def test_durations_have_two_units(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_progress_line_shows_images_speed_losses_score_and_time_left():
+    budget = Budget(images=1000)
+    line = ProgressLine(budget)
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(batch_size=10),
+        world_size=1,
+        max_epochs=-1,
+        max_steps=-1,
+        lightning_module=SimpleNamespace(),
+        callback_metrics={"val/fid@797": torch.tensor(23.4)},
+    )
+    losses = {
+        "generator": torch.tensor(1.21),
+        "discriminator": torch.tensor(0.68),
+        "accuracy": torch.tensor(1.0),
+    }
+    model = SimpleNamespace(images_seen=250, latest=losses)
+    line._start = time.monotonic() - 10
+    budget.clock._before = 5.0
+    text = line.line(trainer, model)
+    assert text == "250/1k img 25% | 50 img/s | generator 1.21 discriminator 0.68 | fid@797 23.4 | 30s left"
