@@ -165,7 +165,7 @@ def test_wasserstein_metric_agrees_with_scipy():
     metric.set_reference(Reference(800, b.mean(0), torch.eye(1), b, torch.arange(800)))
     metric.update(identity(a), torch.arange(800))
     expected = wasserstein_distance(a[:, 0].numpy(), b[:, 0].numpy())
-    assert metric.compute()["wasserstein"] == pytest.approx(expected, rel=1e-3)
+    assert metric.compute()["wasserstein"] == pytest.approx(expected, rel=3e-3)
 
 
 class Uniform(Model):

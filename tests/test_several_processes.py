@@ -51,7 +51,7 @@ def last_scores(run):
 
 @pytest.fixture(scope="module")
 def joined_and_split(tmp_path_factory, tiny_extractor):
-    """One process with batches of 64, and two with 32 each, without batch norm; plain SGD adds gradients up."""
+    """One process with batches of 64, and two with 32 each; without batch norm, and with plain SGD."""
     folder = tmp_path_factory.mktemp("processes")
     options = (*MLP, *SGD, "--model.penalty", "R1", "--model.discriminator_steps", "2")
     one = fit(folder / "one", tiny_extractor(1), *options)

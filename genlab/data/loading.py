@@ -174,6 +174,7 @@ def read(items: Items, batches: list[Tensor], num_workers: int) -> Iterator[Batc
         num_workers=num_workers,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own, or every pass would draw a seed from the training's numbers
     )
     return iter(loader)
 
