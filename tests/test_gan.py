@@ -221,6 +221,20 @@ def test_every_game_trains_under_bfloat16_and_stays_finite(loss, penalty):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 with its loss scale needs a GPU")
+def test_clipping_under_float16_acts_on_unscaled_gradients():
+    moved = {}
+    for precision in ("32-true", "16-mixed"):
+        model = gan(clip=1e-3, optimizers=(partial(torch.optim.SGD, lr=1.0),) * 2)
+        before = weights(model.discriminator)
+        trainer = pl.Trainer(max_steps=1, accelerator="gpu", devices=1, precision=precision, logger=False)
+        trainer.fit(model, images())
+        after = model.discriminator.state_dict()
+        moved[precision] = torch.cat([(after[n].cpu() - before[n]).flatten() for n in before]).norm()
+    assert moved["16-mixed"] == pytest.approx(moved["32-true"], rel=0.02)
+
+
 def test_a_lazy_penalty_is_applied_every_nth_step():
     seen = []
 
