@@ -124,13 +124,15 @@ def test_a_generator_step_leaves_the_discriminators_gradient_as_it_was():
 
     class Check(pl.Callback):
         def on_before_optimizer_step(self, trainer, module, optimizer):
-            gradients["before"] = [p.grad.clone() for p in module.discriminator.parameters()]
+            # The first optimiser step is the discriminator's own, before the generator's backward pass.
+            if "before" not in gradients:
+                gradients["before"] = [p.grad.clone() for p in module.discriminator.parameters()]
 
         def on_train_batch_end(self, trainer, module, *_):
             gradients["after"] = [p.grad for p in module.discriminator.parameters()]
 
     model = gan()
-    fit(model, max_steps=1, callbacks=[Check()])  # the last optimiser step is the generator's
+    fit(model, max_steps=1, callbacks=[Check()])
     assert all(torch.equal(*pair) for pair in zip(gradients["before"], gradients["after"], strict=True))
     assert all(p.requires_grad for p in model.discriminator.parameters())
 
@@ -256,6 +258,13 @@ def test_gradients_are_clipped_to_the_given_norm_before_every_step():
     assert torch.cat([step.flatten() for step in moved]).norm() == pytest.approx(
         1e-3, rel=1e-3
     )  # with a learning rate of 1 the step is the gradient
+
+
+def test_accuracy_is_the_share_of_images_on_the_right_side_of_the_threshold():
+    accuracy = gan()._accuracy(torch.tensor([1.0, 2.0, -1.0]), torch.tensor([-1.0, -2.0, 3.0, -0.5]))
+    assert accuracy["accuracy_real"] == pytest.approx(2 / 3)
+    assert accuracy["accuracy_fake"] == pytest.approx(3 / 4)
+    assert gan(loss=Wasserstein())._accuracy(torch.ones(2), torch.ones(2)) == {}
 
 
 def test_momentum_and_adam_are_chosen_by_configuration():
