@@ -47,7 +47,7 @@ format: install ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
 
 test: install ## Run the default test-suite; ARGS="-k digits" selects
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 test-slow: install ## Run the longer proofs
 	$(BIN)/pytest -m slow $(ARGS)

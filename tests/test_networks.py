@@ -266,8 +266,8 @@ def test_spectral_norm_survives_a_checkpoint_bit_for_bit():
 def test_averages_follow_their_closed_form_through_parametrisations(network):
     spec = image_spec(8)
     network = network(spec)
-    average = averaged_copy(network, 0.75)
-    average.update_parameters(network)  # the first update copies
+    average = averaged_copy(network, 0.15)
+    average.update_parameters(network)  # the first update copies; the ramp stands at 2 / 11 in the second
     old = [parameter.clone() for parameter in network.parameters()]
     with torch.no_grad():
         for parameter in network.parameters():
@@ -275,7 +275,7 @@ def test_averages_follow_their_closed_form_through_parametrisations(network):
     network(data(spec))
     average.update_parameters(network)
     for before, now, mean in zip(old, network.parameters(), average.module.parameters(), strict=True):
-        assert torch.allclose(mean, 0.75 * before + 0.25 * now, atol=1e-6)
+        assert torch.allclose(mean, 0.15 * before + 0.85 * now, atol=1e-6)
     for now, copied in zip(network.buffers(), average.module.buffers(), strict=True):
         assert torch.equal(now, copied)
     assert isinstance(average, AveragedModel)

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# One worker, so that the two trainings of the fixture are not made twice.
+pytestmark = pytest.mark.xdist_group("several_processes")
+
 TESTS = Path(__file__).parent
 MLP = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
 SMALL = (
