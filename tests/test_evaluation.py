@@ -10,7 +10,7 @@ from genlab.data.digits import Digits
 from genlab.data.random_images import RandomImages
 from genlab.evaluation.likelihood import score_likelihood
 from genlab.evaluation.pictures import as_pixels, grid
-from genlab.evaluation.score import find_score, score, score_name
+from genlab.evaluation.score import find_score, reference_of, score, score_name
 from genlab.families.base import Model
 from genlab.metrics.duplicates import DuplicateShare
 from genlab.metrics.features import Identity, load_extractor
@@ -154,6 +154,26 @@ def test_wasserstein_distance_of_shifted_and_scaled_sets_is_known():
     assert wasserstein_1d(x, x + 0.3) == pytest.approx(0.3)
     assert wasserstein_1d(x, 2 * x) == pytest.approx(float(x.abs().mean()), rel=0.01)
     assert wasserstein_1d(x[:1000], x[1000:]) < 0.1  # unequal counts
+
+
+def test_wasserstein_distance_is_taken_at_the_middle_of_each_quantile():
+    a, b = torch.tensor([[0.0], [1.0]]).double(), torch.tensor([[0.0], [2.0]]).double()
+    assert wasserstein_1d(a, b, num_quantiles=2) == pytest.approx(0.5)
+
+
+def test_one_changed_pixel_of_the_real_images_is_measured_anew(digits):
+    def changed():
+        data = Digits()
+        data.split("test").images[0, 0, 0, 0] += 1
+        return data
+
+    extractor = load_extractor("digits")
+    a, b, again = (
+        reference_of(data, extractor, "test", 100, torch.device("cpu"))
+        for data in (digits, changed(), digits)
+    )
+    assert not torch.equal(a.mean, b.mean)
+    assert torch.equal(a.mean, again.mean)
 
 
 def test_wasserstein_metric_agrees_with_scipy():

@@ -84,6 +84,19 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
     assert lines(whole) == lines(parts)
 
 
+def test_lines_written_after_the_last_checkpoint_are_written_once(common, genlab_command, tmp_path):
+    """A killed run has logged more than it has saved; the resumed one writes those lines again."""
+    code, _, error = genlab_command("fit", *common, *MLP, "--budget.images", "1280")
+    assert code == 0, error
+    run = only_run(tmp_path / "outputs")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"images_seen": 1344, "step": 21, "seconds": 9.0, "train/loss": 1.0}\n')
+    code, _, error = genlab_command("resume", run, "--budget.images", "1920")
+    assert code == 0, error
+    seen = [row["images_seen"] for row in lines(run) if "train/loss" in row]
+    assert seen == list(range(64, 1921, 64))
+
+
 def test_the_comparison_of_checkpoints_finds_one_changed_bit():
     a = {"state": [torch.zeros(3)], "n": 1, "seconds": 1.0}
     assert differences(a, {"state": [torch.zeros(3)], "n": 1, "seconds": 2.0}) == []

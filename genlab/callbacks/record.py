@@ -54,6 +54,7 @@ class RunRecorder(Callback):
         data: DataModule = trainer.datamodule
         self.run.update(
             status="running",
+            error=None,
             experiment=self.run.path.parent.name,
             family=type(pl_module).__name__,
             spec=pl_module.spec.to_dict(),
