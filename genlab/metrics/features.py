@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,25 +114,32 @@ def weights_digest(weights: Mapping[str, Tensor], *words: str) -> str:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Computes in IEEE float32 inside; autocast and the precision switches return to what they were."""
     switches = _precision_switches()
-    before = [getattr(module, attribute) for module, attribute, _ in switches]
+    before = [read() for read, _, _ in switches]
     try:
-        for module, attribute, exact in switches:
-            setattr(module, attribute, exact)
+        for _, write, exact in switches:
+            write(exact)
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for (module, attribute, _), value in zip(switches, before, strict=True):
-            setattr(module, attribute, value)
+        for (_, write, _), value in zip(switches, before, strict=True):
+            write(value)
 
 
-def _precision_switches() -> list[tuple[Any, str, Any]]:
-    backends = torch.backends
+def _precision_switches() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """Returns how to read and write each switch, and its exact position."""
+    backends: Any = torch.backends
     if hasattr(backends.cuda.matmul, "fp32_precision"):
-        cudnn: Any = backends.cudnn
-        mkldnn: Any = backends.mkldnn
-        modules = [backends.cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv]
-        return [(module, "fp32_precision", "ieee") for module in modules]
-    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+        modules = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+        return [
+            (partial(getattr, module, "fp32_precision"), partial(setattr, module, "fp32_precision"), "ieee")
+            for module in modules
+        ]
+    # torch 2.8: its matrix products have three positions, of which allow_tf32 would restore only two.
+    cudnn = partial(getattr, backends.cudnn, "allow_tf32"), partial(setattr, backends.cudnn, "allow_tf32")
+    return [
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        (*cudnn, False),
+    ]
 
 
 def load_extractor(source: str | Path) -> Extractor:
