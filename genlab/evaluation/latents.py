@@ -74,7 +74,7 @@ def read_images(paths: Sequence[Path], spec: DataSpec) -> Tensor:
     if not spec.is_image or spec.shape[1] != spec.shape[2]:
         raise ValueError(f"Image files are brought to a square, but this model's data have shape {spec.shape}.")
     policy = Policy(spec.shape[1], spec.shape[0])
-    pixels = [torch.from_numpy(decode(path.read_bytes(), str(path), policy).pixels) for path in paths]
+    pixels = [torch.tensor(decode(path.read_bytes(), str(path), policy).pixels) for path in paths]
     levels = (torch.stack(pixels).float() * ((spec.levels - 1) / 255.0)).round()
     return to_float(levels, spec.levels)
 

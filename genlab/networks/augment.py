@@ -79,8 +79,8 @@ class AffineAugment(nn.Module):
     with bilinear sampling and the border repeated; all amounts 0 is the identity.
 
     Args:
-        max_shift: Largest shift in each direction, as a share of the side.
-        max_rotation: Largest rotation, in degrees.
+        max_shift: Largest shift to the right and down, as a share of the side.
+        max_rotation: Largest rotation, in degrees, counter-clockwise; oblong images are also sheared.
         max_zoom: Largest zoom, as a logarithm: 0.1 enlarges by up to 10 %.
 
     Shapes:
