@@ -898,7 +898,9 @@ def test_binarization_is_drawn_anew_in_each_epoch_and_once_for_the_test(tmp_path
     assert torch.equal(train(data, 3), train(data, 3))
     assert not torch.equal(train(data, 3), train(data, 4))
     assert not torch.equal(train(data, 3), train(other, 3))
-    tests = [next(iter(d.loader("test", batch_size=size)))["image"][:5] for d, size in ((data, 5), (other, 9))]
+    tests = [
+        next(iter(d.loader("test", batch_size=size)))["image"][:5] for d, size in ((data, 5), (other, 9))
+    ]
     assert torch.equal(*tests)
     assert data.fingerprint("test") != MNIST(str(tmp_path)).fingerprint("test")
 

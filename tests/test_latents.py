@@ -58,7 +58,8 @@ def test_a_traversal_changes_one_dimension_a_row():
     model, seen = digits_vae(), []
     model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     z = torch.tensor([0.5, -0.5, 1.0, 2.0])
-    assert traverse(model, z, [1, 3], 2.0, 5, None).shape == (10, 1, 8, 8)
+    low, high = torch.full((4,), -2.0), torch.full((4,), 2.0)
+    assert traverse(model, z, low, high, [1, 3], 5, None).shape == (10, 1, 8, 8)
     (rows,) = seen
     assert torch.equal(rows[:5, 1], torch.linspace(-2, 2, 5)) and torch.equal(rows[5:, 3], rows[:5, 1])
     assert (rows[:5, [0, 2, 3]] == z[[0, 2, 3]]).all() and (rows[5:, [0, 1, 2]] == z[[0, 1, 2]]).all()
@@ -153,7 +154,7 @@ def test_a_run_is_scored_reconstructs_and_interpolates(name, trained, digit_file
 
 def test_interpolation_between_images_ends_at_their_reconstructions(trained, digit_files, genlab_command):
     run = trained("vae_digits")
-    code, out, _ = genlab_command("interpolate", run, "--images", *digit_files[:2], "-n", 4)
+    _, out, _ = genlab_command("interpolate", run, "--images", *digit_files[:2], "-n", 4)
     genlab_command("reconstruct", run, *digit_files[:2])
     row = np.asarray(Image.open(out.strip()))
     for number, left in ((0, 2), (1, 2 + 3 * 66)):
@@ -168,7 +169,10 @@ def test_a_gan_interpolates_between_seeds_and_says_that_it_cannot_encode(
     run = trained("dcgan_digits", *networks)
     code, out, error = genlab_command("interpolate", run)
     assert code == 0 and out.strip().endswith("interpolation_seeds0-1_slerp.png"), error
-    for arguments in (("interpolate", run, "--images", *digit_files[:2]), ("reconstruct", run, digit_files[0])):
+    for arguments in (
+        ("interpolate", run, "--images", *digit_files[:2]),
+        ("reconstruct", run, digit_files[0]),
+    ):
         code, _, error = genlab_command(*arguments)
         assert code == 2 and "cannot encode images" in error and error.count("\n") == 1
 

@@ -42,7 +42,12 @@ def everything(kind, levels, options, spread=1.0, dtype=torch.float32):
     likelihood = kind(spec(levels), **options)
     torch.manual_seed(0)
     parameters = spread * torch.randn(1, *likelihood.parameter_shape, dtype=dtype)
-    x = to_float(torch.arange(levels), levels).to(dtype).reshape(-1, 1, 1, 1).expand(-1, *likelihood.spec.shape)
+    x = (
+        to_float(torch.arange(levels), levels)
+        .to(dtype)
+        .reshape(-1, 1, 1, 1)
+        .expand(-1, *likelihood.spec.shape)
+    )
     return likelihood, parameters.expand(levels, *parameters.shape[1:]), x
 
 

@@ -23,8 +23,8 @@ from genlab.shapes import observed
 class PosteriorHealth(Callback):
     """Logs how many dimensions of z are in use and each one's KL; says so when none is.
 
-    Asks the model for its `posterior`, with the mean and the `kl()` of every dimension. `val/active_units` and
-    `val/kl_largest` (nats) are scores; the KL of all dimensions, sorted, is a picture.
+    Asks the model for its `posterior`, with the mean and the `kl()` of every dimension. `val/active_units`
+    and `val/kl_largest` (nats) are scores; the KL of all dimensions, sorted, is a picture.
 
     Args:
         num: Items of the validation split, over all devices.
@@ -55,7 +55,8 @@ class LatentPictures(Callback):
     """Draws, at every validation, what an autoencoder keeps of images and what its latents mean.
 
     `reconstructions`: images of the validation split, each beside what comes back of it.
-    `traversal`: one row for each of the first dimensions, along which it alone changes, from -3 to 3.
+    `traversal`: one row for each of the first dimensions, along which it alone changes, over 3
+    standard deviations to both sides.
     `scatter`: the codes of the split on their two first principal axes, coloured by label.
 
     Args:
@@ -71,7 +72,7 @@ class LatentPictures(Callback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        if not isinstance(pl_module, Reconstructs) or not pl_module.spec.is_image:
+        if not pl_module.spec.is_image or not isinstance(pl_module, Reconstructs):
             return
         self._reconstruct(trainer, pl_module)
         if isinstance(pl_module, HasLatent):
@@ -85,9 +86,13 @@ class LatentPictures(Callback):
         log_image(trainer, "reconstructions", picture, model.images_seen)
 
     def _traverse(self, trainer: Any, model: Any) -> None:
-        z = model.draw_latent(torch.zeros(1, dtype=torch.int64, device=model.device))[0]
+        drawn = model.draw_latent(torch.arange(512, device=model.device))
+        if drawn.dim() != 2:
+            return  # a latent of another form has no dimensions to name
+        reach = 3.0 * drawn.std(dim=0)
+        low, high = drawn.mean(dim=0) - reach, drawn.mean(dim=0) + reach
         label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.uses_labels else None
-        x = traverse(model, z, range(min(self.num_dims, len(z))), 3.0, 9, label)
+        x = traverse(model, drawn[0], low, high, range(min(self.num_dims, drawn.shape[1])), 9, label)
         log_image(trainer, "traversal", grid(x.cpu(), model.spec.levels, columns=9), model.images_seen)
 
     def _scatter(self, trainer: Any, model: Any) -> None:

@@ -22,7 +22,9 @@ def interpolate(arguments: list[str]) -> int:
     from genlab.families.base import HasLatent
 
     if not isinstance(model, HasLatent) or not model.spec.is_image:
-        raise ValueError(f"{run.path} is a {type(model).__name__}, which has no latent space to walk through.")
+        raise ValueError(
+            f"{run.path} is a {type(model).__name__}, which has no latent space to walk through."
+        )
     path = {"lerp": lerp, "slerp": slerp}[options.path]
     ends, name = latents(model, options)
     z = path(ends[0], ends[1], options.num)
@@ -41,13 +43,14 @@ def latents(model: Any, options: argparse.Namespace) -> tuple[Any, str]:
     from genlab.evaluation.latents import read_images
     from genlab.families.base import Reconstructs
 
+    spec, device = model.spec, model.device
     if options.images is None:
-        first = torch.zeros(1, dtype=torch.int64, device=model.device)
+        first = torch.zeros(1, dtype=torch.int64, device=device)
         ends = [model.draw_latent(first, seed) for seed in options.seeds]
         return torch.cat(ends), "seeds{}-{}".format(*options.seeds)
     if not isinstance(model, Reconstructs):
         raise ValueError(f"A {type(model).__name__} cannot encode images: interpolate between --seeds A B.")
-    x = read_images(options.images, model.spec).to(model.device)
+    x = read_images(options.images, spec).to(device)
     return model.encode(x, label_of(model, 2, options.label, required=True)), "images"
 
 
@@ -60,8 +63,12 @@ def parser() -> argparse.ArgumentParser:
     ends = parser.add_mutually_exclusive_group()
     ends.add_argument("--seeds", type=int, nargs=2, default=(0, 1), help="sample 0 of two seeds (0 1)")
     ends.add_argument("--images", type=Path, nargs=2, help="two image files")
-    parser.add_argument("-n", "--num", type=int, default=10, help="images in the row, both ends included (10)")
-    parser.add_argument("--path", choices=("slerp", "lerp"), default="slerp", help="arc or straight line (slerp)")
+    parser.add_argument(
+        "-n", "--num", type=int, default=10, help="images in the row, both ends included (10)"
+    )
+    parser.add_argument(
+        "--path", choices=("slerp", "lerp"), default="slerp", help="arc or straight line (slerp)"
+    )
     parser.add_argument("--label", type=int, help="class of the images, for models trained with labels")
     parser.add_argument("--output", type=Path, help="the picture's file (in <run>/samples)")
     return parser

@@ -7,9 +7,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genlab.runs.folder import Run, open_run
+
+if TYPE_CHECKING:
+    from genlab.families.base import Model
 
 
 def sample(arguments: list[str]) -> int:
@@ -52,7 +55,7 @@ def draw(model: Any, index: Any, options: argparse.Namespace) -> Any:
     return model.sample(index, seed=options.seed, label=label).cpu()
 
 
-def load(options: argparse.Namespace) -> tuple[Any, Run]:
+def load(options: argparse.Namespace) -> tuple[Model, Run]:
     """Returns the model of the run that the options name, and the run."""
     import torch
 

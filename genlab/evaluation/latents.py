@@ -44,14 +44,17 @@ def reconstruct(model: Any, x: Tensor, label: Tensor | None = None) -> Tensor:
     return model.decode(model.encode(x, label), label)
 
 
-def traverse(model: Any, z: Tensor, dims: Sequence[int], reach: float, num: int, label: Tensor | None) -> Tensor:
+def traverse(
+    model: Any, z: Tensor, low: Tensor, high: Tensor, dims: Sequence[int], num: int, label: Tensor | None
+) -> Tensor:
     """Returns one row of images for each dimension, along which z alone changes there.
 
     Args:
         model: Decodes latents.
-        z: Where the walk starts, (latent_dim,).
+        z: Where the walk passes, (latent_dim,).
+        low: Where each dimension begins, (latent_dim,).
+        high: Where each ends.
         dims: Dimensions to walk along.
-        reach: The dimension goes from -reach to reach.
         num: Images in a row.
         label: (1,), for conditional models.
 
@@ -60,7 +63,7 @@ def traverse(model: Any, z: Tensor, dims: Sequence[int], reach: float, num: int,
     """
     rows = z.repeat(len(dims), num, 1)
     for row, dim in zip(rows, dims, strict=True):
-        row[:, dim] = torch.linspace(-reach, reach, num, device=z.device)
+        row[:, dim] = lerp(low[dim], high[dim], num)
     flat = rows.flatten(0, 1)
     return model.decode(flat, None if label is None else label.expand(len(flat)))
 
@@ -72,7 +75,9 @@ def read_images(paths: Sequence[Path], spec: DataSpec) -> Tensor:
         ValueError: If the model knows no images, or none that are square; BadImage for a damaged file.
     """
     if not spec.is_image or spec.shape[1] != spec.shape[2]:
-        raise ValueError(f"Image files are brought to a square, but this model's data have shape {spec.shape}.")
+        raise ValueError(
+            f"Image files are brought to a square, but this model's data have shape {spec.shape}."
+        )
     policy = Policy(spec.shape[1], spec.shape[0])
     pixels = [torch.tensor(decode(path.read_bytes(), str(path), policy).pixels) for path in paths]
     levels = (torch.stack(pixels).float() * ((spec.levels - 1) / 255.0)).round()

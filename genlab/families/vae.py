@@ -82,8 +82,8 @@ class VAE(Model):
             raise ValueError("num_train_samples and num_test_samples must be at least 1.")
         if num_train_samples > 1 and (beta != 1.0 or free_bits or warmup_images):
             raise ValueError(
-                f"num_train_samples {num_train_samples} trains the importance-weighted bound, which has no KL "
-                "to weigh: leave beta, free_bits and warmup_images out."
+                f"num_train_samples {num_train_samples} trains the importance-weighted bound, which has no "
+                "KL to weigh: leave beta, free_bits and warmup_images out."
             )
         self.uses_labels = conditional
         self.augment = augment

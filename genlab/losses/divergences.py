@@ -26,7 +26,7 @@ class DiagonalNormal:
 
     @classmethod
     def of(cls, parameters: Tensor) -> DiagonalNormal:
-        """Returns the distribution whose means are the first half of the last dimension, log stds the rest."""
+        """Returns the distribution with one half of the last dimension as means, the other as log stds."""
         return cls(*parameters.chunk(2, dim=-1))
 
     def at(self, noise: Tensor) -> Tensor:

@@ -104,7 +104,10 @@ class AffineAugment(nn.Module):
         cos, sin = scale * angle.cos(), scale * angle.sin()
         # The grid's sides are 2 long: twice the share.
         shift = 2.0 * self.max_shift
-        rows = [torch.stack([cos, -sin, -shift * right], dim=1), torch.stack([sin, cos, -shift * down], dim=1)]
+        rows = [
+            torch.stack([cos, -sin, -shift * right], dim=1),
+            torch.stack([sin, cos, -shift * down], dim=1),
+        ]
         grid = affine_grid(torch.stack(rows, dim=1), list(x.shape), align_corners=False)
         return grid_sample(x, grid, padding_mode="border", align_corners=False)
 

@@ -171,7 +171,7 @@ def first_codes(num_codes: int, code_dim: int) -> Tensor:
 
 
 def joined_sum(values: Tensor) -> Tensor:
-    """Returns the sum over all devices; asked anew each time, since models are built before processes meet."""
+    """Returns the sum over all devices, asking anew each time: models are built before processes meet."""
     if distributed():
         dist.all_reduce(values)
     return values
