@@ -52,14 +52,14 @@ def a_codebook(num_codes=5, code_dim=3, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_chosen_code_is_the_nearest_in_float64(kind, dtype):
     torch.manual_seed(0)
-    book = kind(6, 50)
+    book = kind(6, 300)
     with torch.no_grad():
         book.codes.normal_()
-    z = torch.randn(2, 40, 6).to(dtype)
+    z = torch.randn(2, 500, 6).to(dtype)
     nearest = torch.cdist(z.double().flatten(0, 1), book.codes.detach().double()).argmin(dim=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(book(z).flatten(), nearest)
-    assert torch.equal(book.look_up(book(z)), book.codes[nearest].unflatten(0, (2, 40)))
+    assert torch.equal(book.look_up(book(z)), book.codes[nearest].unflatten(0, (2, 500)))
 
 
 def test_equal_codes_give_the_first_of_them():
