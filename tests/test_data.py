@@ -868,6 +868,43 @@ def test_idx_files_are_read_where_torchvision_puts_them(kind, inside, ending, tm
     assert data.split("train").labels.tolist() == list(range(7))
 
 
+def binarized_mnist(folder, brightness=None, **options):
+    images = np.full((300, 28, 28), 51, np.uint8) if brightness is None else brightness
+    for name in ("train", "t10k"):
+        write_idx(folder / f"{name}-images-idx3-ubyte", images)
+        write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(len(images), dtype=np.uint8) % 10)
+    return MNIST(str(folder), binarize=True, **options)
+
+
+def test_binarized_pixels_are_one_as_often_as_they_are_bright(tmp_path):
+    data = binarized_mnist(tmp_path)
+    assert data.spec.levels == 2
+    levels = next(iter(data.loader("test", batch_size=300)))["image"]
+    assert set(levels.unique().tolist()) == {0, 1}
+    assert levels.float().mean().item() == pytest.approx(51 / 255, abs=0.005)
+    corners = np.zeros((10, 28, 28), np.uint8)
+    corners[:, 0, 0] = 255
+    sure = next(iter(binarized_mnist(tmp_path, corners).loader("test", batch_size=10)))["image"]
+    assert sure.sum() == 10 and sure[:, 0, 0, 0].sum() == 10
+
+
+def test_binarization_is_drawn_anew_in_each_epoch_and_once_for_the_test(tmp_path):
+    data, other = binarized_mnist(tmp_path), binarized_mnist(tmp_path, seed=1)
+    rows = torch.arange(20)
+
+    def train(source, epoch):
+        return source.training_items(epoch).__getitems__(rows)["image"]
+
+    assert torch.equal(train(data, 3), train(data, 3))
+    assert not torch.equal(train(data, 3), train(data, 4))
+    assert not torch.equal(train(data, 3), train(other, 3))
+    tests = [
+        next(iter(d.loader("test", batch_size=size)))["image"][:5] for d, size in ((data, 5), (other, 9))
+    ]
+    assert torch.equal(*tests)
+    assert data.fingerprint("test") != MNIST(str(tmp_path)).fingerprint("test")
+
+
 def test_a_damaged_idx_file_is_named(tmp_path):
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", np.zeros((2, 28, 28), np.uint8))
     file = tmp_path / "train-images-idx3-ubyte.gz"

@@ -27,6 +27,8 @@ TRAINING = {
 OTHERS = {
     "resume": "continue a stopped run:       genlab resume RUN",
     "sample": "draw a grid and single PNGs:  genlab sample RUN -n 64 --seed 0",
+    "reconstruct": "encode and decode images:     genlab reconstruct RUN IMAGES...",
+    "interpolate": "walk through latent space:    genlab interpolate RUN --seeds 0 1",
     "runs": "list the runs and their scores",
     "data": "look at images before use:    genlab data check PATH",
 }
@@ -64,6 +66,14 @@ def command(name: str) -> Callable[[list[str]], int]:
         from genlab.cli.sample import sample
 
         return sample
+    if name == "reconstruct":
+        from genlab.cli.reconstruct import reconstruct
+
+        return reconstruct
+    if name == "interpolate":
+        from genlab.cli.interpolate import interpolate
+
+        return interpolate
     if name == "runs":
         from genlab.cli.runs import runs
 
@@ -156,7 +166,7 @@ def quieten() -> None:
 def overview() -> str:
     """Returns the list of all commands."""
     lines = ["genlab trains every family of generative models and compares them fairly.", ""]
-    lines += [f"  {name:<10}{text}" for name, text in {**TRAINING, **OTHERS}.items()]
+    lines += [f"  {name:<12}{text}" for name, text in {**TRAINING, **OTHERS}.items()]
     lines += [
         "",
         "RUN is a folder such as outputs/dcgan_digits/20260101-120000; it needs no other setting.",

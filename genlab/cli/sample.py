@@ -7,7 +7,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from genlab.runs.folder import Run, open_run
+
+if TYPE_CHECKING:
+    from genlab.families.base import Model
 
 
 def sample(arguments: list[str]) -> int:
@@ -15,23 +20,18 @@ def sample(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.num < 1:
         raise ValueError(f"-n must be at least 1, got {options.num}.")
+    model, run = load(options)
     import torch
     from PIL import Image
 
     from genlab.callbacks.samples import write_samples
-    from genlab.cli.training import import_room, resolve_checkpoint
-    from genlab.evaluation.load import load_run
     from genlab.evaluation.pictures import grid
     from genlab.families.base import Samples
-    from genlab.runs.folder import open_run
 
-    for room in ("families", "networks", "losses"):
-        import_room(room)
-    run = open_run(options.run)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_run(run, resolve_checkpoint(options.checkpoint), device)
     if not isinstance(model, Samples):
-        raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot be sampled.")
+        reason = getattr(model, "cannot_sample", "")
+        because = f": {reason}" if reason else ""
+        raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot be sampled{because}.")
     folder = options.output or run.path / "samples" / f"seed{options.seed}"
     start = time.monotonic()
     batches = torch.arange(options.num).split(options.batch_size)
@@ -42,7 +42,7 @@ def sample(arguments: list[str]) -> int:
     if model.spec.is_image:
         Image.fromarray(grid(torch.cat(drawn), model.spec.levels)).save(folder / "grid.png")
     print(
-        f"{options.num} samples in {seconds:.2f} s ({options.num / seconds:,.0f} images/s on {device})",
+        f"{options.num} samples in {seconds:.2f} s ({options.num / seconds:,.0f} images/s on {model.device})",
         file=sys.stderr,
     )
     print(shown(folder / "grid.png" if model.spec.is_image else folder))
@@ -51,31 +51,59 @@ def sample(arguments: list[str]) -> int:
 
 def draw(model: Any, index: Any, options: argparse.Namespace) -> Any:
     """Returns one batch of samples on the CPU."""
-    label = None
-    if options.label is not None:
-        if not model.uses_labels or not 0 <= options.label < model.spec.num_classes:
-            classes = (
-                f"0 to {model.spec.num_classes - 1}"
-                if model.uses_labels
-                else "none: it was trained without labels"
-            )
-            raise ValueError(f"--label {options.label}: this run has labels {classes}.")
-        label = index.new_full((len(index),), options.label).to(model.device)
+    label = label_of(model, len(index), options.label)
     return model.sample(index, seed=options.seed, label=label).cpu()
+
+
+def load(options: argparse.Namespace) -> tuple[Model, Run]:
+    """Returns the model of the run that the options name, and the run."""
+    import torch
+
+    from genlab.cli.training import import_room, resolve_checkpoint
+    from genlab.evaluation.load import load_run
+
+    for room in ("families", "networks", "losses", "samplers"):
+        import_room(room)
+    run = open_run(options.run)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_run(run, resolve_checkpoint(options.checkpoint), device), run
+
+
+def label_of(model: Any, num: int, label: int | None, required: bool = False) -> Any:
+    """Returns the label of a command line for every item, None where there is none.
+
+    Raises:
+        ValueError: For a label that the model does not have, or a missing one that it requires.
+    """
+    import torch
+
+    if label is None and not (required and model.uses_labels):
+        return None
+    if label is None or not model.uses_labels or not 0 <= label < model.spec.num_classes:
+        last = model.spec.num_classes - 1
+        classes = f"0 to {last}" if model.uses_labels else "none: it was trained without labels"
+        asked = "--label is missing" if label is None else f"--label {label}"
+        raise ValueError(f"{asked}: this run has labels {classes}.")
+    return torch.full((num,), label, device=model.device)
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     parser = argparse.ArgumentParser(prog="genlab sample", description="Draw samples of a run.")
-    parser.add_argument("run", type=Path, help="the run's folder")
+    add_run_options(parser)
     parser.add_argument("-n", "--num", type=int, default=64, help="number of samples (64)")
     parser.add_argument("--seed", type=int, default=0, help="sample i of a seed is the same in any batch (0)")
     parser.add_argument("--label", type=int, help="class to draw, for models trained with labels")
-    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the last one")
     parser.add_argument("--output", type=Path, help="folder of the files (<run>/samples/seed<seed>)")
     parser.add_argument("--batch_size", type=int, default=100, help="samples drawn at a time (100)")
-    parser.add_argument("--device", help="cpu or cuda (cuda where there is one)")
     return parser
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command needs that works on a trained model."""
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the last one")
+    parser.add_argument("--device", help="cpu or cuda (cuda where there is one)")
 
 
 def shown(path: Path) -> str:

@@ -21,17 +21,23 @@ class Items(Dataset[Batch]):
         packed: Images or points with their labels and captions.
         key: Name of the batch's entry: "image" or "point".
         flip: Which items are to be mirrored on the device; None mirrors nothing.
+        binarize: Address of the draw that makes each byte b a 1 with probability b / 255; None keeps bytes.
     """
 
-    def __init__(self, packed: Packed, key: str = "image", flip: Tensor | None = None) -> None:
-        self.packed, self.key, self.flip = packed, key, flip
+    def __init__(
+        self, packed: Packed, key: str = "image", flip: Tensor | None = None, binarize: int | None = None
+    ) -> None:
+        self.packed, self.key, self.flip, self.binarize = packed, key, flip, binarize
 
     def __len__(self) -> int:
         return len(self.packed)
 
     def __getitems__(self, rows: Tensor) -> Batch:
         index = rows.numpy()
-        batch: dict[str, Any] = {self.key: torch.from_numpy(self.packed.images[index]), "index": rows}
+        images = torch.from_numpy(self.packed.images[index])
+        if self.binarize is not None:
+            images = binarized(images, self.binarize, rows)
+        batch: dict[str, Any] = {self.key: images, "index": rows}
         if self.packed.labels is not None:
             batch["label"] = torch.from_numpy(self.packed.labels[index])
         if self.packed.captions is not None:
@@ -39,6 +45,12 @@ class Items(Dataset[Batch]):
         if self.flip is not None:
             batch["flip"] = self.flip[rows]
         return batch  # type: ignore[return-value]
+
+
+def binarized(images: Tensor, address: int, rows: Tensor) -> Tensor:
+    """Returns levels 0 and 1: byte b becomes 1 with probability b / 255, by the draw of (address, row)."""
+    draw = randomness.uniform(address, rows, images[0].numel()).reshape(images.shape)
+    return (255.0 * draw < images).to(torch.uint8)
 
 
 class Order:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.folder import ImageFolder
+from genlab.data.loading import Items
 from genlab.data.packed import Packed, cache_folder, pack
 from genlab.data.sources import BadSource, Source, open_source
 from genlab.shapes import DataSpec
@@ -74,6 +76,8 @@ class MNIST(DataModule):
         path: Folder to search; None means ./data and the cache.
         download: Let torchvision fetch what is missing.
         image_size: 28, or more for a black border, such as the 32 of many networks.
+        binarize: Make pixels 0 or 1, a pixel's brightness being its probability of a 1, anew in each epoch
+            (Salakhutdinov and Murray 2008); the draw that is scored on is fixed, the same for all models.
         base: Arguments that every data set has.
 
     Shapes:
@@ -81,16 +85,33 @@ class MNIST(DataModule):
     """
 
     def __init__(
-        self, path: str | None = None, download: bool = False, image_size: int = 28, **base: Any
+        self,
+        path: str | None = None,
+        download: bool = False,
+        image_size: int = 28,
+        binarize: bool = False,
+        **base: Any,
     ) -> None:
         super().__init__(**base)
         if image_size < 28:
             raise ValueError(f"image_size must be 28 or more (a border is added), got {image_size}.")
         self.path, self.download, self.image_size = path, download, image_size
+        self.binarize = binarize
 
     @property
     def spec(self) -> DataSpec:
-        return DataSpec(type(self).__name__.lower(), (1, self.image_size, self.image_size), num_classes=10)
+        shape, levels = (1, self.image_size, self.image_size), 2 if self.binarize else 256
+        return DataSpec(type(self).__name__.lower(), shape, num_classes=10, levels=levels)
+
+    def items(self, split: str) -> Items:
+        items = super().items(split)
+        items.binarize = randomness.key("binarize", split) if self.binarize else None
+        return items
+
+    def training_items(self, epoch: int) -> Items:
+        items = super().training_items(epoch)
+        items.binarize = randomness.key(self.seed, "binarize", epoch) if self.binarize else None
+        return items
 
     def load(self) -> dict[str, Packed]:
         name = type(self).__name__
@@ -99,7 +120,8 @@ class MNIST(DataModule):
         return {"train": self._read(folder, "train"), "test": self._read(folder, "t10k")}
 
     def preprocessing(self) -> dict[str, Any]:
-        return {"border": (self.image_size - 28) // 2}
+        binarized = {"binarized": "anew in each epoch"} if self.binarize else {}
+        return {"border": (self.image_size - 28) // 2, **binarized}
 
     def _read(self, folder: Path, prefix: str) -> Packed:
         images = read_idx(folder / f"{prefix}-images-idx3-ubyte")

@@ -21,6 +21,9 @@ from genlab.shapes import Batch, DataSpec
 NetworkFactory = Callable[[DataSpec], nn.Module]
 """What a YAML file gives for a network: its class and sizes; the data's shape is filled in by the family."""
 
+CodingFactory = Callable[[DataSpec, int, int], nn.Module]
+"""The same for an encoder or decoder: the data, the length of the code, and of the condition beside it."""
+
 
 @runtime_checkable
 class Samples(Protocol):
@@ -178,6 +181,8 @@ class Model(pl.LightningModule):
     def _noise_rows(self, num: int) -> Tensor:
         if self._item_numbers is not None:
             return self._item_numbers
+        if self._trainer is None:  # someone asks the model itself, outside of a run
+            return torch.arange(num, device=self.device)
         return torch.arange(num, device=self.device) * self.trainer.world_size + self.global_rank
 
     def _add_losses(self, batch: Batch) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 
 class DiffAugment(nn.Module):
@@ -68,6 +69,47 @@ class RandomShift(nn.Module):
         if not self.training or self.max_shift == 0:
             return x
         return crop_randomly(pad(x, [self.max_shift] * 4, mode="replicate"), *x.shape[2:])
+
+
+class AffineAugment(nn.Module):
+    """Shift, rotation and zoom by given amounts, which a model can be told of.
+
+        x'(r) = x(A r + s),    A = e^(-zoom) R(rotation)
+
+    with bilinear sampling and the border repeated; all amounts 0 is the identity.
+
+    Args:
+        max_shift: Largest shift to the right and down, as a share of the side.
+        max_rotation: Largest rotation, in degrees, counter-clockwise; oblong images are also sheared.
+        max_zoom: Largest zoom, as a logarithm: 0.1 enlarges by up to 10 %.
+
+    Shapes:
+        x: (batch, channels, height, width).
+        amounts: (batch, num_amounts), shares of the largest ones, in [-1, 1]. Returns as x.
+    """
+
+    num_amounts = 4
+
+    def __init__(self, max_shift: float = 0.1, max_rotation: float = 10.0, max_zoom: float = 0.1) -> None:
+        super().__init__()
+        for name, value in (("max_shift", max_shift), ("max_rotation", max_rotation), ("max_zoom", max_zoom)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}; 0 leaves that change out.")
+        self.max_shift, self.max_rotation, self.max_zoom = max_shift, max_rotation, max_zoom
+
+    def forward(self, x: Tensor, amounts: Tensor) -> Tensor:
+        right, down, rotation, zoom = amounts.to(x.dtype).unbind(dim=1)
+        angle = rotation * math.radians(self.max_rotation)
+        scale = (-zoom * self.max_zoom).exp()
+        cos, sin = scale * angle.cos(), scale * angle.sin()
+        # The grid's sides are 2 long: twice the share.
+        shift = 2.0 * self.max_shift
+        rows = [
+            torch.stack([cos, -sin, -shift * right], dim=1),
+            torch.stack([sin, cos, -shift * down], dim=1),
+        ]
+        grid = affine_grid(torch.stack(rows, dim=1), list(x.shape), align_corners=False)
+        return grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 def jitter_color(x: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""`genlab reconstruct`: what a run's model keeps of given images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from genlab.cli.sample import add_run_options, label_of, load, shown
+
+
+def reconstruct(arguments: list[str]) -> int:
+    """Writes each image beside what the model makes of it, and prints the error."""
+    options = parser().parse_args(arguments)
+    model, run = load(options)
+    import torch
+    from PIL import Image
+
+    from genlab.callbacks.samples import write_samples
+    from genlab.evaluation.latents import read_images, reconstruct
+    from genlab.evaluation.pictures import grid
+    from genlab.families.base import Reconstructs
+
+    if not isinstance(model, Reconstructs):
+        raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot encode images.")
+    x = read_images(options.images, model.spec).to(model.device)
+    x_hat = reconstruct(model, x, label_of(model, len(x), options.label, required=True))
+    folder = options.output or run.path / "reconstructions"
+    write_samples(folder, list(range(len(x))), x_hat.cpu(), model.spec.levels)
+    pairs = torch.stack([x, x_hat], dim=1).flatten(0, 1).cpu()
+    columns = min(8, len(x)) * 2
+    Image.fromarray(grid(pairs, model.spec.levels, columns)).save(folder / "grid.png")
+    for path, error in zip(options.images, errors(x, x_hat), strict=True):
+        print(f"{path}  rms error {error:.1f} of 255")
+    print(shown(folder / "grid.png"))
+    return 0
+
+
+def errors(x: Any, x_hat: Any) -> list[float]:
+    """Returns each image's root mean squared error, in bytes."""
+    return (127.5 * (x - x_hat).flatten(1).square().mean(dim=1).sqrt()).tolist()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="genlab reconstruct", description="Encode and decode images: pairs of original and result."
+    )
+    add_run_options(parser)
+    parser.add_argument("images", type=Path, nargs="+", help="image files")
+    parser.add_argument("--label", type=int, help="class of the images, for models trained with labels")
+    parser.add_argument("--output", type=Path, help="folder of the files (<run>/reconstructions)")
+    return parser

@@ -1,0 +1,88 @@
+"""Walks through a latent space: reconstructions, interpolations, traversals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genlab.data.decode import Policy, decode
+from genlab.shapes import DataSpec, to_float
+
+
+def lerp(a: Tensor, b: Tensor, num: int) -> Tensor:
+    """Returns num points on the straight line from a to b, both ends included: (num, *a.shape)."""
+    t = _steps(a, num)
+    return a + t * (b - a)
+
+
+def slerp(a: Tensor, b: Tensor, num: int) -> Tensor:
+    """Returns num points on the arc from a to b: directions turn evenly, lengths change evenly.
+
+        |z| (sin((1 - t) w) a/|a| + sin(t w) b/|b|) / sin w,    w the angle between a and b
+
+    Shoemake 1985; White 2016 (arXiv:1609.04468) for latents: normal vectors lie near a sphere, and the
+    straight line between two of them passes through a middle where hardly any lie.
+    """
+    t = _steps(a, num)
+    lengths = a.norm(), b.norm()
+    if min(lengths) == 0:
+        return lerp(a, b, num)
+    direction_a, direction_b = a / lengths[0], b / lengths[1]
+    angle = (direction_a * direction_b).sum().clamp(-1.0, 1.0).acos()
+    if angle.sin() < 1e-6:
+        return lerp(a, b, num)
+    turned = ((1.0 - t) * angle).sin() * direction_a + (t * angle).sin() * direction_b
+    return torch.lerp(lengths[0], lengths[1], t) * turned / angle.sin()
+
+
+def reconstruct(model: Any, x: Tensor, label: Tensor | None = None) -> Tensor:
+    """Returns what comes back of images: decode(encode(x)), the same each time."""
+    return model.decode(model.encode(x, label), label)
+
+
+def traverse(
+    model: Any, z: Tensor, low: Tensor, high: Tensor, dims: Sequence[int], num: int, label: Tensor | None
+) -> Tensor:
+    """Returns one row of images for each dimension, along which z alone changes there.
+
+    Args:
+        model: Decodes latents.
+        z: Where the walk passes, (latent_dim,).
+        low: Where each dimension begins, (latent_dim,).
+        high: Where each ends.
+        dims: Dimensions to walk along.
+        num: Images in a row.
+        label: (1,), for conditional models.
+
+    Returns:
+        (len(dims) * num, *image).
+    """
+    rows = z.repeat(len(dims), num, 1)
+    for row, dim in zip(rows, dims, strict=True):
+        row[:, dim] = lerp(low[dim], high[dim], num)
+    flat = rows.flatten(0, 1)
+    return model.decode(flat, None if label is None else label.expand(len(flat)))
+
+
+def read_images(paths: Sequence[Path], spec: DataSpec) -> Tensor:
+    """Returns image files as a model of this data expects them: cut square, resized, on its levels.
+
+    Raises:
+        ValueError: If the model knows no images, or none that are square; BadImage for a damaged file.
+    """
+    if not spec.is_image or spec.shape[1] != spec.shape[2]:
+        raise ValueError(
+            f"Image files are brought to a square, but this model's data have shape {spec.shape}."
+        )
+    policy = Policy(spec.shape[1], spec.shape[0])
+    pixels = [torch.tensor(decode(path.read_bytes(), str(path), policy).pixels) for path in paths]
+    levels = (torch.stack(pixels).float() * ((spec.levels - 1) / 255.0)).round()
+    return to_float(levels, spec.levels)
+
+
+def _steps(a: Tensor, num: int) -> Tensor:
+    return torch.linspace(0.0, 1.0, num, device=a.device, dtype=a.dtype).reshape(-1, *[1] * a.dim())

@@ -1,0 +1,225 @@
+"""How probable an image is, given what a decoder says about each of its pixels."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from genlab.losses.precision import at_least_float32
+from genlab.shapes import DataSpec
+
+LOG_SCALES = (-7.0, 7.0)  # a thousandth is narrower than half a level of 256, a thousand is flat
+TAIL = -20.0  # where the expansion of the normal tail is right to single precision
+
+
+class PixelLikelihood(nn.Module, ABC):
+    """A distribution of every pixel, independent of the other pixels given the decoder's output.
+
+        log p(x | z) = sum over pixels of log p(x_i | parameters_i)
+
+    For data with levels this is the probability of the pixels' own levels, so that nats and bits per
+    dimension of all models stand on one scale; for continuous data it is a density.
+
+    Args:
+        spec: The data.
+
+    Shapes:
+        parameters: (batch, *parameter_shape), what the decoder returns.
+        x: (batch, *spec.shape), levels as floats in [-1, 1].
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    num_parameters = 1
+    """Numbers that the decoder gives for each pixel and channel."""
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        """Shape of one item of the decoder's output: as the data, with num_parameters times the channels."""
+        channels, *rest = self.spec.shape
+        return (channels * self.num_parameters, *rest)
+
+    def forward(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Returns log p(x | z) in nats, (batch,)."""
+        by_pixel = self.log_prob(at_least_float32(parameters), at_least_float32(x))
+        return by_pixel.flatten(1).sum(dim=1)
+
+    @abstractmethod
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Returns the log-probability of each pixel, of x's shape."""
+
+    @abstractmethod
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Returns the expected pixels, in [-1, 1] for images."""
+
+    def _split(self, parameters: Tensor) -> Tensor:
+        """Returns the parameters as (batch, num_parameters, *spec.shape)."""
+        return parameters.unflatten(1, (self.num_parameters, self.spec.shape[0]))
+
+    def _edges(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the lower and upper edge of the levels' bins, and where they are the lowest and highest.
+
+        Level k of K lies at 2 k / (K - 1) - 1; its bin reaches half a step to both sides, and the outermost
+        bins to infinity.
+        """
+        half = 1.0 / (self.spec.levels - 1)
+        return x - half, x + half, x < -1.0 + half, x > 1.0 - half
+
+
+LikelihoodFactory = Callable[[DataSpec], PixelLikelihood]
+
+
+class Bernoulli(PixelLikelihood):
+    """Pixels that are black or white: p(white) = sigmoid(logit).
+
+    For two levels only. A cross-entropy against grey pixels is no likelihood of anything; binarise the data
+    instead, as `--data.binarize true` does for MNIST.
+
+    Args:
+        spec: The data, of 2 levels.
+
+    Raises:
+        ValueError: For any other number of levels.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__(spec)
+        if spec.levels != 2:
+            raise ValueError(
+                f"Bernoulli needs data of 2 levels, but {spec.name} has {spec.levels}; binarise the data "
+                f"(--data.binarize true) or take DiscretizedLogistic."
+            )
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        return logsigmoid(parameters * x.sign())
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return 2.0 * torch.sigmoid(parameters.float()) - 1.0
+
+
+class Gaussian(PixelLikelihood):
+    """Normally distributed pixels whose standard deviation is learned.
+
+        density                 N(x; mean, std^2)                                      continuous data
+        probability of a level  Phi((x + h - mean) / std) - Phi((x - h - mean) / std),  h half a level's width
+
+    with the outermost levels taking the tails, so that the levels' probabilities sum to 1. A fixed std of 1
+    would weigh reconstruction against the KL by an arbitrary factor (Rybkin et al. 2021, arXiv:2006.13202).
+
+    Args:
+        spec: The data.
+        per_pixel: Let the decoder give a std for each pixel; otherwise one is learned for all of them.
+    """
+
+    def __init__(self, spec: DataSpec, per_pixel: bool = False) -> None:
+        super().__init__(spec)
+        self.num_parameters = 2 if per_pixel else 1
+        self.log_std = None if per_pixel else nn.Parameter(torch.tensor(-1.0))
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        mean, log_std = self._mean_and_log_std(parameters)
+        if not self.spec.levels:
+            standard = (x - mean) * (-log_std).exp()
+            return -0.5 * standard.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+        low, high, is_lowest, is_highest = self._edges(x)
+        scale = (-log_std).exp()
+        return log_normal_interval((low - mean) * scale, (high - mean) * scale, is_lowest, is_highest)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        mean = self._mean_and_log_std(parameters.float())[0]
+        return mean.clamp(-1.0, 1.0) if self.spec.is_image else mean
+
+    def _mean_and_log_std(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        split = self._split(parameters)
+        log_std = split[:, 1] if self.log_std is None else self.log_std
+        return split[:, 0], log_std.clamp(*LOG_SCALES)
+
+
+class DiscretizedLogistic(PixelLikelihood):
+    """A mixture of logistic distributions, integrated over the bin of each level.
+
+        p(x) = sum_k w_k [sigmoid((x + h - m_k) / s_k) - sigmoid((x - h - m_k) / s_k)]
+
+    Salimans et al. 2017 (arXiv:1701.05517), section 2.1, each channel by itself; Kingma et al. 2016 for one
+    component. The outermost levels take the tails, so that the levels' probabilities sum to 1.
+
+    Args:
+        spec: The data, with levels.
+        num_components: Logistic distributions in the mixture; 1 has one peak for each pixel.
+
+    Raises:
+        ValueError: For continuous data.
+    """
+
+    def __init__(self, spec: DataSpec, num_components: int = 1) -> None:
+        super().__init__(spec)
+        if spec.levels < 2:
+            raise ValueError(
+                f"DiscretizedLogistic needs data with levels, but {spec.name} is continuous; take Gaussian."
+            )
+        if num_components < 1:
+            raise ValueError(f"num_components must be at least 1, got {num_components}.")
+        self.num_components = num_components
+        self.num_parameters = 3 * num_components
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        logits, means, log_scales = self._mixture(parameters)
+        low, high, is_lowest, is_highest = (edge[:, None] for edge in self._edges(x))
+        inverse = (-log_scales).exp()
+        by_component = log_logistic_interval(
+            (low - means) * inverse, (high - means) * inverse, is_lowest, is_highest
+        )
+        return (logits.log_softmax(dim=1) + by_component).logsumexp(dim=1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        logits, means, _ = self._mixture(parameters.float())
+        return (logits.softmax(dim=1) * means.clamp(-1.0, 1.0)).sum(dim=1)
+
+    def _mixture(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, means, log_scales = self._split(parameters).chunk(3, dim=1)
+        if self.num_components > 1:
+            # Apart from the start: components that begin alike have equal gradients and stay alike.
+            means = means + torch.linspace(-0.5, 0.5, self.num_components).to(means).reshape(
+                1, -1, *[1] * (means.dim() - 2)
+            )
+        # Shifted, so that a decoder that still says 0 gives a scale of a seventh of the range.
+        return logits, means, (log_scales - 2.0).clamp(*LOG_SCALES)
+
+
+def log_logistic_interval(low: Tensor, high: Tensor, is_lowest: Tensor, is_highest: Tensor) -> Tensor:
+    """Returns log(sigmoid(high) - sigmoid(low)) without cancellation; edges at infinity where marked.
+
+    sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)).
+    """
+    log_width = torch.log(-torch.expm1((low - high).clamp(max=-1e-6)))
+    inside = logsigmoid(high) + logsigmoid(-low) + log_width
+    return torch.where(is_lowest, logsigmoid(high), torch.where(is_highest, logsigmoid(-low), inside))
+
+
+def log_normal_interval(low: Tensor, high: Tensor, is_lowest: Tensor, is_highest: Tensor) -> Tensor:
+    """Returns log(Phi(high) - Phi(low)); edges at infinity where marked.
+
+    Intervals above 0 are mirrored first: there both Phi round to 1, and below 0 neither does.
+    """
+    mirror = low + high > 0.0
+    a, b = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
+    log_a, log_b = log_ndtr(a), log_ndtr(b)
+    inside = log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-6)))
+    return torch.where(is_lowest, log_ndtr(high), torch.where(is_highest, log_ndtr(-low), inside))
+
+
+def log_ndtr(x: Tensor) -> Tensor:
+    """Returns log Phi(x), in the far tail by its expansion -x^2/2 - log(-x sqrt(2 pi)) - 1/x^2.
+
+    There torch's own function has a gradient that is wrong by percents below -1,000 and NaN further out.
+    """
+    far = x.clamp(max=TAIL)
+    tail = -0.5 * far.square() - (-far).log() - 0.5 * math.log(2.0 * math.pi) - far.square().reciprocal()
+    return torch.where(x < TAIL, tail, torch.special.log_ndtr(x.clamp(min=TAIL)))

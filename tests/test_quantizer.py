@@ -1,0 +1,264 @@
+"""Codebooks: the nearest code, running means, dead codes, several processes, and the model around them."""
+
+import copy
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from genlab.data.random_images import RandomImages
+from genlab.families.base import Reconstructs, Samples
+from genlab.families.vqvae import VQVAE, perplexity, straight_through
+from genlab.networks.autoencoder import ConvMapDecoder, ConvMapEncoder
+from genlab.networks.quantizer import EMACodebook, LearnedCodebook
+
+ADAM = partial(torch.optim.Adam, lr=1e-3)
+NETWORKS = (
+    partial(ConvMapEncoder, num_halvings=1, base_channels=4),
+    partial(ConvMapDecoder, num_halvings=1, base_channels=4),
+)
+
+
+def images(batch_size=8):
+    return RandomImages((1, 8, 8), 3, levels=17, num_train=64, num_test=16, batch_size=batch_size)
+
+
+def vqvae(codebook=EMACodebook, **options):
+    torch.manual_seed(0)
+    return VQVAE(images().spec, *NETWORKS, partial(codebook, num_codes=8), ADAM, code_dim=3, **options)
+
+
+def a_batch(num=8):
+    data = images()
+    return data.to_device_batch(next(iter(data.loader("train", batch_size=num))), "cpu")
+
+
+def a_codebook(num_codes=5, code_dim=3, **options):
+    """A codebook in the middle of its life, with codes far apart."""
+    torch.manual_seed(1)
+    book = EMACodebook(code_dim, num_codes, **options)
+    book.codes.copy_(torch.randn(num_codes, code_dim))
+    book.running_sums.copy_(book.codes)
+    book.num_updates += 1
+    return book
+
+
+@pytest.mark.parametrize("kind", [EMACodebook, LearnedCodebook])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_chosen_code_is_the_nearest_in_float64(kind, dtype):
+    torch.manual_seed(0)
+    book = kind(6, 300)
+    with torch.no_grad():
+        book.codes.normal_()
+    z = torch.randn(2, 500, 6).to(dtype)
+    nearest = torch.cdist(z.double().flatten(0, 1), book.codes.detach().double()).argmin(dim=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(book(z).flatten(), nearest)
+    assert torch.equal(book.look_up(book(z)), book.codes[nearest].unflatten(0, (2, 500)))
+
+
+def test_equal_codes_give_the_first_of_them():
+    book = EMACodebook(2, 4)
+    book.codes.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [5.0, 5.0]]))
+    assert book(torch.tensor([[0.0, 0.9]])).tolist() == [1]
+
+
+def test_running_means_equal_a_hand_written_loop():
+    book = a_codebook(decay=0.7, reset_below=0.0, epsilon=0.0)
+    codes = book.codes.clone()
+    counts, sums = [1.0] * 5, [code.clone() for code in codes]
+    for step in range(6):
+        z = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(step))
+        index = book(z)
+        book.update(z, index)
+        for k in range(5):
+            chose = z[index == k]
+            counts[k] = 0.7 * counts[k] + 0.3 * len(chose)
+            sums[k] = 0.7 * sums[k] + 0.3 * chose.sum(dim=0)
+            if len(chose):
+                codes[k] = sums[k] / counts[k]
+        assert torch.allclose(book.codes, codes, atol=1e-5)
+        assert torch.allclose(book.running_counts, torch.tensor(counts), atol=1e-5)
+
+
+def test_without_decay_the_codes_are_the_means_of_their_clusters():
+    book = a_codebook(decay=0.0, reset_below=0.0, epsilon=0.0)
+    z = torch.randn(4, 10, 3)
+    index = book(z)
+    book.update(z, index)
+    for k in index.unique():
+        assert torch.allclose(book.codes[k], z[index == k].mean(dim=0), atol=1e-5)
+
+
+def test_smoothing_divides_by_laplace_counts_that_are_not_kept():
+    book = a_codebook(decay=0.5, epsilon=0.3, reset_below=0.0)
+    z = torch.randn(2, 10, 3)
+    index = book(z)
+    n = 0.5 + 0.5 * torch.bincount(index.flatten(), minlength=5)
+    book.update(z, index)
+    assert torch.allclose(book.running_counts, n)
+    k = int(index[0, 0])
+    smoothed = (n[k] + 0.3) / (n.sum() + 5 * 0.3) * n.sum()
+    assert torch.allclose(book.codes[k], book.running_sums[k] / smoothed)
+
+
+def test_unused_codes_stay_where_they_are():
+    book = a_codebook(reset_below=0.0)
+    book.codes[3] = book.running_sums[3] = 100.0
+    for _ in range(500):
+        z = torch.randn(2, 8, 3)
+        book.update(z, book(z))
+    assert torch.equal(book.codes[3], torch.full((3,), 100.0))
+    assert book.running_counts[3] < 0.01
+
+
+def test_a_dead_code_starts_anew_with_its_sum_and_count_and_survives():
+    book = a_codebook(reset_below=0.1)
+    book.codes[3] = 100.0
+    book.running_counts[3], book.running_sums[3] = 0.05, 5.0
+    z = torch.randn(2, 8, 3)
+    book.update(z, book(z))
+    assert (z.flatten(0, 1) == book.codes[3]).all(dim=1).any()
+    assert torch.equal(book.running_sums[3], book.codes[3]) and book.running_counts[3] == 1.0
+    before = book.codes[3].clone()
+    far = torch.full((2, 8, 3), -50.0)
+    book.update(far, torch.zeros(2, 8, dtype=torch.int64))
+    assert torch.equal(book.codes[3], before)
+
+
+def test_the_first_batch_gives_the_first_codes():
+    book = EMACodebook(3, 5)
+    z = torch.randn(2, 8, 3) + 7.0
+    book.update(z, book(z))
+    assert all((z.flatten(0, 1) == code).all(dim=1).any() for code in book.codes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"decay": 1.0}, "decay must be"), ({"reset_below": 1.0}, "reset_below must be")]
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EMACodebook(3, 5, **options)
+
+
+def test_perplexity_counts_the_codes_in_even_use():
+    assert perplexity(torch.tensor([2.0, 2.0, 2.0, 0.0])).item() == pytest.approx(3.0)
+    assert perplexity(torch.tensor([0.0, 9.0])).item() == pytest.approx(1.0)
+
+
+PROCESS = """
+import sys, torch, torch.distributed as dist
+from genlab.networks.quantizer import EMACodebook
+rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+torch.manual_seed(0)
+book = EMACodebook(3, 6, decay=0.8, reset_below=0.3)  # before the processes meet, as Lightning builds it
+if world > 1:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+for step in range(5):
+    z = torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(step))[rank::world]
+    book.update(z, book(z))
+torch.save(book.state_dict(), f"{folder}/{world}-{rank}.pt")
+"""
+
+
+def test_codebooks_are_equal_on_all_processes_and_equal_to_one_process(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(r), str(w), str(tmp_path)], env=environment)
+        for w, ranks in ((1, [0]), (2, [0, 1]))
+        for r in ranks
+    ]
+    assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.allclose(alone[name].double(), first[name].double(), atol=1e-5) for name in alone)
+
+
+# The model
+
+
+def test_the_decoders_gradient_reaches_the_encoder_as_it_is_and_no_code():
+    z = torch.randn(2, 3, requires_grad=True)
+    codes = torch.randn(2, 3, requires_grad=True)
+    passed = straight_through(z, codes)
+    assert torch.equal(passed, codes)
+    gradient = torch.randn(2, 3)
+    passed.backward(gradient)
+    assert torch.equal(z.grad, gradient) and codes.grad is None
+
+
+@pytest.mark.parametrize("kind", [EMACodebook, LearnedCodebook])
+def test_each_part_learns_from_its_own_terms_alone(kind):
+    model, batch = vqvae(kind, commitment=0.0), a_batch()
+    losses = model.losses(batch)
+    decoded = torch.autograd.grad(losses["loss"], list(model.decoder.parameters()), retain_graph=True)
+    mse = torch.autograd.grad(losses["mse"], list(model.decoder.parameters()), retain_graph=True)
+    assert all(torch.equal(*pair) for pair in zip(decoded, mse, strict=True))
+    if kind is LearnedCodebook:
+        z = model.encoder(batch["image"]).movedim(1, -1)
+        index = model.codebook(z)
+        expected = torch.zeros(8, 3)
+        for k in range(8):
+            chose = z[index == k]
+            expected[k] = 2 * (len(chose) * model.codebook.codes[k] - chose.sum(dim=0)) / z.numel()
+        (gradient,) = torch.autograd.grad(losses["loss"], model.codebook.codes)
+        assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+def test_the_commitment_holds_the_encoder_with_its_weight():
+    batch = a_batch()
+    values = [vqvae(commitment=c, data_variance=0.5).losses(batch) for c in (0.0, 0.25)]
+    assert values[0]["loss"].item() == pytest.approx(2 * values[0]["mse"].item())
+    added = values[1]["loss"] - values[0]["loss"]
+    assert added.item() == pytest.approx(0.25 * values[1]["commitment"].item(), rel=1e-4)
+
+
+def test_duplicating_the_batch_leaves_the_loss_unchanged():
+    batch = a_batch()
+    twice = {name: torch.cat([value, value]) for name, value in batch.items()}
+    once, doubled = vqvae().losses(batch), vqvae().losses(twice)
+    assert all(once[name].item() == pytest.approx(doubled[name].item(), rel=1e-5) for name in once)
+
+
+def test_evaluation_never_changes_the_codebook_and_training_does():
+    model = vqvae()
+    before = copy.deepcopy(model.codebook.state_dict())
+    model.eval()
+    model.losses(a_batch())
+    model.decode(model.encode(a_batch()["image"]))
+    assert all(torch.equal(before[name], value) for name, value in model.codebook.state_dict().items())
+    model.train()
+    model.losses(a_batch())
+    assert not torch.equal(before["codes"], model.codebook.codes)
+
+
+@pytest.mark.parametrize("kind", [EMACodebook, LearnedCodebook])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_vqvae_trains_and_reconstructs_the_same_each_time(kind, precision):
+    model = vqvae(kind)
+    trainer = pl.Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        precision=precision,
+        val_check_interval=3,
+    )
+    trainer.fit(model, images())
+    assert all(value.isfinite() for value in model.latest.values())
+    assert model.codebook.codes.dtype == torch.float32
+    assert 1.0 <= trainer.callback_metrics["val/perplexity"] <= 8.0
+    assert 0.0 <= trainer.callback_metrics["val/dead_codes"] < 1.0
+    x = a_batch()["image"]
+    index = model.encode(x)
+    assert index.shape == (8, 4, 4) and index.dtype == torch.int64
+    assert torch.equal(model.decode(index), model.decode(model.encode(x)))
+    assert isinstance(model, Reconstructs) and not isinstance(model, Samples)
