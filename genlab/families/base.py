@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ from genlab.shapes import Batch, DataSpec
 
 NetworkFactory = Callable[[DataSpec], nn.Module]
 """What a YAML file gives for a network: its class and sizes; the data's shape is filled in by the family."""
+
+
+class Diverged(RuntimeError):  # noqa: N818 - the word of the run's status
+    """A loss or a weight is no longer finite."""
 
 
 @runtime_checkable
@@ -147,10 +152,11 @@ class Model(pl.LightningModule):
         rows = self._noise_rows(num)
         return randomness.normal(randomness.key(self._step_address, stream), rows, shape)
 
-    def draw_uniform(self, stream: str, num: int) -> Tensor:
-        """Returns this step's uniform numbers in (0, 1), one for each item, numbered as in `draw_normal`."""
+    def draw_uniform(self, stream: str, num: int, shape: tuple[int, ...] = ()) -> Tensor:
+        """Returns this step's uniform numbers in (0, 1), (num, *shape), numbered as in `draw_normal`."""
         rows = self._noise_rows(num)
-        return randomness.uniform(randomness.key(self._step_address, stream), rows, 1)[:, 0].float()
+        u = randomness.uniform(randomness.key(self._step_address, stream), rows, math.prod(shape))
+        return u.float().reshape(num, *shape)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["images_seen"] = self.images_seen
@@ -178,6 +184,8 @@ class Model(pl.LightningModule):
     def _noise_rows(self, num: int) -> Tensor:
         if self._item_numbers is not None:
             return self._item_numbers
+        if self._trainer is None:  # someone asks the model itself, outside of a run
+            return torch.arange(num, device=self.device)
         return torch.arange(num, device=self.device) * self.trainer.world_size + self.global_rank
 
     def _add_losses(self, batch: Batch) -> None:
