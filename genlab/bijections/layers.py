@@ -134,7 +134,7 @@ class LearnedPrior(Bijection):
         x, z: (batch, channels, ...).
     """
 
-    def __init__(self, spec: DataSpec, bound: float = 4.0) -> None:
+    def __init__(self, spec: DataSpec, bound: float = 8.0) -> None:
         super().__init__()
         self.num_classes = spec.num_classes
         self.transform = Affine(bound)

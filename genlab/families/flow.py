@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -109,13 +109,15 @@ class Flow(Model):
         """Returns the negative log-likelihood; in evaluation also how far the inverse misses the data."""
         x, label = observed(batch), self._label(batch)
         parts = self.parts if self.training else self._averaged
-        v, log_volume = self._continuous(parts, x, label, "dequantisation")
-        z, log_prob = self._log_density(parts, v, label)
-        loss = -(log_prob + log_volume).mean() / self._units
-        if self.training:
-            return {"loss": loss}
-        back, _ = _bijection(parts).inverse(z, label)
-        return {"loss": loss, "inverse_error": (back - v).abs().flatten(1).amax(1).mean()}
+        # Networks may learn in half precision; what is reported is computed without it.
+        with nullcontext() if self.training else torch.autocast(self.device.type, enabled=False):
+            v, log_volume = self._continuous(parts, x, label, "dequantisation")
+            z, log_prob = self._log_density(parts, v, label)
+            loss = -(log_prob + log_volume).mean() / self._units
+            if self.training:
+                return {"loss": loss}
+            back, _ = _bijection(parts).inverse(z, label)
+            return {"loss": loss, "inverse_error": (back - v).abs().flatten(1).amax(1).mean()}
 
     @property
     def likelihood_kind(self) -> str:  # type: ignore[override]
