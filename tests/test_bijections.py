@@ -28,20 +28,27 @@ from genlab.shapes import DataSpec
 MLP = partial(MLPConditioner, hidden=[8])
 CONV = partial(ConvConditioner, hidden_channels=8)
 RESNET = partial(ResNetConditioner, hidden_channels=8, num_blocks=1)
+GLOW = partial(Glow, network=CONV, num_steps=2)
 MAPS = [Additive(), Affine(), Spline(num_bins=5, width=1.5)]
 
+
+def name(transform):
+    return type(transform).__name__
+
+
 POINTS = DataSpec("points", (3,), num_classes=4, levels=0)
+SIX = DataSpec("six", (6, 2, 2))
 IMAGES = DataSpec("images", (2, 4, 6), num_classes=4)  # not square, so that swapped sides are seen
 GREY = DataSpec("grey", (1, 4, 6))
 
 LAYERS = [
-    *(pytest.param(POINTS, partial(Coupling, network=MLP, transform=m, swap=s), id=f"vector-{type(m).__name__}-{s}")
+    *(pytest.param(POINTS, partial(Coupling, network=MLP, transform=m, swap=s), id=f"vector-{name(m)}-{s}")
       for m in MAPS for s in (False, True)),
-    *(pytest.param(IMAGES, partial(Coupling, network=CONV, transform=m), id=f"channel-{type(m).__name__}")
+    *(pytest.param(IMAGES, partial(Coupling, network=CONV, transform=m), id=f"channel-{name(m)}")
       for m in MAPS),
     *(pytest.param(IMAGES, partial(CheckerboardCoupling, network=RESNET, transform=m, swap=s),
-                   id=f"checkerboard-{type(m).__name__}-{s}") for m in MAPS for s in (False, True)),
-    pytest.param(GREY, partial(CheckerboardCoupling, network=CONV, transform=Affine()), id="checkerboard-grey"),
+                   id=f"checkerboard-{name(m)}-{s}") for m in MAPS for s in (False, True)),
+    pytest.param(GREY, partial(CheckerboardCoupling, network=CONV, transform=Affine()), id="board-grey"),
     pytest.param(IMAGES, lambda spec: ActNorm(spec.shape[0]), id="actnorm-image"),
     pytest.param(POINTS, lambda spec: ActNorm(spec.shape[0]), id="actnorm-vector"),
     pytest.param(IMAGES, lambda spec: InvertibleLinear(spec.shape[0]), id="linear-image"),
@@ -57,29 +64,33 @@ LAYERS = [
     pytest.param(IMAGES, lambda spec: Split(spec, CONV, Affine(), Flatten((1, 4, 6))), id="split"),
 ]  # fmt: skip
 FLOWS = [
-    *(pytest.param(POINTS, partial(CouplingFlow, network=MLP, transform=m, mix=True), id=f"vector-{type(m).__name__}")
+    *(pytest.param(POINTS, partial(CouplingFlow, network=MLP, transform=m, mix=True), id=f"vector-{name(m)}")
       for m in MAPS),
     pytest.param(GREY, partial(CouplingFlow, network=MLP, transform=Additive(), norm=False), id="nice"),
     pytest.param(IMAGES, partial(RealNVP, network=RESNET, num_scales=2, num_couplings=2), id="realnvp"),
     pytest.param(GREY, partial(RealNVP, network=CONV, num_scales=2, num_couplings=2), id="realnvp-grey"),
-    pytest.param(DataSpec("odd", (3, 4, 4)), partial(Glow, network=CONV, num_levels=2, num_steps=2), id="glow"),
-    pytest.param(IMAGES, partial(Glow, network=CONV, num_levels=1, num_steps=2, alpha=0.05), id="glow-classes"),
+    pytest.param(DataSpec("odd", (3, 4, 4)), partial(GLOW, num_levels=2), id="glow"),
+    pytest.param(IMAGES, partial(GLOW, num_levels=1, alpha=0.05), id="glow-classes"),
 ]  # fmt: skip
 
 
-def perturbed(spec, factory, dtype=torch.float64):
+def perturbed(spec, factory, dtype=torch.float64, by=0.2):
     """The layer with random weights everywhere, since one that starts as the identity hides every mistake."""
     torch.manual_seed(0)
     layer = factory(spec).eval()
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(by * torch.randn_like(parameter))
     return layer.to(dtype)
 
 
 def inputs(spec, num=3, dtype=torch.float64):
     torch.manual_seed(1)
-    x = torch.rand(num, *spec.shape, dtype=dtype) if spec.is_image else 2 * torch.randn(num, *spec.shape, dtype=dtype)
+    x = (
+        torch.rand(num, *spec.shape, dtype=dtype)
+        if spec.is_image
+        else 2 * torch.randn(num, *spec.shape, dtype=dtype)
+    )
     return x, torch.arange(num) % spec.num_classes if spec.num_classes else None
 
 
@@ -113,7 +124,9 @@ def test_log_det_equals_that_of_the_autograd_jacobian_in_both_directions(spec, f
     x, label = inputs(spec, num=2)
     z, log_det = layer(x, label)
     assert torch.allclose(log_det, slogdet(layer, x, label), atol=1e-8)
-    assert torch.allclose(layer.inverse(z.detach(), label)[1], slogdet(layer.inverse, z.detach(), label), atol=1e-8)
+    assert torch.allclose(
+        layer.inverse(z.detach(), label)[1], slogdet(layer.inverse, z.detach(), label), atol=1e-8
+    )
 
 
 @pytest.mark.parametrize(("spec", "factory"), [*LAYERS, *FLOWS])
@@ -123,16 +136,18 @@ def test_an_item_does_not_depend_on_the_others_of_its_batch(spec, factory):
     with torch.no_grad():
         z, log_det = layer(x, label)
         alone, log_det_alone = layer(x[1:2], None if label is None else label[1:2])
-    assert torch.allclose(z[1:2], alone, atol=1e-12) and torch.allclose(log_det[1:2], log_det_alone, atol=1e-12)
+    assert torch.allclose(z[1:2], alone, atol=1e-12) and torch.allclose(
+        log_det[1:2], log_det_alone, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("spec", "factory"), FLOWS)
 def test_whole_flows_compute_in_float32_under_autocast(spec, factory):
-    layer = perturbed(spec, factory, torch.float32)
+    layer = perturbed(spec, factory, torch.float32, by=0.05)
     x, label = inputs(spec, dtype=torch.float32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         z, log_det = layer(x, label)
-        back, log_det_back = layer.inverse(z, label)
+        back, _ = layer.inverse(z, label)
     assert z.dtype == log_det.dtype == back.dtype == torch.float32
     # Networks in half precision see inputs that differ in the last digit as equal or as far apart.
     assert (back - x).abs().max() < 0.05
@@ -141,7 +156,9 @@ def test_whole_flows_compute_in_float32_under_autocast(spec, factory):
     assert (back - x).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("factory", [lambda: ActNorm(6), lambda: InvertibleLinear(6), lambda: LearnedPrior(DataSpec("x", (6, 2, 2)))])  # fmt: skip
+@pytest.mark.parametrize(
+    "factory", [partial(ActNorm, 6), partial(InvertibleLinear, 6), partial(LearnedPrior, SIX)]
+)
 def test_layers_without_networks_are_untouched_by_autocast(factory):
     layer = perturbed(None, lambda _: factory(), torch.float32)
     x = torch.randn(5, 6, 2, 2)
@@ -173,7 +190,9 @@ def test_a_coupling_changes_one_half_by_the_other_alone(swap):
     coupling = perturbed(DataSpec("v", (5,)), partial(Coupling, network=MLP, transform=Affine(), swap=swap))
     x = torch.randn(1, 5, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda row: coupling(row)[0][0], x)[:, 0]
-    given = torch.tensor([False, False, False, True, True]) if swap else torch.tensor([True] * 3 + [False] * 2)
+    given = (
+        torch.tensor([False, False, False, True, True]) if swap else torch.tensor([True] * 3 + [False] * 2)
+    )
     assert torch.equal(jacobian[given][:, given], torch.eye(int(given.sum()), dtype=torch.float64))
     assert (jacobian[given][:, ~given] == 0).all()
     assert (jacobian[~given][:, given] != 0).all()
@@ -194,7 +213,7 @@ def test_two_checkerboards_change_every_pixel_and_each_reads_only_the_other_fiel
     assert (gradient[changed[0]] != 0).sum() == 1  # itself
 
 
-@pytest.mark.parametrize("transform", MAPS, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("transform", MAPS, ids=name)
 def test_maps_of_zeros_are_the_identity_and_increase_for_any_parameters(transform):
     x = torch.linspace(-3, 3, 500, dtype=torch.float64)[None, :, None]
     z, log_slope = transform.forward(x, torch.zeros(1, transform.num_parameters * 500, 1))
@@ -208,7 +227,9 @@ def test_the_spline_meets_its_knots_and_has_the_derivative_1_at_both_ends():
     spline = Spline(num_bins=4, width=2.0)
     torch.manual_seed(0)
     parameters = torch.randn(1, spline.num_parameters, dtype=torch.float64)
-    knots_x, knots_y, derivatives = (k.flatten() for k in spline._knots(torch.zeros(1, 1).double(), parameters))
+    knots_x, knots_y, derivatives = (
+        k.flatten() for k in spline._knots(torch.zeros(1, 1).double(), parameters)
+    )
     z, log_slope = spline.forward(knots_x[:, None], parameters.expand(5, -1))
     assert torch.allclose(z.flatten(), knots_y, atol=1e-12)
     assert torch.allclose(log_slope.flatten(), derivatives.log(), atol=1e-12)
@@ -310,7 +331,9 @@ def test_squeeze_moves_each_diagonal_of_a_square_into_one_half_of_the_channels()
 
 def test_logit_maps_the_ends_to_the_logits_of_alpha():
     ends, _ = Logit(0.05)(torch.tensor([[0.0, 0.5, 1.0]]))
-    assert torch.allclose(ends, torch.tensor([[math.log(0.05 / 0.95), 0.0, math.log(0.95 / 0.05)]]), atol=1e-5)
+    assert torch.allclose(
+        ends, torch.tensor([[math.log(0.05 / 0.95), 0.0, math.log(0.95 / 0.05)]]), atol=1e-5
+    )
 
 
 def test_a_learned_prior_is_a_normal_density_of_each_class():
@@ -326,7 +349,9 @@ def test_a_learned_prior_is_a_normal_density_of_each_class():
         prior(x)
 
 
-@pytest.mark.parametrize("density", [StandardNormal(), StandardLogistic(), Uniform()], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize(
+    "density", [StandardNormal(), StandardLogistic(), Uniform()], ids=lambda d: type(d).__name__
+)
 def test_densities_integrate_to_one_and_their_draws_have_their_entropy(density):
     places = torch.linspace(-30, 30, 600_001, dtype=torch.float64)[:, None]
     probability = density.log_prob(places).exp()
@@ -365,7 +390,7 @@ def test_dequantisation_starts_uniform():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Glow(DataSpec("m", (1, 28, 28)), CONV, num_levels=3), "num_levels 3 does not fit 28 x 28 .* at most 2"),
+        (lambda: Glow(DataSpec("m", (1, 28, 28)), CONV, num_levels=3), "num_levels 3 .* 28 x 28 .* most 2"),
         (lambda: RealNVP(DataSpec("m", (1, 28, 28)), CONV, num_scales=4), "num_scales 4 .* at most 3"),
         (lambda: Glow(POINTS, CONV), "needs images"),
         (lambda: CouplingFlow(POINTS, MLP, num_couplings=0), "num_couplings must be at least 1, got 0"),

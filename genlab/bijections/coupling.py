@@ -26,7 +26,8 @@ class Coupling(Bijection):
         swap: Change the first half, given the second.
 
     Shapes:
-        x, z: (batch, channels, height, width) or (batch, dimensions); an odd number gives the first half more.
+        x, z: (batch, channels, height, width) or (batch, dimensions); the middle of an odd number
+            belongs to the first half.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class CheckerboardCoupling(Bijection):
         super().__init__()
         channels, height, width = spec.shape
         self.transform = transform
-        seen = DataSpec(spec.name, (channels + context_channels, height, width), spec.num_classes, spec.levels)
+        seen = DataSpec(
+            spec.name, (channels + context_channels, height, width), spec.num_classes, spec.levels
+        )
         self.network = network(seen, transform.num_parameters * channels)
         field = torch.arange(height)[:, None] + torch.arange(width)[None, :] + int(swap)
         self.register_buffer("given", field % 2 == 1, persistent=False)

@@ -50,8 +50,8 @@ class Additive(Elementwise):
 class Affine(Elementwise):
     """z = x exp(s) + shift,  s = bound tanh(raw / bound).
 
-    Dinh et al. 2017, RealNVP (arXiv:1605.08803), equation 4. The bound keeps one layer from stretching so much
-    that rounding errors, or a step of the optimiser, make the flow uninvertible.
+    Dinh et al. 2017, RealNVP (arXiv:1605.08803), equation 4. The bound keeps one layer from stretching so
+    much that rounding errors, or a step of the optimiser, make the flow uninvertible.
 
     Args:
         bound: Largest |s|; small values need more layers, and above about 5 float32 shows in the inverse.

@@ -20,7 +20,7 @@ from genlab.shapes import DataSpec
 
 
 class CouplingFlow(Chain):
-    """Couplings of the two halves of a vector in turn; images are written as vectors, every second pixel a half.
+    """Couplings of the two halves of a vector in turn; of an image as a vector, of every second pixel.
 
     NICE (Dinh et al. 2015, arXiv:1410.8516) with `Additive`, RealNVP (arXiv:1605.08803) with `Affine`, neural
     spline flows (Durkan et al. 2019, arXiv:1906.04032) with `Spline`.
@@ -86,7 +86,9 @@ class RealNVP(Chain):
         _require_at_least_one("num_couplings", num_couplings)
         _require_halvings(spec, "num_scales", num_scales, num_scales - 1)
         transform = transform or Affine()
-        super().__init__([*from_pixels(spec, alpha), self._scale(spec, network, transform, num_scales, num_couplings)])
+        super().__init__(
+            [*from_pixels(spec, alpha), self._scale(spec, network, transform, num_scales, num_couplings)]
+        )
 
     def _scale(
         self, spec: DataSpec, network: ConditionerFactory, transform: Elementwise, num_scales: int, num: int
@@ -140,7 +142,9 @@ class Glow(Chain):
         _require_at_least_one("num_steps", num_steps)
         _require_halvings(spec, "num_levels", num_levels, num_levels)
         transform = transform or Affine()
-        super().__init__([*from_pixels(spec, alpha), self._level(spec, network, transform, num_levels, num_steps)])
+        super().__init__(
+            [*from_pixels(spec, alpha), self._level(spec, network, transform, num_levels, num_steps)]
+        )
 
     def _level(
         self, spec: DataSpec, network: ConditionerFactory, transform: Elementwise, num_levels: int, num: int

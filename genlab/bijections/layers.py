@@ -71,9 +71,9 @@ class InvertibleLinear(Bijection):
 
         W = P L (U + diag(sign exp(log_scale))),    log_det = positions * sum log_scale
 
-    Kingma and Dhariwal 2018, Glow (arXiv:1807.03039), section 3.2: L is lower triangular with ones, U strictly
-    upper triangular, the permutation P and the signs stay as they were drawn, so that W can never become
-    singular. W starts as a random rotation.
+    Kingma and Dhariwal 2018, Glow (arXiv:1807.03039), section 3.2: L is lower triangular with ones, U
+    strictly upper triangular, the permutation P and the signs stay as they were drawn, so that W can never
+    become singular. W starts as a random rotation.
 
     Args:
         num_channels: Channels of an image, or dimensions of a vector.
@@ -150,7 +150,7 @@ class LearnedPrior(Bijection):
 
     def _predicted(self, x: Tensor, label: Tensor | None) -> Tensor:
         if not self.num_classes:
-            rows = self.table
+            rows: Tensor = self.table
         elif label is None:
             raise ValueError(
                 f"label is missing: this prior has {self.num_classes} classes; give one label an item."
@@ -163,8 +163,8 @@ class LearnedPrior(Bijection):
 class Squeeze(Bijection):
     """Turns each square of 2 x 2 pixels into four times the channels.
 
-    Dinh et al. 2017 (arXiv:1605.08803), section 3.6. The two diagonals of the square come one after the other,
-    so that half of the channels are the black fields of a checkerboard, and half the white ones.
+    Dinh et al. 2017 (arXiv:1605.08803), section 3.6. The two diagonals of the square come one after the
+    other, so that half of the channels are the black fields of a checkerboard, and half the white ones.
 
     Shapes:
         x: (batch, channels, height, width). z: (batch, 4 channels, height / 2, width / 2).

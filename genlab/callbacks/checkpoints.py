@@ -14,6 +14,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from genlab.callbacks.record import find_recorder
 from genlab.evaluation.score import find_score
+from genlab.families.base import Diverged
 from genlab.runs.atomic import replacing
 
 EXIT_INTERRUPTED = 130

@@ -111,7 +111,7 @@ class DensityPlot(Callback):
 
     def _pictures(self, data: Any, model: Any, points: torch.Tensor, samples: torch.Tensor) -> list[Any]:
         """Returns (title, density to colour, what to draw on it) for each picture."""
-        red = {"color": "#e63946"}
+        red, device = {"color": "#e63946"}, model.device
         pictures: list[Any] = [
             (
                 f"{model.images_seen:,} points seen",
@@ -120,7 +120,7 @@ class DensityPlot(Callback):
             )
         ]
         if isinstance(model, HasLikelihood):
-            log_prob = model.log_prob(points.to(model.device)).cpu()
+            log_prob = model.log_prob(points.to(device)).cpu()
             # Untrained densities can be so peaked that colours of anything else vanish.
             pictures.append(("density of the model", log_prob.exp().clamp_max(1e4), lambda axes: None))
         if isinstance(model, HasLatent) and getattr(model, "latent_dim", 0) == 2:
@@ -132,7 +132,9 @@ class DensityPlot(Callback):
 
 
 @torch.no_grad()
-def warped_grid(model: Any, num_lines: int = 25, num_places: int = 200, side: float = 3.0) -> list[np.ndarray]:
+def warped_grid(
+    model: Any, num_lines: int = 25, num_places: int = 200, side: float = 3.0
+) -> list[np.ndarray]:
     """Returns what a model decodes the lines of a square grid to, as (x, y), one column a line.
 
     Args:

@@ -120,13 +120,17 @@ class Flow(Model):
             return {"loss": loss, "inverse_error": (back - v).abs().flatten(1).amax(1).mean()}
 
     @property
-    def likelihood_kind(self) -> str:  # type: ignore[override]
+    def likelihood_kind(self) -> str:
         """Dequantisation makes the likelihood of a level a bound; a density of numbers is exact."""
         return "<=" if self.is_discrete else "exact"
 
     @property
-    def likelihood_estimator(self) -> str:  # type: ignore[override]
-        return f"{self._dequantisation.name}, k = {self.num_draws}" if self.is_discrete else "change of variables"
+    def likelihood_estimator(self) -> str:
+        return (
+            f"{self._dequantisation.name}, k = {self.num_draws}"
+            if self.is_discrete
+            else "change of variables"
+        )
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
@@ -196,7 +200,7 @@ class Flow(Model):
 
     @property
     def _averaged(self) -> nn.ModuleDict:
-        return self.parts if self.average is None else self.average.module
+        return self.parts if self.average is None else self.average.module  # type: ignore[return-value]
 
     @property
     def _dequantisation(self) -> Dequantisation:
