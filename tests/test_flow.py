@@ -339,10 +339,16 @@ def test_the_learning_rate_grows_over_the_warm_up():
     assert rates == pytest.approx([2e-3 / 32, 2e-3 * 9 / 32, 2e-3 * 17 / 32, 2e-3 * 25 / 32, 2e-3, 2e-3])
 
 
+def test_the_learning_rate_falls_along_a_cosine_and_stays_at_zero():
+    model = flow(decay_images=64)
+    found = [model.learning_rate_factor(images) for images in (0, 16, 32, 64, 100)]
+    assert found == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0, 0])
+
+
 def test_without_a_warm_up_or_average_the_optimiser_has_every_weight():
     model = flow(warmup_images=0)
-    assert isinstance(model.configure_optimizers(), torch.optim.Adam)
-    held = {id(p) for group in model.configure_optimizers().param_groups for p in group["params"]}
+    optimizer = model.configure_optimizers()["optimizer"]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters()}
     assert model.sampling_weights == "raw"
 
