@@ -12,8 +12,9 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from genlab.callbacks.record import Diverged, find_recorder
+from genlab.callbacks.record import find_recorder
 from genlab.evaluation.score import find_score
+from genlab.families.base import Diverged
 from genlab.runs.atomic import replacing
 
 EXIT_INTERRUPTED = 130

@@ -10,13 +10,16 @@ from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.record import log_image
 from genlab.evaluation.score import sample_levels
-from genlab.families.base import can_be_sampled
+from genlab.families.base import HasLatent, HasLikelihood, can_be_sampled
 
 LEAST_DENSITY = 0.05  # share of the peak; below it a batch holds too few real points to teach anything
 
 
 class DensityPlot(Callback):
     """Draws the data's density, the model's samples and, for a GAN, what its discriminator says where.
+
+    In two dimensions a model with a likelihood also shows its own density, and one whose latent is as wide as
+    the data, such as a flow, what it makes of a square grid of latents.
 
     At the optimum of the game the discriminator says 1/2 wherever the data has mass (Goodfellow et al. 2014,
     proposition 1); the largest deviation from it, where the density is at least 5 % of its peak, is logged
@@ -93,25 +96,70 @@ class DensityPlot(Callback):
 
     def _two_dimensions(self, data: Any, model: Any, samples: torch.Tensor) -> np.ndarray:
         real = torch.as_tensor(data.split("test").images).float()
-        figure, axes = new_figure(6, 6)
         low, high = real.min(0).values - 0.5, real.max(0).values + 0.5
-        grids = [torch.linspace(float(low[i]), float(high[i]), 200) for i in range(2)]
-        x, y = torch.meshgrid(*grids, indexing="xy")
-        density = data.log_density(torch.stack([x.flatten(), y.flatten()], dim=1)).exp().reshape(x.shape)
-        axes.contourf(x, y, density, levels=20, cmap="Blues")
-        axes.scatter(*samples[:2_000].T, s=2, color="#e63946", linewidths=0)
-        axes.set(title=f"{model.images_seen:,} points seen", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        places = [torch.linspace(float(low[i]), float(high[i]), 200) for i in range(2)]
+        x, y = torch.meshgrid(*places, indexing="xy")
+        points = torch.stack([x.flatten(), y.flatten()], dim=1)
+        pictures = self._pictures(data, model, points, samples)
+        figure, all_axes = new_figure(6 * len(pictures), 6, len(pictures))
+        for axes, (title, density, draw) in zip(all_axes, pictures, strict=True):
+            if density is not None:
+                axes.contourf(x, y, density.reshape(x.shape), levels=20, cmap="Blues")
+            draw(axes)
+            axes.set(title=title, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         return rendered(figure)
 
+    def _pictures(self, data: Any, model: Any, points: torch.Tensor, samples: torch.Tensor) -> list[Any]:
+        """Returns (title, density to colour, what to draw on it) for each picture."""
+        red, device = {"color": "#e63946"}, model.device
+        pictures: list[Any] = [
+            (
+                f"{model.images_seen:,} points seen",
+                data.log_density(points).exp(),
+                lambda axes: axes.scatter(*samples[:2_000].T, s=2, linewidths=0, **red),
+            )
+        ]
+        if isinstance(model, HasLikelihood):
+            log_prob = model.log_prob(points.to(device)).cpu()
+            # Untrained densities can be so peaked that colours of anything else vanish.
+            pictures.append(("density of the model", log_prob.exp().clamp_max(1e4), lambda axes: None))
+        if isinstance(model, HasLatent) and getattr(model, "latent_dim", 0) == 2:
+            lines = warped_grid(model)
+            pictures.append(
+                ("a square grid of latents", None, lambda axes: axes.plot(*lines, linewidth=0.5, **red))
+            )
+        return pictures
 
-def new_figure(width: float = 8, height: float = 4.5) -> tuple[Any, Any]:
-    """Returns a figure and its axes, drawn without a display."""
+
+@torch.no_grad()
+def warped_grid(
+    model: Any, num_lines: int = 25, num_places: int = 200, side: float = 3.0
+) -> list[np.ndarray]:
+    """Returns what a model decodes the lines of a square grid to, as (x, y), one column a line.
+
+    Args:
+        model: Decodes two-dimensional latents.
+        num_lines: Lines in each direction.
+        num_places: Points on a line.
+        side: The grid covers the latents in [-side, side]^2, three deviations of a standard normal.
+    """
+    along, across = torch.linspace(-side, side, num_places), torch.linspace(-side, side, num_lines)
+    a, b = torch.meshgrid(along, across, indexing="ij")
+    lines = torch.cat([torch.stack([a, b], dim=2), torch.stack([b, a], dim=2)], dim=1)
+    decoded = model.decode(lines.reshape(-1, 2).to(model.device)).cpu().reshape(lines.shape)
+    return [decoded[..., 0].numpy(), decoded[..., 1].numpy()]
+
+
+def new_figure(width: float = 8, height: float = 4.5, columns: int | None = None) -> tuple[Any, Any]:
+    """Returns a figure and its axes, drawn without a display; with columns, a list of axes side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    if columns is None:
+        return figure, figure.add_subplot()
+    return figure, [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
 
 
 def rendered(figure: Any) -> np.ndarray:

@@ -16,15 +16,11 @@ from torch import Tensor
 
 from genlab.callbacks.clock import TrainingClock
 from genlab.data.base import DataModule
-from genlab.families.base import Model
+from genlab.families.base import Diverged, Model
 from genlab.runs.atomic import write_json
 from genlab.runs.environment import environment
 from genlab.runs.folder import Run
 from genlab.runs.metrics_file import MetricsFile
-
-
-class Diverged(RuntimeError):  # noqa: N818 - the word of the run's status
-    """A loss or a weight is no longer finite."""
 
 
 class RunRecorder(Callback):

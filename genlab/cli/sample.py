@@ -59,10 +59,10 @@ def load(options: argparse.Namespace) -> tuple[Model, Run]:
     """Returns the model of the run that the options name, and the run."""
     import torch
 
-    from genlab.cli.training import import_room, resolve_checkpoint
+    from genlab.cli.training import MODEL_ROOMS, import_room, resolve_checkpoint
     from genlab.evaluation.load import load_run
 
-    for room in ("families", "networks", "losses", "samplers"):
+    for room in MODEL_ROOMS:
         import_room(room)
     run = open_run(options.run)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -40,6 +40,9 @@ from genlab.runs.trust import check_class_paths
 RUN_VARIABLE = "GENLAB_RUN"
 """Tells the processes that the first one starts which folder the run has."""
 
+MODEL_ROOMS = ("families", "networks", "bijections", "samplers", "losses")
+"""Where the classes of a model's configuration lie."""
+
 GROUPS = {
     "budget": Budget,
     "evaluate": Evaluate,
@@ -246,7 +249,7 @@ class GenlabCLI(LightningCLI):
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one of Lightning's commands; returns the exit code."""
-    for room in ("families", "networks", "losses", "samplers", "data", "metrics", "callbacks"):
+    for room in (*MODEL_ROOMS, "data", "metrics", "callbacks"):
         import_room(room)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ NetworkFactory = Callable[[DataSpec], nn.Module]
 
 CodingFactory = Callable[[DataSpec, int, int], nn.Module]
 """The same for an encoder or decoder: the data, the length of the code, and of the condition beside it."""
+
+
+class Diverged(RuntimeError):  # noqa: N818 - the word of the run's status
+    """A loss or a weight is no longer finite."""
 
 
 @runtime_checkable
@@ -150,10 +155,11 @@ class Model(pl.LightningModule):
         rows = self._noise_rows(num)
         return randomness.normal(randomness.key(self._step_address, stream), rows, shape)
 
-    def draw_uniform(self, stream: str, num: int) -> Tensor:
-        """Returns this step's uniform numbers in (0, 1), one for each item, numbered as in `draw_normal`."""
+    def draw_uniform(self, stream: str, num: int, shape: tuple[int, ...] = ()) -> Tensor:
+        """Returns this step's uniform numbers in (0, 1), (num, *shape), numbered as in `draw_normal`."""
         rows = self._noise_rows(num)
-        return randomness.uniform(randomness.key(self._step_address, stream), rows, 1)[:, 0].float()
+        u = randomness.uniform(randomness.key(self._step_address, stream), rows, math.prod(shape))
+        return u.float().reshape(num, *shape)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["images_seen"] = self.images_seen

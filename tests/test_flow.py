@@ -1,0 +1,388 @@
+"""The flow as a density: it integrates to 1, samples agree with it, bits per dimension count levels."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from genlab.bijections.base import Chain
+from genlab.bijections.coupling import Coupling
+from genlab.bijections.densities import StandardLogistic, Uniform
+from genlab.bijections.dequantisation import VariationalDequantisation
+from genlab.bijections.elementwise import Affine, Spline
+from genlab.bijections.flows import CouplingFlow, Glow, RealNVP
+from genlab.bijections.layers import Centre, Flatten
+from genlab.callbacks.density import DensityPlot
+from genlab.data.random_images import RandomImages
+from genlab.data.toy import EightGaussians, TwoMoons
+from genlab.evaluation.likelihood import score_likelihood
+from genlab.families.base import Diverged, HasLatent, HasLikelihood, Reconstructs, Samples
+from genlab.families.flow import Flow
+from genlab.networks.conditioner import ConvConditioner, MLPConditioner
+from genlab.shapes import DataSpec, to_float, to_levels
+
+ADAM = partial(torch.optim.Adam, lr=2e-3)
+MLP = partial(MLPConditioner, hidden=[16])
+CONV = partial(ConvConditioner, hidden_channels=8)
+VECTOR = partial(CouplingFlow, network=MLP, num_couplings=4)
+REALNVP = partial(RealNVP, network=CONV, num_couplings=2)
+GLOW = partial(Glow, network=CONV, num_levels=2, num_steps=2)
+IMAGE_FLOWS = [
+    pytest.param(partial(REALNVP), id="realnvp"),
+    pytest.param(partial(GLOW, alpha=0.05), id="glow"),
+    pytest.param(partial(VECTOR, alpha=0.05), id="vector"),
+]
+
+
+def images(levels=256, num_classes=3, **options):
+    return RandomImages(
+        (1, 8, 8), num_classes, levels, num_train=64, num_test=16, **{"batch_size": 8, **options}
+    )
+
+
+def flow(bijection=REALNVP, data=None, perturb=0.05, **options):
+    torch.manual_seed(0)
+    model = Flow((data or images()).spec, bijection, ADAM, **options)
+    with torch.no_grad():
+        for parameter in model.parts.parameters():
+            parameter.add_(perturb * torch.randn_like(parameter))
+    return model.eval()
+
+
+def fit(model, data=None, **options):
+    trainer = pl.Trainer(
+        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, **options,
+    )  # fmt: skip
+    trainer.fit(model.train(), data or images())
+    return model.eval()
+
+
+def identity(spec):
+    return Chain([Flatten(spec.shape)])
+
+
+def batch_of(data, num=8):
+    return data.to_device_batch(next(iter(data.loader("test", batch_size=num))), "cpu")
+
+
+# Exact numbers
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("num_draws", [1, 3])
+def test_the_identity_with_a_uniform_base_has_log2_of_the_levels_in_bits_per_dim(levels, num_draws):
+    data = images(levels)
+    model = flow(identity, data, base=Uniform(), num_draws=num_draws)
+    scores = score_likelihood(model, data).values
+    assert scores["bits_per_dim"] == pytest.approx(math.log2(levels), abs=1e-6)
+    assert scores["nll"] == pytest.approx(64 * math.log(levels), rel=1e-6)
+    with model.numbered(torch.arange(8)):
+        assert model.losses(batch_of(data))["loss"].item() == pytest.approx(math.log2(levels), abs=1e-6)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_every_level_is_dequantised_inside_of_its_own_bin(levels):
+    k = torch.arange(levels).repeat(100)[:, None, None, None].expand(-1, 1, 2, 2)
+    model = flow(identity, RandomImages((1, 2, 2), levels=levels))
+    with model.numbered(torch.arange(len(k))):
+        v, log_volume = model._continuous(model.parts, to_float(k, levels), None, "draw")
+    assert ((v >= k / levels) & (v <= (k + 1) / levels)).all()
+    u = v * levels - k
+    assert u.mean().item() == pytest.approx(0.5, abs=0.02) and u.var().item() == pytest.approx(
+        1 / 12, abs=0.01
+    )
+    assert torch.allclose(log_volume, torch.tensor(-4 * math.log(levels)))
+
+
+class Uncentre(Centre):
+    """The inverse of Centre."""
+
+    def forward(self, x, label=None):
+        return super().inverse(x, label)
+
+    def inverse(self, z, label=None):
+        return super().forward(z, label)
+
+
+def square_to_square(spec):
+    """A flow of (0, 1)^n to itself, so that no mass lies outside of the levels."""
+    flat, spline = DataSpec("flat", (math.prod(spec.shape),)), Spline(num_bins=3, width=0.5)
+    couplings = [Coupling(flat, MLP, spline, swap=swap) for swap in (False, True)]
+    return Chain([Flatten(spec.shape), Centre(), *couplings, Uncentre()])
+
+
+@pytest.mark.parametrize(
+    "dequantisation", [None, partial(VariationalDequantisation, network=CONV, num_couplings=2)]
+)
+def test_probabilities_of_all_images_sum_to_one_and_samples_follow_them(dequantisation):
+    data = RandomImages((1, 1, 2), levels=3)
+    model = flow(square_to_square, data, 0.4, base=Uniform(), num_draws=1000, dequantisation=dequantisation)
+    with torch.no_grad():  # far from uniform, a thousand draws miss some corner of a bin
+        for parameter in model.parts["dequantisation"].parameters():
+            parameter.mul_(0.5)
+    k = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    probability = model.log_prob(to_float(k, 3).reshape(9, 1, 1, 2)).exp()
+    assert probability.sum().item() == pytest.approx(1, abs=0.02)
+    assert probability.max() > 1.5 / 9
+    drawn = to_levels(model.sample(20_000), 3).long().flatten(1)
+    counted = torch.bincount(3 * drawn[:, 0] + drawn[:, 1], minlength=9) / 20_000
+    assert (counted - probability).abs().max() < 0.02
+
+
+def test_more_draws_bring_the_bound_closer_to_the_likelihood():
+    data = RandomImages((1, 1, 2), levels=3)
+    bits = [
+        score_likelihood(flow(square_to_square, data, 0.6, base=Uniform(), num_draws=n), data).values["nll"]
+        for n in (1, 4, 64)
+    ]
+    assert bits[0] > bits[1] > bits[2]
+
+
+# A density
+
+
+@pytest.mark.parametrize("transform", [Affine(), Spline(num_bins=4)], ids=["affine", "spline"])
+def test_a_density_in_two_dimensions_integrates_to_one(transform):
+    model = flow(partial(VECTOR, transform=transform), TwoMoons(), perturb=0.15)
+    places = torch.linspace(-12, 12, 801)
+    density = model.log_prob(torch.cartesian_prod(places, places)).double().exp()
+    assert density.sum().item() * (24 / 800) ** 2 == pytest.approx(1, abs=1e-3)
+
+
+def test_frequencies_of_samples_agree_with_log_prob():
+    model = flow(VECTOR, TwoMoons(), perturb=0.3)
+    edges = torch.linspace(-2, 2, 5)
+    fine = torch.linspace(-2, 2, 401)[:-1] + 0.005
+    cells = model.log_prob(torch.cartesian_prod(fine, fine)).double().exp().reshape(4, 100, 4, 100) * 1e-4
+    expected = cells.sum((1, 3))
+    counted = torch.histogramdd(model.sample(40_000, seed=1), [edges, edges]).hist / 40_000
+    assert (counted - expected).abs().max() < 5 * (0.25 / 40_000) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [TwoMoons, EightGaussians])
+def test_a_flow_fitted_to_a_known_density_reaches_its_entropy(data):
+    data = data(num_train=50_000, num_test=10_000, batch_size=512)
+    network = partial(MLPConditioner, hidden=[64, 64])
+    bijection = partial(CouplingFlow, network=network, transform=Spline(num_bins=8), num_couplings=6)
+    model = fit(Flow(data.spec, bijection, ADAM, ema_decay=0.995), data, max_steps=2_500)
+    x = torch.as_tensor(data.split("test").images)
+    excess = (data.log_density(x) - model.log_prob(x)).mean().item()  # an estimate of the divergence
+    assert -0.01 < excess < 0.05
+
+
+def test_a_flow_learns_a_skewed_normal_density_to_its_entropy():
+    data = TwoMoons(num_train=20_000, num_test=2_000, batch_size=256)
+    stretch = torch.tensor([[2.0, 0.0], [1.5, 0.3]], dtype=torch.float64)
+    data.draw = lambda address, index: torch.randn(
+        len(index), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(address % 2**62)
+    ) @ stretch.T + 3  # fmt: skip
+    model = fit(
+        Flow(data.spec, VECTOR, partial(torch.optim.Adam, lr=5e-3), ema_decay=0.99), data, max_steps=300
+    )
+    entropy = 1 + math.log(2 * math.pi) + math.log(0.6)
+    found = -model.log_prob(torch.as_tensor(data.split("test").images)).mean().item()
+    assert found == pytest.approx(entropy, abs=0.05)
+
+
+# Capabilities
+
+
+@pytest.mark.parametrize("bijection", IMAGE_FLOWS)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_encoding_and_decoding_return_every_image_exactly(bijection, conditional):
+    data = images(levels=17)
+    model = flow(bijection, data, conditional=conditional)
+    batch = batch_of(data, 16)
+    z = model.encode(batch["image"], batch["label"])
+    assert z.shape == (16, 64) and z.shape[1] == model.latent_dim
+    assert torch.equal(model.decode(z, batch["label"]), batch["image"])
+
+
+@pytest.mark.parametrize("bijection", IMAGE_FLOWS)
+def test_samples_are_numbered_levels_and_temperature_zero_is_one_image(bijection):
+    model = flow(bijection, images(levels=17))
+    state = torch.get_rng_state()
+    whole = model.sample(10, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    parts = torch.cat([model.sample(index, seed=3) for index in torch.arange(10).split(3)])
+    assert torch.equal(to_levels(whole, 17), to_levels(parts, 17))
+    assert torch.allclose(to_float(to_levels(whole, 17), 17), whole, atol=1e-6)
+    assert not torch.equal(whole, model.sample(10, seed=4))
+    cold = model.sample(4, seed=3, temperature=0.0)
+    assert torch.equal(cold, cold[:1].expand_as(cold))
+    assert torch.equal(model.draw_latent(4, temperature=0.5), 0.5 * model.draw_latent(4))
+
+
+def test_a_flow_has_every_capability_of_a_latent_and_a_likelihood():
+    model = flow()
+    assert all(isinstance(model, kind) for kind in (Samples, HasLatent, Reconstructs, HasLikelihood))
+    assert (model.likelihood_kind, model.likelihood_estimator) == ("<=", "uniform dequantisation, k = 1")
+    assert flow(VECTOR, TwoMoons()).likelihood_kind == "exact"
+
+
+def test_labels_change_density_and_samples_and_a_missing_one_goes_round_the_classes():
+    data = images()
+    model = flow(GLOW, data, perturb=0.2, conditional=True)
+    batch = batch_of(data)
+    assert not torch.allclose(
+        model.log_prob(batch["image"], batch["label"]),
+        model.log_prob(batch["image"], (batch["label"] + 1) % 3),
+    )
+    label = torch.arange(6) % 3
+    assert torch.equal(model.sample(6), model.sample(6, label=label))
+    assert not torch.equal(model.sample(6), model.sample(6, label=label.roll(1)))
+    with pytest.raises(ValueError, match="label is missing"):
+        model.log_prob(batch["image"])
+    with pytest.raises(ValueError, match="conditional needs labels"):
+        flow(GLOW, images(num_classes=0), conditional=True)
+
+
+# Training
+
+
+def test_training_draws_fresh_dequantisation_noise_and_evaluation_repeats_its_own():
+    data, seen = images(), []
+    model = flow(data=data)
+    x = batch_of(data)["image"]
+
+    def noise(index):
+        with model.numbered(index):
+            return model._continuous(model.parts, x, None, "dequantisation")[0]
+
+    assert torch.equal(noise(torch.arange(8)), noise(torch.arange(8)))
+    assert not torch.equal(noise(torch.arange(8)), noise(torch.arange(8) + 8))
+    model._continuous = lambda *a, f=model._continuous: seen.append(f(*a)) or seen[-1]
+    fit(model, images(batch_size=64), max_steps=2)
+    (first, second) = (v * 256 - (v * 256).floor() for v, _ in seen)
+    assert not torch.allclose(first.sort(0).values, second.sort(0).values)
+
+
+def test_validation_does_not_depend_on_batch_size_and_reports_the_inverse_error():
+    model = flow(GLOW)
+
+    def validate(batch_size, **options):
+        trainer = pl.Trainer(
+            logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False, **options
+        )
+        trainer.validate(copy.deepcopy(model), images(batch_size=batch_size), verbose=False)
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    a, b, half = validate(5), validate(16), validate(16, precision="bf16-mixed")
+    assert set(a) == {"val/loss", "val/inverse_error"}
+    assert all(
+        a[name] == pytest.approx(b[name], abs=1e-5) == pytest.approx(half[name], abs=1e-5) for name in a
+    )
+    assert a["val/inverse_error"] < 1e-5
+
+
+def test_a_wrong_inverse_is_seen_in_the_inverse_error():
+    model = flow(GLOW)
+    layer = model.parts["bijection"].layers[0]
+    layer.inverse = lambda z, label=None: (z + 0.6, z.new_zeros(len(z)))  # instead of 0.5
+    with model.numbered(torch.arange(8)), torch.no_grad():
+        assert model.losses(batch_of(images()))["inverse_error"].item() == pytest.approx(0.1, abs=1e-4)
+
+
+@pytest.mark.parametrize("dequantisation", [None, partial(VariationalDequantisation, network=CONV)])
+@pytest.mark.parametrize("bijection", IMAGE_FLOWS)
+def test_every_flow_learns_images_under_bfloat16(bijection, dequantisation):
+    model = flow(bijection, perturb=0.0, dequantisation=dequantisation, conditional=True, ema_decay=0.9)
+    before = score_likelihood(model, images()).values["bits_per_dim"]
+    fit(model, max_steps=30, precision="bf16-mixed", gradient_clip_val=10.0)
+    assert score_likelihood(model, images()).values["bits_per_dim"] < before - 0.1
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+    assert model.sampling_weights == "ema"
+
+
+def test_actnorm_is_initialised_by_the_first_training_batch_and_not_by_scoring_or_sampling():
+    model = flow(perturb=0.0)
+    model.train()
+    model.sample(4)
+    model.encode(batch_of(images())["image"])
+    score_likelihood(model, images())
+    flags = {name: b for name, b in model.parts.named_buffers() if name.endswith("initialised")}
+    assert flags and not any(flags.values())
+    fit(model, max_steps=1)
+    assert all(flags.values())
+
+
+@pytest.mark.parametrize("place", ["layers.1.layers.1.network.second", "layers.1.layers.0"])
+def test_a_value_that_is_not_finite_stops_the_run_with_the_layers_name(place):
+    model = flow(perturb=0.0)
+    layer = model.parts["bijection"].get_submodule(place)
+    with torch.no_grad():
+        next(layer.parameters()).fill_(math.nan)
+    for module in model.modules():
+        if hasattr(module, "initialised"):
+            module.initialised.fill_(True)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(Diverged, match=rf"layer bijection.{place} gives the first such value"):
+        fit(model, max_steps=2)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) or not value.isfinite().all()
+
+
+def test_the_learning_rate_grows_over_the_warm_up():
+    model = flow(warmup_images=32)
+    rates = []
+
+    class Watcher(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    fit(model, max_steps=6, callbacks=[Watcher()])
+    assert rates == pytest.approx([2e-3 / 32, 2e-3 * 9 / 32, 2e-3 * 17 / 32, 2e-3 * 25 / 32, 2e-3, 2e-3])
+
+
+def test_the_learning_rate_falls_along_a_cosine_and_stays_at_zero():
+    model = flow(decay_images=64)
+    found = [model.learning_rate_factor(images) for images in (0, 16, 32, 64, 100)]
+    assert found == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0, 0])
+
+
+def test_without_a_warm_up_or_average_the_optimiser_has_every_weight():
+    model = flow(warmup_images=0)
+    optimizer = model.configure_optimizers()["optimizer"]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+    assert model.sampling_weights == "raw"
+
+
+def test_a_flow_restores_bit_for_bit_from_its_state():
+    model = fit(flow(GLOW, ema_decay=0.9, base=StandardLogistic()), max_steps=3)
+    restored = flow(GLOW, ema_decay=0.9, base=StandardLogistic())
+    restored.load_state_dict(model.state_dict())
+    assert torch.equal(model.sample(4), restored.sample(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_draws": 0}, "num_draws must be at least 1"),
+        ({"temperature": -1.0}, "temperature must be at least 0"),
+    ],
+)
+def test_wrong_settings_of_a_flow_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        flow(**options)
+
+
+def test_the_picture_of_two_dimensions_shows_density_samples_and_the_warped_grid():
+    data = TwoMoons(num_test=200)
+    model = flow(VECTOR, data)
+    picture = DensityPlot(num=100)._two_dimensions(data, model, model.sample(100))
+    assert picture.shape == (600, 1800, 3)
+    thirds = [picture[50:550, start + 60 : start + 560] for start in (0, 600, 1200)]
+    assert all(third.std() > 0 for third in thirds)
+
+
+def test_images_of_continuous_numbers_have_an_exact_density():
+    spec = DataSpec("numbers", (1, 4, 4), levels=0)
+    model = Flow(spec, partial(GLOW, num_levels=1), ADAM).eval()
+    x = torch.rand(3, 1, 4, 4)
+    assert model.likelihood_kind == "exact" and torch.allclose(model.decode(model.encode(x)), x, atol=1e-5)
