@@ -136,6 +136,8 @@ def test_the_first_batch_gives_the_first_codes():
     z = torch.randn(2, 8, 3) + 7.0
     book.update(z, book(z))
     assert all((z.flatten(0, 1) == code).all(dim=1).any() for code in book.codes)
+    book.update(z, book(z))
+    assert book.num_updates == 2 and (book.running_counts != 1.0).any()
 
 
 @pytest.mark.parametrize(
