@@ -199,8 +199,9 @@ def test_the_decoders_gradient_reaches_the_encoder_as_it_is_and_no_code():
 def test_each_part_learns_from_its_own_terms_alone(kind):
     model, batch = vqvae(kind, commitment=0.0), a_batch()
     losses = model.losses(batch)
-    decoded = torch.autograd.grad(losses["loss"], list(model.decoder.parameters()), retain_graph=True)
-    mse = torch.autograd.grad(losses["mse"], list(model.decoder.parameters()), retain_graph=True)
+    learners = [*model.decoder.parameters(), *model.encoder.parameters()]
+    decoded = torch.autograd.grad(losses["loss"], learners, retain_graph=True)
+    mse = torch.autograd.grad(losses["mse"], learners, retain_graph=True)
     assert all(torch.equal(*pair) for pair in zip(decoded, mse, strict=True))
     if kind is LearnedCodebook:
         z = model.encoder(batch["image"]).movedim(1, -1)
