@@ -220,6 +220,9 @@ def test_the_commitment_holds_the_encoder_with_its_weight():
     assert values[0]["loss"].item() == pytest.approx(2 * values[0]["mse"].item())
     added = values[1]["loss"] - values[0]["loss"]
     assert added.item() == pytest.approx(0.25 * values[1]["commitment"].item(), rel=1e-4)
+    model = vqvae()
+    pull = torch.autograd.grad(model.losses(batch)["commitment"], list(model.encoder.output.parameters()))
+    assert all(gradient.abs().sum() > 0 for gradient in pull)
 
 
 def test_duplicating_the_batch_leaves_the_loss_unchanged():
