@@ -136,6 +136,8 @@ def test_the_first_batch_gives_the_first_codes():
     z = torch.randn(2, 8, 3) + 7.0
     book.update(z, book(z))
     assert all((z.flatten(0, 1) == code).all(dim=1).any() for code in book.codes)
+    book.update(z, book(z))
+    assert book.num_updates == 2 and (book.running_counts != 1.0).any()
 
 
 @pytest.mark.parametrize(
@@ -197,8 +199,9 @@ def test_the_decoders_gradient_reaches_the_encoder_as_it_is_and_no_code():
 def test_each_part_learns_from_its_own_terms_alone(kind):
     model, batch = vqvae(kind, commitment=0.0), a_batch()
     losses = model.losses(batch)
-    decoded = torch.autograd.grad(losses["loss"], list(model.decoder.parameters()), retain_graph=True)
-    mse = torch.autograd.grad(losses["mse"], list(model.decoder.parameters()), retain_graph=True)
+    learners = [*model.decoder.parameters(), *model.encoder.parameters()]
+    decoded = torch.autograd.grad(losses["loss"], learners, retain_graph=True)
+    mse = torch.autograd.grad(losses["mse"], learners, retain_graph=True)
     assert all(torch.equal(*pair) for pair in zip(decoded, mse, strict=True))
     if kind is LearnedCodebook:
         z = model.encoder(batch["image"]).movedim(1, -1)
@@ -217,6 +220,9 @@ def test_the_commitment_holds_the_encoder_with_its_weight():
     assert values[0]["loss"].item() == pytest.approx(2 * values[0]["mse"].item())
     added = values[1]["loss"] - values[0]["loss"]
     assert added.item() == pytest.approx(0.25 * values[1]["commitment"].item(), rel=1e-4)
+    model = vqvae()
+    pull = torch.autograd.grad(model.losses(batch)["commitment"], list(model.encoder.output.parameters()))
+    assert all(gradient.abs().sum() > 0 for gradient in pull)
 
 
 def test_duplicating_the_batch_leaves_the_loss_unchanged():
