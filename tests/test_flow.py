@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
+from test_resume import differences, only_run
 
 from genlab.bijections.base import Chain
 from genlab.bijections.coupling import Coupling
@@ -358,6 +359,26 @@ def test_a_flow_restores_bit_for_bit_from_its_state():
     restored = flow(GLOW, ema_decay=0.9, base=StandardLogistic())
     restored.load_state_dict(model.state_dict())
     assert torch.equal(model.sample(4), restored.sample(4))
+
+
+def test_a_resumed_flow_equals_an_uninterrupted_one_bit_for_bit(
+    genlab_command, tiny_extractor, tmp_path, monkeypatch
+):
+    options = (
+        *("--config", "experiments/glow_digits.yaml", "--extractor", tiny_extractor(1)),
+        *("--model.bijection.num_steps", "2", "--model.bijection.network.hidden_channels", "8"),
+        *("--model.warmup_images", "1000", "--model.decay_images", "2000", "--samples.num", "4"),
+        *("--evaluate.num_samples", "16", "--trainer.accelerator", "cpu", "--budget.evaluate_every", "600"),
+    )
+    for name, budget in (("whole", 1200), ("parts", 600)):
+        monkeypatch.setenv("GENLAB_OUTPUTS", str(tmp_path / name))
+        code, _, error = genlab_command("fit", *options, "--budget.images", budget)
+        assert code == 0, error
+    parts, whole = only_run(tmp_path / "parts"), only_run(tmp_path / "whole")
+    code, _, error = genlab_command("resume", parts, "--budget.images", "1200")
+    assert code == 0, error
+    a, b = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts))
+    assert a["images_seen"] == 1200 and differences(a, b) == []
 
 
 @pytest.mark.parametrize(
