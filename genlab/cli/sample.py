@@ -25,7 +25,7 @@ def sample(arguments: list[str]) -> int:
     from genlab.families.base import Samples
     from genlab.runs.folder import open_run
 
-    for room in ("families", "networks", "losses"):
+    for room in ("families", "networks", "losses", "processes", "samplers"):
         import_room(room)
     run = open_run(options.run)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

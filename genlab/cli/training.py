@@ -246,7 +246,7 @@ class GenlabCLI(LightningCLI):
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one of Lightning's commands; returns the exit code."""
-    for room in ("families", "networks", "losses", "data", "metrics", "callbacks"):
+    for room in ("families", "networks", "losses", "processes", "samplers", "data", "metrics", "callbacks"):
         import_room(room)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
