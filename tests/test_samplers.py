@@ -198,7 +198,9 @@ def test_one_langevin_step_adds_half_the_step_times_the_score():
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=named)
-@pytest.mark.parametrize("grid", [UniformGrid(9), UniformGrid(9, leading=True), QuadraticGrid(9), RatioGrid(9)])
+@pytest.mark.parametrize(
+    "grid", [UniformGrid(9), UniformGrid(9, leading=True), QuadraticGrid(9), RatioGrid(9)]
+)
 def test_grids_fall_from_noise_to_data_without_repeating_a_level(process, grid):
     levels = grid.levels(process)
     assert levels[-1] == CLEAN
@@ -245,7 +247,9 @@ class CorrelatedDenoiser(Denoiser):
 
     def __call__(self, x_t, level):
         flat = x_t.flatten(1)
-        marginal = level.alpha**2 * self.covariance + level.sigma**2 * torch.eye(len(self.covariance)).double()
+        marginal = (
+            level.alpha**2 * self.covariance + level.sigma**2 * torch.eye(len(self.covariance)).double()
+        )
         gain = level.alpha * self.covariance @ torch.linalg.inv(marginal)
         return (flat @ gain.T).reshape(x_t.shape)
 
@@ -303,7 +307,10 @@ def test_the_adjoint_of_an_operator_moves_it_to_the_other_side(operator):
     [
         (lambda: UniformGrid(0), "num_steps must be at least 1, got 0"),
         (lambda: DDIM(eta=1.5), "eta must be in"),
-        (lambda: EulerMaruyama()(DiscreteChain(), GaussianDenoiser(), Noise(0, torch.arange(1), (4,))), "drift and diffusion"),
+        (
+            lambda: EulerMaruyama()(DiscreteChain(), GaussianDenoiser(), Noise(0, torch.arange(1), (4,))),
+            "drift and diffusion",
+        ),
         (lambda: GivenGrid([0.0]), "positive times"),
         (lambda: Guided(PAIR, Blur(1.0), MEAN, 0.0), "std must be positive"),
     ],

@@ -95,7 +95,9 @@ class Diffusion(Model):
         self.average = averaged_copy(self.network, ema_decay) if ema_decay else None
         self.process, self.prediction = process, prediction or PredictNoise()
         self.weighting, self.sampler = weighting, sampler or Ancestral()
-        self.likelihood = likelihood or (VariationalBound(UniformGrid(100)) if spec.is_image else ProbabilityFlow())
+        self.likelihood = likelihood or (
+            VariationalBound(UniformGrid(100)) if spec.is_image else ProbabilityFlow()
+        )
         self.optimizer_factory = optimizer
         self.label_dropout, self.guidance = label_dropout, guidance
         self.clip = clip and spec.is_image
@@ -134,7 +136,9 @@ class Diffusion(Model):
             label = index % self.spec.num_classes
         network = self._sampling_network
         with evaluating(network):
-            return self._bounded(sampler(self.process, self.denoiser(label), Noise(seed, index, self.spec.shape)))
+            return self._bounded(
+                sampler(self.process, self.denoiser(label), Noise(seed, index, self.spec.shape))
+            )
 
     def denoiser(self, label: Tensor | None = None) -> NetworkDenoiser:
         """Returns the averaged network as the denoiser that samplers walk with."""
@@ -186,7 +190,9 @@ class Diffusion(Model):
         with evaluating(network):
             return self.likelihood.log_prob(
                 x,
-                self._unclipped(label) if isinstance(self.likelihood, ProbabilityFlow) else self.denoiser(label),
+                self._unclipped(label)
+                if isinstance(self.likelihood, ProbabilityFlow)
+                else self.denoiser(label),
                 self.process,
                 lambda name: self.draw_normal(name, len(x), self.spec.shape),
                 levels,

@@ -43,7 +43,9 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         if not spec.is_image or any(side % patch_size for side in spec.shape[1:]):
-            raise ValueError(f"DiT needs images with sides of whole patches of {patch_size}, got {spec.shape}.")
+            raise ValueError(
+                f"DiT needs images with sides of whole patches of {patch_size}, got {spec.shape}."
+            )
         if width % num_heads or width % 4:
             raise ValueError(f"width must be a multiple of num_heads and of 4, got {width} and {num_heads}.")
         channels, self.patch = spec.shape[0], patch_size

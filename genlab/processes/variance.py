@@ -33,14 +33,14 @@ def variance_loss(
     # At t = 1 the posterior has no variance; the next step's stands in, so that its logarithm is finite.
     to_x, small, large = _coefficients(chain, t.clamp(min=2.0))
     large = torch.where(first, chain.sigma(t) ** 2, large)
-    to_x, log_small, log_large = (
-        value.to(x).reshape(shape) for value in (to_x, small.log(), large.log())
-    )
+    to_x, log_small, log_large = (value.to(x).reshape(shape) for value in (to_x, small.log(), large.log()))
     log_variance = v * log_large + (1.0 - v) * log_small
     error = (to_x * (estimate - x)).square()
     divergence = 0.5 * (
         log_variance - log_small + (log_small - log_variance).exp() - 1.0 + error * (-log_variance).exp()
     )
+    # Far from the data the decoder overflows, and 0 times its gradient would be no number.
+    estimate = torch.where(first.reshape(shape), estimate, x)
     if levels:
         decoder = -log_probability_of_level(x, estimate, 0.5 * log_variance, levels)
     else:
