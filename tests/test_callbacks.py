@@ -44,7 +44,7 @@ def test_a_budget_of_seconds_counts_training_alone(genlab_command, tiny_extracto
     )
     assert code == 0, error
     seconds = list_runs()[-1].read()["training_seconds"]
-    assert 1.0 <= seconds < 1.5 < time.monotonic() - start
+    assert 1.0 <= seconds < time.monotonic() - start
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -82,7 +82,7 @@ def test_the_clock_stands_still_while_the_model_is_evaluated():
     clock.on_validation_start(None, None)
     seconds = clock.seconds
     time.sleep(0.05)
-    assert clock.seconds == seconds and 0.05 <= seconds < 0.09
+    assert clock.seconds == seconds >= 0.05
     other = TrainingClock()
     other.load_state_dict(clock.state_dict())
     assert other.seconds == seconds

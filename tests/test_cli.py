@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from genlab.cli.main import OTHERS, TRAINING
 from genlab.runs.folder import list_runs, open_run
 
 DIGITS = ("--config", "experiments/dcgan_digits.yaml")

@@ -40,7 +40,7 @@ from genlab.runs.trust import check_class_paths
 RUN_VARIABLE = "GENLAB_RUN"
 """Tells the processes that the first one starts which folder the run has."""
 
-MODEL_ROOMS = ("families", "networks", "bijections", "samplers", "losses")
+MODEL_ROOMS = ("families", "networks", "bijections", "processes", "samplers", "losses")
 """Where the classes of a model's configuration lie."""
 
 GROUPS = {

@@ -1,0 +1,127 @@
+"""A transformer over patches for diffusion models, and a perceptron for vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from genlab.networks.embeddings import ConditionEmbedding, sinusoids
+from genlab.networks.unet import zeroed
+from genlab.shapes import DataSpec
+
+
+class DiT(nn.Module):
+    """Attention and perceptrons over patches, scaled and shifted by the condition.
+
+    Peebles and Xie 2023 (arXiv:2212.09748), section 3, adaLN-Zero: each block begins as the identity.
+
+    Args:
+        spec: The images; with classes, the network needs a label, and the label num_classes means any.
+        patch_size: Side of a patch in pixels; halving it quadruples the tokens.
+        width: Length of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        learned_variance: Also return the v of a learned variance, in as many channels again.
+
+    Shapes:
+        x: (batch, channels, height, width); t, label: (batch,). Returns x's shape.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        patch_size: int = 2,
+        width: int = 256,
+        depth: int = 6,
+        num_heads: int = 4,
+        learned_variance: bool = False,
+    ) -> None:
+        super().__init__()
+        if not spec.is_image or any(side % patch_size for side in spec.shape[1:]):
+            raise ValueError(
+                f"DiT needs images with sides of whole patches of {patch_size}, got {spec.shape}."
+            )
+        if width % num_heads or width % 4:
+            raise ValueError(f"width must be a multiple of num_heads and of 4, got {width} and {num_heads}.")
+        channels, self.patch = spec.shape[0], patch_size
+        self.outputs = channels * (2 if learned_variance else 1)
+        self.condition = ConditionEmbedding(256, width, spec.num_classes)
+        self.input = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        rows, columns = (side // patch_size for side in spec.shape[1:])
+        self.register_buffer("place", _places(rows, columns, width), persistent=False)
+        self.blocks = nn.ModuleList([_Block(width, num_heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 2 * width)))
+        self.output = zeroed(nn.Linear(width, patch_size**2 * self.outputs))
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        condition = self.condition(t, label)
+        h = self.input(x)
+        rows, columns = h.shape[2:]
+        h = h.flatten(2).transpose(1, 2) + self.place
+        for block in self.blocks:
+            h = block(h, condition)
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=2)
+        h = self.output(self.norm(h) * (1 + scale) + shift)
+        h = h.reshape(len(x), rows, columns, self.patch, self.patch, self.outputs)
+        return h.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.outputs, *x.shape[2:])
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.to_qkv, self.to_output = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.perceptron = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
+        self.modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 6 * width)))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        parts = self.modulation(condition)[:, None].chunk(6, dim=2)
+        shift, scale, gate, shift_after, scale_after, gate_after = parts
+        x = x + gate * self._attend(self.norm(x) * (1 + scale) + shift)
+        return x + gate_after * self.perceptron(self.norm(x) * (1 + scale_after) + shift_after)
+
+    def _attend(self, h: Tensor) -> Tensor:
+        batch, length, width = h.shape
+        qkv = self.to_qkv(h).reshape(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        h = scaled_dot_product_attention(*qkv.unbind(0))
+        return self.to_output(h.transpose(1, 2).reshape(batch, length, width))
+
+
+class MLPDenoiser(nn.Module):
+    """A perceptron from a noisy vector, its noise level and its label to the vector's own shape.
+
+    Args:
+        spec: The data; with classes, the network needs a label, and the label num_classes means any.
+        hidden: Widths of the hidden layers.
+        time_dim: Length of the sinusoids of time.
+
+    Shapes:
+        x: (batch, *spec.shape); t, label: (batch,). Returns x's shape.
+    """
+
+    def __init__(self, spec: DataSpec, hidden: Sequence[int] = (128, 128, 128), time_dim: int = 64) -> None:
+        super().__init__()
+        size = math.prod(spec.shape)
+        self.condition = ConditionEmbedding(time_dim, hidden[0], spec.num_classes)
+        self.input = nn.Linear(size, hidden[0])
+        layers = [nn.Sequential(nn.SiLU(), nn.Linear(a, b)) for a, b in pairwise(hidden)]
+        self.hidden = nn.Sequential(*layers, nn.SiLU(), nn.Linear(hidden[-1], size))
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        h = self.input(x.flatten(1)) + self.condition(t, label)
+        return self.hidden(h).reshape(x.shape)
+
+
+def _places(rows: int, columns: int, width: int) -> Tensor:
+    """Returns a fixed code of each patch's row and column, (rows * columns, width)."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.cat([sinusoids(row.flatten(), width // 2), sinusoids(column.flatten(), width // 2)], dim=1)

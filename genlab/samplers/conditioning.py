@@ -1,0 +1,174 @@
+"""Samples that agree with something known: a part of the image, or a linear measurement of it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from genlab.processes.base import Denoiser, Level, Process, posterior, transition_variance
+from genlab.processes.grids import Grid, UniformGrid
+from genlab.samplers.base import Noise, Sampler, steps
+
+
+class RePaint(Sampler):
+    """Fills the unknown part of an image: the known part is noised to each level and put in.
+
+    After each reverse step the image is noised back and stepped again, so that both parts learn of each
+    other (Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1, jump length 1). The result is biased towards
+    ignoring the known part; the bias falls with the number of repetitions, not to 0.
+
+    Args:
+        known: The image, (batch, ...) or broadcast to it.
+        mask: 1 where the image is known, 0 where it is to be filled.
+        grid: Levels.
+        num_resamplings: Reverse steps at each level; 1 is plain replacement, the paper takes 10.
+    """
+
+    def __init__(
+        self, known: Tensor, mask: Tensor, grid: Grid | None = None, num_resamplings: int = 10
+    ) -> None:
+        super().__init__(grid or UniformGrid(250))
+        if num_resamplings < 1:
+            raise ValueError(f"num_resamplings must be at least 1, got {num_resamplings}.")
+        self.known, self.mask, self.num_resamplings = known, mask, num_resamplings
+
+    def walk(
+        self, process: Process, denoise: Denoiser, x: Tensor, levels: list[Level], noise: Noise
+    ) -> Tensor:
+        for number, t, s in steps(levels):
+            for repetition in range(self.num_resamplings):
+                name = (number, repetition)
+                to_x, to_x_t, variance = posterior(t, s)
+                less = to_x * denoise(x, t) + to_x_t * x + math.sqrt(variance) * noise("step", *name)
+                known = s.alpha * self.known + s.sigma * noise("known", *name)
+                less = self.mask * known + (1 - self.mask) * less
+                if s.sigma == 0.0 or repetition + 1 == self.num_resamplings:
+                    break
+                std = math.sqrt(transition_variance(t, s))
+                x = t.alpha / s.alpha * less + std * noise("again", *name)
+            x = less
+        return x
+
+
+class Operator(ABC):
+    """A linear map A from an image to a measurement."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns A x."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Returns A^T y."""
+
+
+class Masking(Operator):
+    """Keeps the known pixels; with a mask of ones, the whole image, for denoising.
+
+    Args:
+        mask: 1 where the image is known.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.mask * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.mask * y
+
+
+class Blur(Operator):
+    """Replaces each pixel by a normal-weighted mean of its neighbours; nothing comes from outside.
+
+    Args:
+        std: Width in pixels.
+    """
+
+    def __init__(self, std: float) -> None:
+        if std <= 0.0:
+            raise ValueError(f"The width of a blur must be positive, got {std}.")
+        reach = math.ceil(3 * std)
+        weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / std) ** 2)
+        self.kernel = weights / weights.sum()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        channels, kernel = x.shape[1], self.kernel.to(x)
+        reach = len(kernel) // 2
+        rows = kernel.reshape(1, 1, -1, 1).expand(channels, 1, -1, 1)
+        x = conv2d(x, rows, padding=(reach, 0), groups=channels)
+        return conv2d(x, rows.transpose(2, 3), padding=(0, reach), groups=channels)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self(y)  # a symmetric kernel with zeros outside
+
+
+class Guided(Denoiser):
+    """The mean of x given both x_t and a measurement y = A x + noise.
+
+        E[x | x_t, y] = E + C A^T (A C A^T + std^2 I)^-1 (y - A E),    E = E[x | x_t],
+        C = Cov[x | x_t] = sigma^2 / alpha dE / dx_t
+
+    (Rozet et al. 2024, arXiv:2405.13712, section 3.) Exact where x given x_t is normal. The covariance is the
+    network's own derivative, never stored: conjugate gradients solve the system with one backward pass each.
+
+    Args:
+        denoise: The model's E[x | x_t].
+        operator: A.
+        measurement: y.
+        std: Standard deviation of the measurement's noise; a small positive number where there is none.
+        num_solves: Iterations of conjugate gradients.
+    """
+
+    def __init__(
+        self, denoise: Denoiser, operator: Operator, measurement: Tensor, std: float, num_solves: int = 3
+    ) -> None:
+        if std <= 0.0:
+            raise ValueError(f"std must be positive, got {std}; take a small one for exact measurements.")
+        self.denoise, self.operator, self.measurement = denoise, operator, measurement
+        self.std, self.num_solves = std, num_solves
+
+    def __call__(self, x_t: Tensor, level: Level) -> Tensor:
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_()
+            mean = self.denoise(x_t, level)
+
+        def covariance(u: Tensor) -> Tensor:
+            (row,) = torch.autograd.grad(mean, x_t, u, retain_graph=True)
+            return level.sigma**2 / level.alpha * row
+
+        def system(u: Tensor) -> Tensor:
+            return self.operator(covariance(self.operator.adjoint(u))) + self.std**2 * u
+
+        missing = self.measurement - self.operator(mean.detach())
+        solution = conjugate_gradients(system, missing, self.num_solves)
+        return mean.detach() + covariance(self.operator.adjoint(solution))
+
+
+def conjugate_gradients(system: Any, right: Tensor, num_steps: int) -> Tensor:
+    """Returns an approximate solution of a symmetric positive system, for each row on its own."""
+    shape = (-1, *(1 for _ in right.shape[1:]))
+    solution, residual = torch.zeros_like(right), right
+    direction, size = residual, _squared(residual)
+    for _ in range(num_steps):
+        image = system(direction)
+        step = size / _inner(direction, image).clamp(min=1e-30)
+        solution = solution + step.reshape(shape) * direction
+        residual = residual - step.reshape(shape) * image
+        previous, size = size, _squared(residual)
+        direction = residual + (size / previous.clamp(min=1e-30)).reshape(shape) * direction
+    return solution
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def _squared(a: Tensor) -> Tensor:
+    return _inner(a, a)

@@ -1,0 +1,450 @@
+"""The diffusion family and its networks: what is learned, averaged, hidden, counted and sampled."""
+
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from genlab.data.random_images import RandomImages
+from genlab.data.toy import Gaussian1D
+from genlab.families.base import HasLatent, HasLikelihood, Reconstructs
+from genlab.families.diffusion import Diffusion
+from genlab.networks.dit import DiT, MLPDenoiser
+from genlab.networks.embeddings import sinusoids
+from genlab.networks.unet import UNet
+from genlab.processes.chain import DiscreteChain
+from genlab.processes.grids import GivenGrid, UniformGrid
+from genlab.processes.likelihood import ProbabilityFlow, VariationalBound
+from genlab.processes.prediction import (
+    MinSNR,
+    Preconditioned,
+    PredictData,
+    PredictNoise,
+    PredictV,
+    PredictVelocity,
+)
+from genlab.processes.sde import EDM, VESDE, VPSDE, NoiseLadder, RectifiedFlow, SubVPSDE
+from genlab.samplers.ancestral import DDIM, Ancestral
+from genlab.samplers.conditioning import RePaint
+from genlab.samplers.ode import DPMSolver, Heun, RungeKutta
+from genlab.shapes import DataSpec
+
+UNET = partial(UNet, channels=(8, 16), num_blocks=1, attention=(4,), num_groups=4)
+ADAM = partial(torch.optim.Adam, lr=1e-3)
+SHORT = DDIM(UniformGrid(4))
+GRAY, COLOUR = DataSpec("gray", (1, 8, 8), 3), DataSpec("colour", (3, 16, 24))
+
+
+def images(num_classes=3, batch_size=8):
+    return RandomImages((1, 8, 8), num_classes, num_train=64, num_test=16, batch_size=batch_size)
+
+
+def diffusion(network=UNET, process=None, optimizer=ADAM, **options):
+    torch.manual_seed(0)
+    options.setdefault("sampler", SHORT)
+    return Diffusion(images().spec, network, process or DiscreteChain(), optimizer, **options)
+
+
+def fit(model, data=None, max_steps=3, **options):
+    trainer = pl.Trainer(
+        max_epochs=-1,
+        max_steps=max_steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        **options,
+    )
+    trainer.fit(model, data or images())
+    return model
+
+
+def validated(model, batch_size=8):
+    trainer = pl.Trainer(
+        logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False
+    )
+    trainer.validate(model, images(batch_size=batch_size), verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+# Networks
+
+NETWORKS = [
+    (UNET, GRAY), (UNET, GRAY.unconditional()), (UNET, COLOUR), (partial(UNET, head_dim=4), GRAY),
+    (partial(DiT, width=16, depth=2, num_heads=2), GRAY), (partial(DiT, width=16, depth=1, num_heads=2), COLOUR),
+    (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), GRAY),
+    (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), DataSpec("points", (2,))),
+]  # fmt: skip
+
+
+def filled(network):
+    """A network whose zeroed layers are not, as after some training."""
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+def inputs(spec, batch=3):
+    torch.manual_seed(1)
+    label = torch.arange(batch) % spec.num_classes if spec.num_classes else None
+    return torch.randn(batch, *spec.shape), torch.rand(batch) * 1000, label
+
+
+@pytest.mark.parametrize(("factory", "spec"), NETWORKS)
+def test_denoising_networks_keep_the_shape_and_use_every_parameter(factory, spec):
+    network = filled(factory(spec))
+    x, t, label = inputs(spec)
+    out = network(x, t, label)
+    assert out.shape == x.shape
+    (out * torch.randn_like(out)).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+
+
+@pytest.mark.parametrize(("factory", "spec"), NETWORKS)
+def test_each_row_has_its_own_noise_level_and_label(factory, spec):
+    network = filled(factory(spec))
+    x, t, label = inputs(spec)
+    whole = network(x, t, label)
+    alone = [
+        network(x[i : i + 1], t[i : i + 1], None if label is None else label[i : i + 1]) for i in range(3)
+    ]
+    assert torch.allclose(whole, torch.cat(alone), atol=1e-5)
+    assert not torch.allclose(whole, network(x, t + 50, label), atol=1e-5)
+    if label is not None:
+        assert not torch.allclose(whole, network(x, t, torch.full_like(label, spec.num_classes)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("factory", "spec"), NETWORKS[:6])
+def test_image_networks_begin_at_zero(factory, spec):
+    assert not factory(spec)(*inputs(spec)).any()
+
+
+def test_the_cifar_network_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        network = UNet(DataSpec("cifar10", (3, 32, 32)))
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(35.7e6, rel=0.003)
+
+
+def test_channels_last_memory_changes_no_value():
+    network = filled(UNET(GRAY))
+    expected = network(*inputs(GRAY))
+    assert torch.allclose(network.to(memory_format=torch.channels_last)(*inputs(GRAY)), expected, atol=1e-5)
+
+
+def test_attention_mixes_all_pixels_and_convolution_alone_does_not():
+    x, t, label = inputs(DataSpec("wide", (1, 32, 32)), 1)
+    moved = x.clone()
+    moved[..., 0, 0] += 1
+
+    def touched(attention):
+        network = filled(UNet(DataSpec("wide", (1, 32, 32)), (8,), 1, attention, num_groups=1))
+        network.middle = torch.nn.ModuleList()
+        for module in network.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.forward = lambda h: h
+        return bool((network(x, t)[..., -1, -1] != network(moved, t)[..., -1, -1]).any())
+
+    assert touched([32]) and not touched([])
+
+
+def test_time_embeddings_are_distinct_for_all_levels_and_alike_for_integers_and_floats():
+    t = torch.arange(1000)
+    code = sinusoids(t, 64)
+    assert torch.equal(code, sinusoids(t.double(), 64)) and code.dtype == torch.float32
+    assert torch.cdist(code.double(), code.double()).fill_diagonal_(9).min() > 1e-3
+
+
+def test_sides_that_cannot_be_halved_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="multiple of 8, got 28 x 28"):
+        UNet(DataSpec("mnist", (1, 28, 28)))
+    with pytest.raises(ValueError, match="use MLPDenoiser"):
+        UNet(DataSpec("points", (2,)))
+
+
+# The family
+
+PAIRS = [
+    (DiscreteChain(), PredictNoise()), (DiscreteChain(), PredictV()), (DiscreteChain(), PredictData()),
+    (VPSDE(), PredictNoise()), (SubVPSDE(), PredictNoise()), (VESDE(), PredictNoise()),
+    (NoiseLadder(), PredictNoise()), (EDM(), Preconditioned()), (RectifiedFlow(), PredictVelocity()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("process", "prediction"), PAIRS)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_process_trains_and_samples_finite_images(process, prediction, precision):
+    model = fit(diffusion(process=process, prediction=prediction), precision=precision)
+    assert all(value.isfinite() for value in model.latest.values())
+    x = model.sample(4)
+    assert x.shape == (4, 1, 8, 8) and x.isfinite().all() and x.abs().max() <= 1
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("process", "prediction"), PAIRS)
+def test_an_untrained_network_loses_the_targets_square(process, prediction):
+    model = diffusion(process=process, prediction=prediction, ema_decay=0.0).train()
+    x = torch.zeros(4096, 1, 8, 8).uniform_(-1, 1)
+    t = process.training_time((torch.arange(4096) + 0.5) / 4096)
+    with model.numbered(torch.arange(4096)):
+        loss = model._loss(lambda x, t, label: 0 * x, x, t, None)["loss"].item()
+    alpha, sigma = process.coefficients(t, x)
+    zero = prediction.target(torch.ones_like(x) / 3**0.5, 0 * x, alpha, sigma).square().mean()
+    noise = prediction.target(0 * x, torch.ones_like(x), alpha, sigma).square().mean()
+    assert loss == pytest.approx((zero + noise).item(), rel=0.02)
+
+
+def test_a_perfect_noise_predictor_loses_nothing():
+    model, process = diffusion(ema_decay=0.0), DiscreteChain()
+    x, t = torch.rand(8, 1, 8, 8), torch.arange(1, 9) * 100.0
+
+    def knows(x_t, time, label):
+        alpha, sigma = process.coefficients(t, x)
+        return (x_t - alpha * x) / sigma
+
+    with model.numbered(torch.arange(8)):
+        assert model._loss(knows, x, t, None)["loss"] < 1e-8
+
+
+def test_the_average_counts_optimiser_steps_also_with_accumulation():
+    model = fit(diffusion(ema_decay=0.9), accumulate_grad_batches=4, max_steps=3)
+    assert model.average.n_averaged == 3 and model.images_seen == 3 * 4 * 8
+    assert model.sampling_weights == "ema" and diffusion(ema_decay=0.0).sampling_weights == "raw"
+
+
+def test_samples_and_validation_come_from_the_average():
+    model = fit(diffusion(ema_decay=0.9, optimizer=partial(torch.optim.SGD, lr=0.5)))
+    before, scores = model.sample(2), validated(model)
+    torch.nn.init.normal_(next(model.network.parameters()))
+    assert torch.equal(model.sample(2), before)
+    assert validated(model) == scores
+
+
+@pytest.mark.parametrize(
+    "sampler", [SHORT, Ancestral(UniformGrid(4)), DDIM(UniformGrid(4), eta=0.7), DPMSolver(UniformGrid(4))]
+)
+def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(sampler):
+    model = fit(diffusion(sampler=sampler, conditional=True))
+    state = torch.get_rng_state()
+    whole = model.sample(7, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    parts = torch.cat([model.sample(index, seed=3) for index in torch.arange(7).split(2)])
+    assert torch.allclose(whole, parts, atol=1e-4)
+    assert torch.equal(model.draw_latent(7, 3)[4:], model.draw_latent(torch.arange(4, 7), 3))
+    assert not torch.allclose(whole, model.sample(7, seed=4))
+
+
+def test_decoding_the_starting_noise_is_sampling():
+    for sampler in (SHORT, Heun(UniformGrid(3))):
+        model = fit(diffusion(sampler=sampler))
+        assert torch.allclose(model.decode(model.draw_latent(3, 5)), model.sample(3, 5), atol=1e-6)
+
+
+def test_a_conditional_sample_without_a_label_goes_round_the_classes():
+    model = fit(diffusion(conditional=True))
+    label = torch.arange(6) % 3
+    assert torch.equal(model.sample(6), model.sample(6, label=label))
+    assert not torch.equal(model.sample(6), model.sample(6, label=label.roll(1)))
+    assert model.uses_labels
+
+
+def test_labels_are_hidden_each_on_its_own_and_only_in_training():
+    model = diffusion(conditional=True, label_dropout=0.3).train()
+    batch = {"image": torch.zeros(4_000, 1, 8, 8), "label": torch.arange(4_000) % 3}
+    with model.numbered(torch.arange(4_000)):
+        hidden = model._hidden_label(batch)
+        assert (hidden == 3).float().mean().item() == pytest.approx(0.3, abs=0.03)
+        assert torch.equal(hidden[hidden != 3], batch["label"][hidden != 3])
+        assert (batch["label"] < 3).all()
+        assert torch.equal(model.eval()._hidden_label(batch), batch["label"])
+
+
+def test_guidance_changes_samples_and_one_is_the_conditional_model():
+    model = fit(diffusion(conditional=True, label_dropout=0.1))
+    plain = model.sample(3)
+    model.guidance = 3.0
+    assert not torch.allclose(model.sample(3), plain, atol=1e-5)
+    with pytest.raises(ValueError, match="needs conditional true and label_dropout"):
+        diffusion(guidance=2.0)
+
+
+def test_validation_is_repeatable_and_independent_of_the_batch_size():
+    model = fit(diffusion(conditional=True, label_dropout=0.5))
+    a, b = validated(model, 5), validated(model, 16)
+    assert a.keys() == b.keys() and {"val/loss", "val/x_error@0.1", "val/x_error@10"} <= a.keys()
+    assert all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a)
+
+
+def test_the_error_at_a_ratio_is_comparable_between_processes():
+    data = Gaussian1D(num_train=64, num_test=512, batch_size=64)
+
+    class Best(torch.nn.Module):
+        """The noise that normal data of unit variance would have, for any process that predicts noise."""
+
+        def __init__(self, spec):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t, label=None):
+            return x  # filled in below
+
+    found = {}
+    for process in (DiscreteChain(), VESDE(), VPSDE()):
+        model = Diffusion(data.spec, Best, process, ADAM, ema_decay=0.0).eval()
+        x = torch.randn(4_000, 1)
+        model.network.forward = partial(best_noise, process)
+        with model.numbered(torch.arange(4_000)):
+            found[process] = model._errors(x, None)
+    for ratio in (0.1, 1.0, 10.0):
+        expected = ratio**2 / (1 + ratio**2)
+        for errors in found.values():
+            assert errors[f"x_error@{ratio:g}"].item() == pytest.approx(expected, rel=0.1)
+
+
+def best_noise(process, scaled, time, label=None):
+    t = time.double() / 1000 * process.end
+    if isinstance(process, DiscreteChain):
+        t = t + 1.0
+    alpha, sigma = process.coefficients(t, scaled)
+    x_t = scaled * torch.sqrt(alpha**2 + sigma**2)
+    return sigma * x_t / (alpha**2 + sigma**2)
+
+
+@pytest.mark.parametrize(
+    "likelihood", [VariationalBound(UniformGrid(5)), ProbabilityFlow(2), ProbabilityFlow(2, num_probes=0)]
+)
+def test_images_have_a_bounded_likelihood_that_does_not_depend_on_the_batch(likelihood):
+    model = fit(diffusion(likelihood=likelihood, conditional=True, dequantise=True)).eval()
+    assert (
+        isinstance(model, HasLikelihood) and isinstance(model, HasLatent) and isinstance(model, Reconstructs)
+    )
+    assert model.likelihood_kind == "<=" and model.likelihood_estimator
+    x, label = torch.randint(256, (4, 1, 8, 8)) / 127.5 - 1, torch.arange(4) % 3
+    with model.numbered(torch.arange(4)):
+        whole = model.log_prob(x, label)
+    with model.numbered(torch.arange(2, 4)):
+        part = model.log_prob(x[2:], label[2:])
+    assert whole.shape == (4,) and whole.isfinite().all() and not whole.requires_grad
+    assert torch.allclose(whole[2:], part, rtol=1e-4)
+
+
+def test_dequantised_images_round_to_the_images_themselves():
+    from genlab.shapes import to_float, to_levels
+
+    model = diffusion(dequantise=True)
+    levels = torch.arange(256).repeat(4).reshape(16, 1, 8, 8).to(torch.uint8)
+    with model.numbered(torch.arange(16)):
+        spread = model._spread(to_float(levels))
+        assert torch.equal(diffusion()._spread(to_float(levels)), to_float(levels))
+    assert torch.equal(to_levels(spread), levels) and not torch.equal(spread, to_float(levels))
+    offset = (spread - to_float(levels)) * 255 / 2
+    assert offset.std().item() == pytest.approx(12**-0.5, abs=0.02)
+
+
+def test_a_model_of_points_learns_their_width_and_its_likelihood_is_exact():
+    data = Gaussian1D(mean=0.5, std=0.7, num_train=4_000, num_test=64, batch_size=256)
+    torch.manual_seed(0)
+    model = Diffusion(
+        data.spec,
+        partial(MLPDenoiser, hidden=(32, 32)),
+        VPSDE(),
+        partial(torch.optim.Adam, lr=5e-3),
+        sampler=RungeKutta(40),
+        likelihood=ProbabilityFlow(30, num_probes=0),
+        ema_decay=0.98,
+    )
+    fit(model, data, max_steps=300).eval()
+    x = model.sample(2_000)
+    assert x.mean().item() == pytest.approx(0.5, abs=0.1) and x.std().item() == pytest.approx(0.7, abs=0.1)
+    assert model.likelihood_kind == "exact"
+    places = torch.linspace(-0.5, 1.5, 9)[:, None]
+    assert torch.allclose(model.log_prob(places), data.log_density(places).float(), atol=0.15)
+    assert torch.allclose(model.decode(model.encode(places)), places, atol=0.02)
+
+
+def test_a_learned_variance_trains_bounds_and_samples():
+    network = partial(UNET, learned_variance=True)
+    model = fit(diffusion(network, DiscreteChain(20), likelihood=VariationalBound(UniformGrid(20))))
+    assert set(model.latest) == {"simple", "bound", "loss"}
+    expected = model.latest["simple"] + 1e-3 * model.latest["bound"]
+    assert model.latest["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert model.sample_with(Ancestral(UniformGrid(20)), 2).isfinite().all()
+    with model.numbered(torch.arange(2)):
+        assert model.eval().log_prob(torch.zeros(2, 1, 8, 8)).isfinite().all()
+    with pytest.raises(ValueError, match="needs the process DiscreteChain"):
+        fit(diffusion(network, VPSDE()))
+
+
+def test_the_bound_teaches_the_variance_and_not_the_mean():
+    model = diffusion(partial(UNET, learned_variance=True), DiscreteChain(20), ema_decay=0.0)
+    x, t = torch.rand(4, 1, 8, 8), torch.tensor([1.0, 5.0, 10.0, 20.0])
+    with model.numbered(torch.arange(4)):
+        model._loss(model.network, x, t, None)["bound"].backward()
+    gradient = model.network.output[-1].weight.grad
+    assert not gradient[:1].any() and gradient[1:].any()
+
+
+def test_weights_by_min_snr_count_clear_images_less():
+    plain, weighted = diffusion(ema_decay=0.0), diffusion(ema_decay=0.0, weighting=MinSNR(5.0))
+    x = torch.rand(4, 1, 8, 8)
+    for t, factor in ((1.0, 5 * 1e-4 / 0.9999), (900.0, 1.0)):
+        losses = []
+        for model in (plain, weighted):
+            with model.numbered(torch.arange(4)):
+                losses.append(model._loss(model.network, x, torch.full((4,), t), None)["loss"].item())
+        assert losses[1] / losses[0] == pytest.approx(factor, rel=1e-3)
+
+
+def test_known_pixels_stay_and_unknown_ones_are_filled():
+    model = fit(diffusion())
+    known = torch.rand(1, 1, 8, 8)
+    mask = (torch.arange(8) < 4).float().expand(1, 1, 8, 8)
+    x = model.sample_with(RePaint(known, mask, UniformGrid(3), 2), 2)
+    assert torch.equal(x * mask, (known * mask).expand(2, 1, 8, 8))
+    assert not torch.allclose(x[0], x[1])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"conditional": True}, "needs labels"), ({"label_dropout": 1.0}, "label_dropout")],
+)
+def test_wrong_settings_are_refused_with_their_rule(option, message):
+    with pytest.raises(ValueError, match=message):
+        Diffusion(COLOUR, UNET, DiscreteChain(), ADAM, **option)
+
+
+# Parity with diffusers, where it is installed
+
+
+def schedulers():
+    return pytest.importorskip("diffusers")
+
+
+def stepped(scheduler, x, network, noise=None):
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(scaled, t), t, x).prev_sample
+    return x
+
+
+def test_ddim_equals_that_of_diffusers_step_by_step():
+    diffusers = schedulers()
+    scheduler = diffusers.DDIMScheduler(
+        1000, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading"
+    )
+    scheduler.set_timesteps(20)
+    x = torch.randn(2, 1, 4, 4).double()
+    theirs = stepped(scheduler, x, lambda x, t: torch.tanh(x) * (0.5 + t / 2000))
+    from genlab.processes.denoiser import NetworkDenoiser
+
+    process = DiscreteChain()
+    denoise = NetworkDenoiser(
+        lambda x, t, _: torch.tanh(x) * (0.5 + t / 2000)[:, None, None, None], process, PredictNoise()
+    )
+    sampler = DDIM(UniformGrid(20, leading=True))
+    ours = sampler.walk(process, denoise, x, sampler.grid.levels(process), None)
+    assert torch.allclose(ours, theirs, atol=1e-4)

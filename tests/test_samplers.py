@@ -1,0 +1,321 @@
+"""Samplers on normal data, where the mean and the width of what comes out are computed, not estimated."""
+
+import math
+
+import pytest
+import torch
+from gaussian_oracle import MEAN, STD, GaussianDenoiser, UnitNoise, moments, relative_error
+
+from genlab.processes.base import CLEAN, Denoiser, posterior, score_of, transition_variance
+from genlab.processes.chain import DiscreteChain
+from genlab.processes.grids import GivenGrid, QuadraticGrid, RatioGrid, UniformGrid
+from genlab.processes.schedules import CosineSchedule, SigmoidSchedule
+from genlab.processes.sde import EDM, VESDE, VPSDE, NoiseLadder, RectifiedFlow, SubVPSDE
+from genlab.samplers.ancestral import DDIM, Ancestral
+from genlab.samplers.base import Noise
+from genlab.samplers.conditioning import Blur, Guided, Masking, RePaint
+from genlab.samplers.ode import DPMSolver, Euler, Heun, RungeKutta, encode
+from genlab.samplers.sde import AnnealedLangevin, EulerMaruyama, PredictorCorrector
+
+PROCESSES = [
+    DiscreteChain(), DiscreteChain(200, CosineSchedule()), DiscreteChain(1000, SigmoidSchedule()),
+    VPSDE(), SubVPSDE(), VESDE(), NoiseLadder(), EDM(), RectifiedFlow(),
+]  # fmt: skip
+SAMPLERS = [
+    Ancestral(UniformGrid(20)), Ancestral(UniformGrid(20), wide=True), DDIM(UniformGrid(20)),
+    DDIM(QuadraticGrid(20), eta=0.5), DDIM(UniformGrid(20, leading=True), eta=1.0),
+    Euler(RatioGrid(20)), Heun(RatioGrid(20)), DPMSolver(RatioGrid(20)), RungeKutta(20),
+    PredictorCorrector(UniformGrid(20)), AnnealedLangevin(UniformGrid(10), num_steps=2),
+]  # fmt: skip
+
+
+def named(value):
+    grid = getattr(value, "grid", None)
+    schedule = f"-{value.num_steps}" if isinstance(value, DiscreteChain) else ""
+    return type(value).__name__ + schedule + (f"-{type(grid).__name__}" if grid else "")
+
+
+# Exactness and order
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+@pytest.mark.parametrize("num_steps", [10, 50])
+@pytest.mark.parametrize("make", [Ancestral, DDIM, Euler, Heun, DPMSolver], ids=lambda make: make.__name__)
+def test_every_sampler_keeps_the_mean_exactly(process, num_steps, make):
+    mean, _ = moments(make(UniformGrid(num_steps)), process)
+    assert torch.allclose(mean, MEAN, rtol=0, atol=1e-12)
+
+
+def errors(make, process, numbers, grid=RatioGrid):
+    """Largest relative distance of the width from its limit for many steps, and of that limit from the data's.
+
+    The last step, from the smallest noise to the data, errs by the same whatever the number of the others.
+    """
+    limit = moments(Heun(grid(3_000)), process)[1]
+    found = [((moments(make(grid(n)), process)[1] - limit).abs() / STD).max().item() for n in numbers]
+    return found, relative_error(limit)
+
+
+ORDERS = [(Euler, 1, 0.051), (DDIM, 1, 0.051), (Heun, 2, 0.005), (DPMSolver, 2, 0.005)]
+
+
+@pytest.mark.parametrize(("make", "order", "bound"), ORDERS, ids=[make.__name__ for make, *_ in ORDERS])
+def test_the_error_on_the_edm_grid_has_the_methods_order_and_bound(make, order, bound):
+    (at_128, at_256), rest = errors(make, EDM(), [128, 256])
+    assert relative_error(moments(make(RatioGrid(64)), EDM())[1]) <= bound
+    assert math.log2(at_128 / at_256) == pytest.approx(order, abs=0.05)
+    assert rest < 1e-4
+
+
+@pytest.mark.parametrize("process", [VPSDE(), SubVPSDE(), VESDE(), DiscreteChain()], ids=named)
+@pytest.mark.parametrize(("make", "order", "bound"), ORDERS, ids=[make.__name__ for make, *_ in ORDERS])
+def test_the_order_holds_for_every_process(process, make, order, bound):
+    (at_128, at_256), _ = errors(make, process, [128, 256])
+    assert math.log2(at_128 / at_256) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize("make, order", [(Euler, 1), (Heun, 2)])
+def test_solvers_keep_their_order_along_a_straight_path(make, order):
+    (at_128, at_256), _ = errors(make, RectifiedFlow(), [128, 256], UniformGrid)
+    assert math.log2(at_128 / at_256) == pytest.approx(order, abs=0.1)
+
+
+def test_runge_kutta_follows_the_flow_nearly_exactly():
+    _, std = moments(RungeKutta(100), EDM())
+    assert relative_error(std) < 1e-4  # what is left is the last step, from sigma 0.002 to the data
+
+
+@pytest.mark.parametrize(
+    "process", [DiscreteChain(), VPSDE(start=1e-4), VESDE(sigma_max=20.0), RectifiedFlow()], ids=named
+)
+def test_stochastic_samplers_converge_to_the_data_with_order_one(process):
+    for make in (lambda n: Ancestral(UniformGrid(n)), lambda n: DDIM(UniformGrid(n), eta=1.0)):
+        coarse, fine = (relative_error(moments(make(n), process)[1]) for n in (250, 1000))
+        assert fine < 0.02 and fine < 0.45 * coarse
+
+
+@pytest.mark.parametrize("process", [VPSDE(), SubVPSDE()], ids=named)
+def test_euler_maruyama_converges_to_the_data(process):
+    coarse, fine = (relative_error(moments(EulerMaruyama(UniformGrid(n)), process)[1]) for n in (500, 2000))
+    assert fine < 0.005 and fine < coarse
+
+
+def test_wide_variances_are_too_wide_on_few_steps():
+    narrow, wide = (moments(Ancestral(UniformGrid(50), wide=w), DiscreteChain())[1] for w in (False, True))
+    assert (wide > narrow).all()
+
+
+# Relations between samplers
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+def test_euler_is_ddim_without_fresh_noise(process):
+    x = torch.randn(5, 4, dtype=torch.float64)
+    grid = UniformGrid(12)
+    levels = grid.levels(process)
+    results = [s.walk(process, GaussianDenoiser(), x, levels, None) for s in (Euler(grid), DDIM(grid))]
+    assert torch.allclose(*results, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+@pytest.mark.parametrize("num_steps", [7, 50])
+def test_ddim_with_eta_one_is_the_chains_posterior_at_any_stride(process, num_steps):
+    grid = UniformGrid(num_steps)
+    levels = grid.levels(process)
+    x = torch.zeros(len(levels) + 2, 4, dtype=torch.float64)
+    ddim, ddpm = (
+        s.walk(process, GaussianDenoiser(), x, levels, UnitNoise(x))
+        for s in (DDIM(grid, eta=1.0), Ancestral(grid))
+    )
+    assert torch.allclose(ddim, ddpm, rtol=1e-9, atol=1e-12)
+
+
+def test_a_single_step_of_the_posterior_has_ddpms_coefficients():
+    process = DiscreteChain()
+    beta, bar = process.betas, process.alpha_bar
+    for t in (2, 10, 999, 1000):
+        a, b, variance = posterior(process.level(t), process.level(t - 1))
+        now, before = bar[t - 1].item(), bar[t - 2].item()
+        assert a == pytest.approx(math.sqrt(before) * beta[t - 1].item() / (1 - now), rel=1e-9)
+        assert b == pytest.approx(math.sqrt(1 - beta[t - 1].item()) * (1 - before) / (1 - now), rel=1e-9)
+        assert variance == pytest.approx((1 - before) / (1 - now) * beta[t - 1].item(), rel=1e-9)
+        variance = transition_variance(process.level(t), process.level(t - 1))
+        assert variance == pytest.approx(beta[t - 1].item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=named)
+def test_everything_is_finite_for_every_process_and_sampler(process, sampler):
+    noise = Noise(0, torch.arange(3), (4,), torch.float64)
+    assert sampler(process, GaussianDenoiser(), noise).isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=named)
+def test_a_sample_is_the_same_in_any_batch(sampler):
+    process = VESDE() if isinstance(sampler, AnnealedLangevin) else VPSDE()
+
+    def draw(index):
+        return sampler(process, GaussianDenoiser(), Noise(7, index, (4,), torch.float64))
+
+    whole = draw(torch.arange(6))
+    assert torch.equal(whole, torch.cat([draw(torch.tensor([0])), draw(torch.arange(1, 6))]))
+    assert not torch.allclose(whole[0], whole[1])
+
+
+def test_predictor_corrector_without_corrections_is_ancestral():
+    noise = Noise(0, torch.arange(3), (4,), torch.float64)
+    samplers = (PredictorCorrector(UniformGrid(9), num_corrections=0), Ancestral(UniformGrid(9)))
+    assert torch.allclose(*(s(VPSDE(), GaussianDenoiser(), noise) for s in samplers))
+
+
+def test_corrections_bring_the_width_nearer_to_the_datas():
+    grid = UniformGrid(30)
+    spread = [moments(PredictorCorrector(grid, num_corrections=n), VESDE())[1] for n in (0, 5)]
+    assert relative_error(spread[1]) < 0.7 * relative_error(spread[0])
+
+
+def test_annealed_langevin_reaches_the_data_from_the_ladder():
+    process = NoiseLadder(0.05, 3.0, 10)
+    sampler = AnnealedLangevin(UniformGrid(10), num_steps=60, step=2e-3)
+    noise = Noise(2, torch.arange(4_000), (4,), torch.float64)
+    x = sampler(process, GaussianDenoiser(), noise)
+    assert torch.allclose(x.mean(0), MEAN, atol=0.1)
+    assert relative_error(x.std(0)) < 0.06
+
+
+def test_one_langevin_step_adds_half_the_step_times_the_score():
+    process, sampler = NoiseLadder(), AnnealedLangevin(GivenGrid([1.0]), num_steps=1, step=0.3)
+    levels = sampler.grid.levels(process)
+    x = torch.zeros(3, 4, dtype=torch.float64)
+    out = sampler.walk(process, GaussianDenoiser(), x, levels, UnitNoise(x))
+    oracle = GaussianDenoiser()
+    moved = x[0] + 0.15 * score_of(x[0], oracle(x[0], levels[0]), levels[0])
+    assert torch.allclose(out[0], oracle(moved, levels[0]))
+    assert torch.allclose(out[2], oracle(moved + math.sqrt(0.3), levels[0]))
+
+
+# Grids
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+@pytest.mark.parametrize(
+    "grid", [UniformGrid(9), UniformGrid(9, leading=True), QuadraticGrid(9), RatioGrid(9)]
+)
+def test_grids_fall_from_noise_to_data_without_repeating_a_level(process, grid):
+    levels = grid.levels(process)
+    assert levels[-1] == CLEAN
+    ratios = [math.inf if level.alpha == 0 else level.sigma / level.alpha for level in levels]
+    assert all(a > b for a, b in zip(ratios, ratios[1:], strict=False))
+    assert all(process.start * (1 - 1e-9) <= level.t <= process.end for level in levels[:-1])
+
+
+def test_the_uniform_grids_of_a_chain_are_the_published_ones():
+    def times(grid):
+        return [level.t for level in grid.levels(DiscreteChain())]
+
+    assert times(UniformGrid(10, leading=True)) == [901, 801, 701, 601, 501, 401, 301, 201, 101, 1, 0]
+    assert times(UniformGrid(1000)) == [*range(1000, 0, -1), 0]
+    assert times(UniformGrid(4)) == [1000, 667, 334, 1, 0]
+    assert times(QuadraticGrid(3))[0] == 800
+
+
+def test_an_image_to_image_walk_starts_at_the_asked_time():
+    process = DiscreteChain()
+    levels = DDIM(UniformGrid(11)).levels_from(process, 500)
+    assert levels[0].t == 500 and levels[-1] == CLEAN
+    with pytest.raises(ValueError, match="no level up to time 0"):
+        DDIM(UniformGrid(11)).levels_from(process, 0.5)
+
+
+@pytest.mark.parametrize("process", [EDM(), VPSDE(), DiscreteChain(), RectifiedFlow()], ids=named)
+def test_encoding_is_the_way_back_of_the_flow(process):
+    z = torch.randn(6, 4, dtype=torch.float64)
+    oracle, sampler = GaussianDenoiser(), RungeKutta(300)
+    levels = sampler.grid.levels(process)
+    x = sampler.walk(process, oracle, process.prior_std(levels[0]) * z, levels, None)
+    assert torch.allclose(encode(process, oracle, x, 300), z, atol=0.02)
+
+
+# Conditioning
+
+
+class CorrelatedDenoiser(Denoiser):
+    """E[x | x_t] of a normal distribution with any covariance."""
+
+    def __init__(self, covariance):
+        self.covariance = covariance
+
+    def __call__(self, x_t, level):
+        flat = x_t.flatten(1)
+        marginal = (
+            level.alpha**2 * self.covariance + level.sigma**2 * torch.eye(len(self.covariance)).double()
+        )
+        gain = level.alpha * self.covariance @ torch.linalg.inv(marginal)
+        return (flat @ gain.T).reshape(x_t.shape)
+
+
+PAIR = CorrelatedDenoiser(torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("num_resamplings", "slope"), [(1, 0.63), (5, 0.85), (10, 0.87)])
+def test_the_bias_of_repaint_falls_with_the_resamplings(num_resamplings, slope):
+    known = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    mask = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    sampler = RePaint(known, mask, UniformGrid(100), num_resamplings)
+    x = sampler(DiscreteChain(), PAIR, Noise(0, torch.arange(2_000), (2,), torch.float64))
+    assert (x[:, 0] == 2.0).all()
+    assert x[:, 1].mean().item() / 2.0 == pytest.approx(slope, abs=0.04)
+
+
+def test_guidance_by_a_measurement_is_exact_for_normal_data():
+    known = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    mask = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    std = 0.3
+    guided = Guided(PAIR, Masking(mask), known, std, num_solves=2)
+    x = RungeKutta(60)(EDM(), guided, Noise(0, torch.arange(4_000), (2,), torch.float64))
+    gain = PAIR.covariance[:, 0] / (1.0 + std**2)
+    assert torch.allclose(x.mean(0), 2.0 * gain, atol=0.03)
+    posterior_covariance = PAIR.covariance - torch.outer(gain, PAIR.covariance[0])
+    assert torch.allclose(x.T.cov(), posterior_covariance, atol=0.03)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
+def test_the_guided_mean_is_that_of_the_joint_normal_distribution(sigma):
+    torch.manual_seed(0)
+    root = torch.randn(16, 16, dtype=torch.float64) / 4
+    covariance = root @ root.T + 0.1 * torch.eye(16)
+    oracle, operator, std = CorrelatedDenoiser(covariance), Blur(0.8), 0.2
+    level = EDM().level(sigma)
+    y, x_t = torch.randn(3, 1, 4, 4).double(), torch.randn(3, 1, 4, 4).double()
+    a = torch.stack([operator(e.reshape(1, 1, 4, 4)).flatten() for e in torch.eye(16).double()], dim=1)
+    both = torch.cat([torch.eye(16).double(), a])  # x_t and y as one measurement of x
+    noise = torch.diag(torch.cat([torch.full((16,), sigma**2), torch.full((16,), std**2)]).double())
+    gain = covariance @ both.T @ torch.linalg.inv(both @ covariance @ both.T + noise)
+    expected = torch.cat([x_t.flatten(1), y.flatten(1)], dim=1) @ gain.T
+    found = Guided(oracle, operator, y, std, num_solves=40)(x_t, level)
+    assert torch.allclose(found.flatten(1), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("operator", [Blur(0.7), Blur(2.0), Masking((torch.rand(5, 7) > 0.5).double())])
+def test_the_adjoint_of_an_operator_moves_it_to_the_other_side(operator):
+    x, y = torch.randn(2, 3, 5, 7).double(), torch.randn(2, 3, 5, 7).double()
+    assert (operator(x) * y).sum().item() == pytest.approx((x * operator.adjoint(y)).sum().item())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UniformGrid(0), "num_steps must be at least 1, got 0"),
+        (lambda: DDIM(eta=1.5), "eta must be in"),
+        (
+            lambda: EulerMaruyama()(DiscreteChain(), GaussianDenoiser(), Noise(0, torch.arange(1), (4,))),
+            "drift and diffusion",
+        ),
+        (lambda: GivenGrid([0.0]), "positive times"),
+        (lambda: Guided(PAIR, Blur(1.0), MEAN, 0.0), "std must be positive"),
+    ],
+)
+def test_samplers_refuse_what_they_cannot_do(make, message):
+    with pytest.raises(ValueError, match=message):
+        sampler = make()
+        sampler(VPSDE(), GaussianDenoiser(), Noise(0, torch.arange(1), (4,)))
