@@ -17,6 +17,7 @@ from genlab.bijections.elementwise import Affine, Spline
 from genlab.bijections.flows import CouplingFlow, Glow, RealNVP
 from genlab.bijections.layers import Centre, Flatten
 from genlab.callbacks.density import DensityPlot
+from genlab.callbacks.health import Health
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import EightGaussians, TwoMoons
 from genlab.evaluation.likelihood import score_likelihood
@@ -287,6 +288,27 @@ def test_a_wrong_inverse_is_seen_in_the_inverse_error():
     layer.inverse = lambda z, label=None: (z + 0.6, z.new_zeros(len(z)))  # instead of 0.5
     with model.numbered(torch.arange(8)), torch.no_grad():
         assert model.losses(batch_of(images()))["inverse_error"].item() == pytest.approx(0.1, abs=1e-4)
+
+
+def test_health_flags_an_inverse_that_misses_the_data():
+    health = Health()
+    assert health.signs({"val/inverse_error": 0.01}) == {"inverse_error": 0.01}
+    assert "misses the data by 0.01" in health.problems({"inverse_error": 0.01})["inverse"]
+    assert not health.problems({"inverse_error": 1e-5})
+
+
+@pytest.mark.slow
+def test_a_compiled_training_step_equals_the_uncompiled_one():
+    plain, compiled = (flow(GLOW, ema_decay=0.9, compile=compile) for compile in (False, True))
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    for model in (plain, compiled):
+        fit(model, max_steps=3)
+    assert compiled.latest["loss"].item() == pytest.approx(plain.latest["loss"].item(), abs=1e-4)
+    assert torch.allclose(
+        plain.log_prob(batch_of(images(), 5)["image"]),
+        compiled.log_prob(batch_of(images(), 5)["image"]),
+        atol=1e-2,
+    )
 
 
 @pytest.mark.parametrize("dequantisation", [None, partial(VariationalDequantisation, network=CONV)])

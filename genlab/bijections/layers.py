@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ class InvertibleLinear(Bijection):
         return x, -self._log_det(z)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        lower = torch.where(self.below, self.lower, 0.0) + torch.eye(len(self.lower)).to(self.lower)
+        lower = torch.where(self.below, self.lower, 0.0) + torch.diag(torch.ones_like(self.log_scale))
         upper = torch.where(self.below.T, self.upper, 0.0) + torch.diag(self.sign * self.log_scale.exp())
         return lower, upper
 
@@ -238,7 +239,7 @@ class Logit(Bijection):
     def _log_slope(self, z: Tensor) -> Tensor:
         """Returns log |det dx/dz|: the sigmoid's slope is p (1 - p)."""
         log_det = summed(logsigmoid(z) + logsigmoid(-z))
-        return log_det - z[0].numel() * torch.log1p(torch.tensor(-2 * self.alpha, dtype=z.dtype)).item()
+        return log_det - z[0].numel() * math.log1p(-2 * self.alpha)
 
 
 class Centre(Bijection):

@@ -96,8 +96,8 @@ class DensityPlot(Callback):
 
     def _two_dimensions(self, data: Any, model: Any, samples: torch.Tensor) -> np.ndarray:
         real = torch.as_tensor(data.split("test").images).float()
-        low, high = real.min(0).values - 0.5, real.max(0).values + 0.5
-        places = [torch.linspace(float(low[i]), float(high[i]), 200) for i in range(2)]
+        low, high = (real.min(0).values - 0.5).tolist(), (real.max(0).values + 0.5).tolist()
+        places = [torch.linspace(low[i], high[i], 200) for i in range(2)]
         x, y = torch.meshgrid(*places, indexing="xy")
         points = torch.stack([x.flatten(), y.flatten()], dim=1)
         pictures = self._pictures(data, model, points, samples)

@@ -17,7 +17,8 @@ class Health(Callback):
       - recall has fallen below `recall_share` of its best value so far (modes are lost),
       - the share of near-duplicates among the samples exceeds `max_duplicates` (real images: about 0.01),
       - the discriminator is right about `max_accuracy` of real and of generated images (it has won, and its
-        gradient says little).
+        gradient says little),
+      - a flow's inverse misses the data by more than `max_inverse_error` (it is invertible on paper only).
 
     in two evaluations in a row, since an untrained generator shows all of it for a while.
     Flags are kept in `run.json` under `health`, with the images seen when they were raised; the run goes on.
@@ -26,14 +27,21 @@ class Health(Callback):
         recall_share: Smallest share of the best recall that counts as healthy.
         max_duplicates: Largest healthy share of near-duplicate samples.
         max_accuracy: Largest healthy accuracy of a discriminator.
+        max_inverse_error: Largest healthy distance between an item and what decoding its latent returns;
+            0.001 of the range of a pixel is a quarter of a level of 256.
     """
 
     def __init__(
-        self, recall_share: float = 0.5, max_duplicates: float = 0.25, max_accuracy: float = 0.98
+        self,
+        recall_share: float = 0.5,
+        max_duplicates: float = 0.25,
+        max_accuracy: float = 0.98,
+        max_inverse_error: float = 1e-3,
     ) -> None:
         self.recall_share = recall_share
         self.max_duplicates = max_duplicates
         self.max_accuracy = max_accuracy
+        self.max_inverse_error = max_inverse_error
         self.best_recall = 0.0
         self.flags: list[dict[str, Any]] = []
         self.trend: list[dict[str, float]] = []
@@ -58,10 +66,10 @@ class Health(Callback):
             recorder.run.update(health={"ok": not self.flags, "flags": self.flags, "trend": self.trend})
 
     def signs(self, values: dict[str, float]) -> dict[str, float]:
-        """Returns recall, duplicate share and the discriminator's accuracies, as far as measured."""
+        """Returns recall, duplicates, the discriminator's accuracies, the inverse's error, as measured."""
         found = {name: find_score(values, name) for name in ("recall", "duplicates")}
         signs = {name: pair[1] for name, pair in found.items() if pair is not None}
-        for name in ("accuracy_real", "accuracy_fake"):
+        for name in ("accuracy_real", "accuracy_fake", "inverse_error"):
             if f"val/{name}" in values:
                 signs[name] = values[f"val/{name}"]
         return signs
@@ -85,6 +93,11 @@ class Health(Callback):
             problems["discriminator"] = (
                 f"the discriminator is right about {min(accuracies):.0%} of both real and generated images: "
                 f"it has won, and the generator learns little from it"
+            )
+        if signs.get("inverse_error", 0.0) > self.max_inverse_error:
+            problems["inverse"] = (
+                f"the inverse misses the data by {signs['inverse_error']:.2g}: a smaller bound of the "
+                f"transform or learning rate keeps a flow invertible in its number format"
             )
         return problems
 
