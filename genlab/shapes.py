@@ -87,7 +87,7 @@ def observed(batch: Batch) -> Tensor:
 
 def to_float(levels: Tensor, num_levels: int = 256) -> Tensor:
     """Maps level k of 0 ... num_levels - 1 to 2 k / (num_levels - 1) - 1, a float in [-1, 1]."""
-    return levels.float().mul_(2.0 / (num_levels - 1)).sub_(1.0)
+    return levels.float().mul(2.0 / (num_levels - 1)).sub_(1.0)
 
 
 def to_levels(x: Tensor, num_levels: int = 256) -> Tensor:

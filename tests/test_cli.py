@@ -58,18 +58,7 @@ def test_help_lists_every_command_in_under_a_second():
     start = time.monotonic()
     text = python("from genlab.cli.main import main", "main(['--help'])").stdout
     assert time.monotonic() - start < 1.0
-    for name in (
-        "fit",
-        "validate",
-        "test",
-        "predict",
-        "resume",
-        "sample",
-        "reconstruct",
-        "interpolate",
-        "runs",
-        "data",
-    ):
+    for name in (*TRAINING, *OTHERS):
         assert f"  {name} " in text
 
 

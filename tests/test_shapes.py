@@ -34,6 +34,12 @@ def test_floats_go_to_their_nearest_level(num_levels):
     assert abs(to_float(to_levels(x, num_levels), num_levels).mean()) < 1e-3
 
 
+def test_mapping_levels_leaves_its_argument_alone():
+    levels = torch.arange(17.0)
+    to_float(levels, 17)
+    assert torch.equal(levels, torch.arange(17.0))
+
+
 def test_floats_outside_the_range_are_clipped():
     assert to_levels(torch.tensor([-3.0, 3.0]), 17).tolist() == [0, 16]
 
