@@ -14,7 +14,7 @@ from genlab.networks.dit import DiT, MLPDenoiser
 from genlab.networks.embeddings import sinusoids
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain
-from genlab.processes.grids import GivenGrid, UniformGrid
+from genlab.processes.grids import UniformGrid
 from genlab.processes.likelihood import ProbabilityFlow, VariationalBound
 from genlab.processes.prediction import (
     MinSNR,
@@ -98,7 +98,7 @@ def inputs(spec, batch=3):
 @pytest.mark.parametrize(("factory", "spec"), NETWORKS)
 def test_denoising_networks_keep_the_shape_and_use_every_parameter(factory, spec):
     network = filled(factory(spec))
-    x, t, label = inputs(spec)
+    x, t, _ = inputs(spec)
     out = network(x, t, label)
     assert out.shape == x.shape
     (out * torch.randn_like(out)).sum().backward()
@@ -108,7 +108,7 @@ def test_denoising_networks_keep_the_shape_and_use_every_parameter(factory, spec
 @pytest.mark.parametrize(("factory", "spec"), NETWORKS)
 def test_each_row_has_its_own_noise_level_and_label(factory, spec):
     network = filled(factory(spec))
-    x, t, label = inputs(spec)
+    x, t, _ = inputs(spec)
     whole = network(x, t, label)
     alone = [
         network(x[i : i + 1], t[i : i + 1], None if label is None else label[i : i + 1]) for i in range(3)
@@ -137,7 +137,7 @@ def test_channels_last_memory_changes_no_value():
 
 
 def test_attention_mixes_all_pixels_and_convolution_alone_does_not():
-    x, t, label = inputs(DataSpec("wide", (1, 32, 32)), 1)
+    x, t, _ = inputs(DataSpec("wide", (1, 32, 32)), 1)
     moved = x.clone()
     moved[..., 0, 0] += 1
 

@@ -1,6 +1,7 @@
 """Samplers on normal data, where the mean and the width of what comes out are computed, not estimated."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_every_sampler_keeps_the_mean_exactly(process, num_steps, make):
 
 
 def errors(make, process, numbers, grid=RatioGrid):
-    """Largest relative distance of the width from its limit for many steps, and of that limit from the data's.
+    """Largest relative distance of the width from its limit for many steps, and of it from the data's.
 
     The last step, from the smallest noise to the data, errs by the same whatever the number of the others.
     """
@@ -205,7 +206,7 @@ def test_grids_fall_from_noise_to_data_without_repeating_a_level(process, grid):
     levels = grid.levels(process)
     assert levels[-1] == CLEAN
     ratios = [math.inf if level.alpha == 0 else level.sigma / level.alpha for level in levels]
-    assert all(a > b for a, b in zip(ratios, ratios[1:], strict=False))
+    assert all(a > b for a, b in pairwise(ratios))
     assert all(process.start * (1 - 1e-9) <= level.t <= process.end for level in levels[:-1])
 
 

@@ -34,7 +34,7 @@ class Diffusion(Model):
 
     Ho et al. 2020 (arXiv:2006.11239), equation 14, for `PredictNoise` on a `DiscreteChain`. Denoising score
     matching (Song et al. 2021, arXiv:2011.13456, equation 7, weight sigma^2) is the same loss on a
-    `VPSDE`, `SubVPSDE`, `VESDE` or `NoiseLadder`, since score = -eps / sigma; EDM and flow matching are it with
+    `VPSDE`, `SubVPSDE`, `VESDE` or `NoiseLadder`, since score = -eps / sigma; EDM and flow matching with
     their own process and prediction. So the family is one, and the names are those of its parts.
 
     In validation the mean squared error of x is also measured at fixed ratios sigma / alpha, with noise that
@@ -54,7 +54,7 @@ class Diffusion(Model):
         clip: Keep the estimates of images in [-1, 1] while sampling.
         dequantise: Spread each level of an image uniformly over its interval in training, which the flow's
             likelihood needs; rounding the samples takes it back.
-        variance_weight: Of the bound that teaches the variance where the network has one; the published 0.001.
+        variance_weight: Of the bound that teaches the variance where the network has one; published 0.001.
         ema_decay: Decay, per optimiser step, of the averaged network that samples and scores come from;
             0 takes the network itself.
 
@@ -159,7 +159,7 @@ class Diffusion(Model):
 
     @torch.no_grad()
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """Returns what a deterministic walk makes of noise: the model's sampler, or the flow where it draws."""
+        """Returns what a deterministic walk makes of noise: the sampler, or the flow where it draws."""
         sampler = self.sampler if self.sampler.is_deterministic else RungeKutta(50)
         levels = sampler.grid.levels(self.process)
         noise = Noise(0, torch.arange(len(z), device=z.device), self.spec.shape)
@@ -174,12 +174,12 @@ class Diffusion(Model):
             return encode(self.process, self._unclipped(label), x, 50)
 
     @property
-    def likelihood_kind(self) -> str:  # type: ignore[override]
+    def likelihood_kind(self) -> str:
         """Dequantisation makes the likelihood of a level a bound; a density of numbers is exact."""
         return "<=" if self.likelihood.is_bound or self.spec.is_image else "exact"
 
     @property
-    def likelihood_estimator(self) -> str:  # type: ignore[override]
+    def likelihood_estimator(self) -> str:
         return self.likelihood.estimator
 
     @torch.no_grad()

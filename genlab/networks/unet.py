@@ -16,7 +16,7 @@ from genlab.shapes import DataSpec
 class UNet(nn.Module):
     """Residual blocks at falling and rising sizes, joined by skips, with attention at some sizes.
 
-    Ho et al. 2020 (arXiv:2006.11239), appendix B. The default widths are the paper's for CIFAR-10, 35.7 million
+    Ho et al. 2020 (arXiv:2006.11239), appendix B. The defaults are the paper's for CIFAR-10, 35.7 million
     parameters.
 
     Args:
@@ -30,7 +30,7 @@ class UNet(nn.Module):
         learned_variance: Also return the v of a learned variance, in as many channels again.
 
     Shapes:
-        x: (batch, channels, height, width); t: (batch,), about 0 ... 1,000; label: (batch,). Returns x's shape.
+        x: (batch, channels, height, width); t: (batch,), about 0 ... 1,000; label: (batch,). Returns x's.
 
     Raises:
         ValueError: If the data are not images, or a side cannot be halved that often.

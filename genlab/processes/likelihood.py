@@ -110,7 +110,7 @@ class ProbabilityFlow(Likelihood):
 
     Song et al. 2021 (arXiv:2011.13456), equation 39, in the coordinates of Karras et al. 2022, where it has
     no schedule left; solved by Runge-Kutta of order 4 in equal steps of log r. Exact for vectors up to the
-    steps; for images uniform noise fills each level's interval first, whose mean log density is a lower bound.
+    steps; for images uniform noise fills each level's interval first, whose mean log density is a bound.
 
     Args:
         num_steps: Steps of four network passes each.
