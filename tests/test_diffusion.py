@@ -74,7 +74,8 @@ def validated(model, batch_size=8):
 
 NETWORKS = [
     (UNET, GRAY), (UNET, GRAY.unconditional()), (UNET, COLOUR), (partial(UNET, head_dim=4), GRAY),
-    (partial(DiT, width=16, depth=2, num_heads=2), GRAY), (partial(DiT, width=16, depth=1, num_heads=2), COLOUR),
+    (partial(DiT, width=16, depth=2, num_heads=2), GRAY),
+    (partial(DiT, width=16, depth=1, num_heads=2), COLOUR),
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), GRAY),
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), DataSpec("points", (2,))),
 ]  # fmt: skip
@@ -98,7 +99,7 @@ def inputs(spec, batch=3):
 @pytest.mark.parametrize(("factory", "spec"), NETWORKS)
 def test_denoising_networks_keep_the_shape_and_use_every_parameter(factory, spec):
     network = filled(factory(spec))
-    x, t, _ = inputs(spec)
+    x, t, label = inputs(spec)
     out = network(x, t, label)
     assert out.shape == x.shape
     (out * torch.randn_like(out)).sum().backward()
@@ -108,7 +109,7 @@ def test_denoising_networks_keep_the_shape_and_use_every_parameter(factory, spec
 @pytest.mark.parametrize(("factory", "spec"), NETWORKS)
 def test_each_row_has_its_own_noise_level_and_label(factory, spec):
     network = filled(factory(spec))
-    x, t, _ = inputs(spec)
+    x, t, label = inputs(spec)
     whole = network(x, t, label)
     alone = [
         network(x[i : i + 1], t[i : i + 1], None if label is None else label[i : i + 1]) for i in range(3)
