@@ -74,8 +74,7 @@ def validated(model, batch_size=8):
 
 NETWORKS = [
     (UNET, GRAY), (UNET, GRAY.unconditional()), (UNET, COLOUR), (partial(UNET, head_dim=4), GRAY),
-    (partial(DiT, width=16, depth=2, num_heads=2), GRAY),
-    (partial(DiT, width=16, depth=1, num_heads=2), COLOUR),
+    (partial(DiT, width=16, depth=2, num_heads=2), GRAY), (partial(DiT, width=16, depth=1, num_heads=2), COLOUR),
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), GRAY),
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), DataSpec("points", (2,))),
 ]  # fmt: skip
@@ -138,7 +137,7 @@ def test_channels_last_memory_changes_no_value():
 
 
 def test_attention_mixes_all_pixels_and_convolution_alone_does_not():
-    x, t, _ = inputs(DataSpec("wide", (1, 32, 32)), 1)
+    x, t, _label = inputs(DataSpec("wide", (1, 32, 32)), 1)
     moved = x.clone()
     moved[..., 0, 0] += 1
 
