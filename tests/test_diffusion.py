@@ -74,7 +74,8 @@ def validated(model, batch_size=8):
 
 NETWORKS = [
     (UNET, GRAY), (UNET, GRAY.unconditional()), (UNET, COLOUR), (partial(UNET, head_dim=4), GRAY),
-    (partial(DiT, width=16, depth=2, num_heads=2), GRAY), (partial(DiT, width=16, depth=1, num_heads=2), COLOUR),
+    (partial(DiT, width=16, depth=2, num_heads=2), GRAY),
+    (partial(DiT, width=16, depth=1, num_heads=2), COLOUR),
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), GRAY),
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), DataSpec("points", (2,))),
 ]  # fmt: skip
