@@ -17,6 +17,7 @@ from genlab.callbacks.health import Health
 from genlab.callbacks.progress import ProgressLine, duration, short
 from genlab.callbacks.record import read_losses
 from genlab.runs.folder import list_runs
+from genlab.runs.metrics_file import read_metrics
 
 TINY = ("--config", "experiments/dcgan_digits.yaml", "--trainer.accelerator", "cpu")
 MLP = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
@@ -75,9 +76,45 @@ def test_the_last_evaluation_falls_on_the_end_of_the_run(images, every, per_batc
     assert interval <= num_batches
 
 
+@pytest.mark.parametrize("evaluations", [1, 3, 7])
+def test_evaluations_are_counted_over_a_budget_of_images(evaluations, genlab_command, tiny_extractor):
+    options = ("--budget.images", "1280")
+    assert len(evaluated_at(genlab_command, tiny_extractor, evaluations, *options)) == evaluations
+
+
+def test_evaluations_are_spread_evenly_over_a_budget_of_seconds(genlab_command, tiny_extractor):
+    options = ("--budget.images", "null", "--budget.seconds", "2")
+    seconds = evaluated_at(genlab_command, tiny_extractor, 4, *options)
+    assert len(seconds) == 4
+    for found, due in zip(seconds, (0.5, 1.0, 1.5, 2.0), strict=True):
+        assert due <= found < due + 0.25
+
+
+def evaluated_at(genlab_command, tiny_extractor, evaluations, *options):
+    """The training seconds at which a small GAN was evaluated."""
+    code, _, error = genlab_command(
+        *("fit", *TINY, *MLP, "--extractor", tiny_extractor(1), "--evaluate.num_samples", "8"),
+        *("--evaluate.at_start", "false", "--budget.evaluate_every", "null", *options),
+        *("--budget.evaluations", evaluations),
+    )
+    assert code == 0, error
+    return [row["seconds"] for row in read_metrics(list_runs()[-1].metrics_jsonl) if "val/generator" in row]
+
+
+def test_two_spacings_of_evaluations_are_refused():
+    with pytest.raises(ValueError, match=r"evaluations 3 and budget.evaluate_every 10 both space"):
+        Budget(images=100, evaluate_every=10, evaluations=3)
+    with pytest.raises(ValueError, match="needs a budget to divide"):
+        Budget(evaluations=3)
+
+
 def test_the_clock_stands_still_while_the_model_is_evaluated():
     clock = TrainingClock()
     clock.on_train_batch_start(None, None, None, 0)
+    time.sleep(0.05)
+    clock.on_train_batch_end(None, None, None, None, 0)
+    assert clock.seconds < 0.05  # networks are compiled in the first batch
+    clock.on_train_batch_start(None, None, None, 1)
     time.sleep(0.05)
     clock.on_validation_start(None, None)
     seconds = clock.seconds

@@ -9,6 +9,8 @@ from pytorch_lightning.callbacks import Callback, Timer
 
 from genlab.callbacks.clock import TrainingClock
 
+NEVER = 1 << 62  # batches
+
 
 class Budget(Callback):
     """Ends training after a number of images or seconds, and spaces evaluations evenly over it.
@@ -20,18 +22,35 @@ class Budget(Callback):
         images: Real images to train on; None for no such limit.
         seconds: Seconds of training alone, without evaluation; None for no such limit.
         evaluate_every: Images between two evaluations; None evaluates after each epoch.
+        evaluations: Number of evaluations, spaced evenly over the images or else over the seconds, in place
+            of `evaluate_every`. Families of different speed are then evaluated equally often.
     """
 
     def __init__(
-        self, images: int | None = None, seconds: float | None = None, evaluate_every: int | None = None
+        self,
+        images: int | None = None,
+        seconds: float | None = None,
+        evaluate_every: int | None = None,
+        evaluations: int | None = None,
     ) -> None:
-        for name, value in (("images", images), ("seconds", seconds), ("evaluate_every", evaluate_every)):
+        given = {"images": images, "seconds": seconds}
+        given |= {"evaluate_every": evaluate_every, "evaluations": evaluations}
+        for name, value in given.items():
             if value is not None and value <= 0:
                 raise ValueError(f"budget.{name} must be positive, got {value}; leave it out for no limit.")
+        if evaluations and evaluate_every:
+            raise ValueError(
+                f"budget.evaluations {evaluations} and budget.evaluate_every {evaluate_every} both space the "
+                f"evaluations: set one of them to null."
+            )
+        if evaluations and not (images or seconds):
+            raise ValueError("budget.evaluations needs a budget to divide: give budget.images or .seconds.")
         self.images = images
         self.seconds = seconds
         self.evaluate_every = evaluate_every
+        self.evaluations = evaluations
         self.clock = TrainingClock()
+        self._evaluated: int | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit" or trainer.fast_dev_run:
@@ -42,17 +61,18 @@ class Budget(Callback):
             raise ValueError(
                 "The run would never end: give --budget.images, --budget.seconds or --trainer.max_epochs."
             )
-        if self.evaluate_every:
+        if self.evaluate_every or self.evaluations:
             trainer.check_val_every_n_epoch = None
             trainer.val_check_interval = self._batches_between_evaluations(images_per_batch(trainer))
 
     def _batches_between_evaluations(self, per_batch: int) -> int:
-        assert self.evaluate_every is not None
-        if self.images is None:
+        if self.images is not None:
+            # A whole number of intervals, so that the last evaluation is the one at the end.
+            num_evaluations = self.evaluations or max(1, round(self.images / self.evaluate_every))  # type: ignore[operator]
+            return math.ceil(math.ceil(self.images / per_batch) / num_evaluations)
+        if self.evaluate_every is not None:
             return max(1, round(self.evaluate_every / per_batch))
-        # A whole number of intervals, so that the last evaluation is the one at the end.
-        num_evaluations = max(1, round(self.images / self.evaluate_every))
-        return math.ceil(math.ceil(self.images / per_batch) / num_evaluations)
+        return NEVER  # the clock decides after each batch
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -63,6 +83,18 @@ class Budget(Callback):
             self.clock.seconds >= self.seconds, all=False
         ):
             trainer.should_stop = True
+        if self.evaluations and self.images is None:
+            self._evaluate_when_due(trainer)
+
+    def _evaluate_when_due(self, trainer: Any) -> None:
+        assert self.seconds is not None and self.evaluations is not None
+        passed = int(self.clock.seconds * self.evaluations / self.seconds)
+        if self._evaluated is None:  # the first batch, or the first one after a resumption
+            self._evaluated = passed
+        due = trainer.strategy.reduce_boolean_decision(passed > self._evaluated, all=False)
+        trainer.val_check_batch = trainer.fit_loop.total_batch_idx + 1 if due else NEVER
+        if due:  # on every device, also where the clock is a little behind
+            self._evaluated = max(passed, self._evaluated + 1)
 
     def total_images(self, trainer: Any) -> float:
         """Returns how many images the whole run will see, infinity where only the clock decides."""

@@ -10,7 +10,9 @@ from pytorch_lightning.callbacks import Callback
 
 
 class TrainingClock(Callback):
-    """Counts the seconds of training alone: evaluation, pictures and packing stand still on it.
+    """Counts the seconds of training alone: packing, compilation, evaluation and pictures are not in it.
+
+    The first batch of each process is left out, for that is when networks are compiled and kernels chosen.
 
     Attributes:
         seconds: Training time so far, over all resumptions.
@@ -19,6 +21,7 @@ class TrainingClock(Callback):
     def __init__(self) -> None:
         self._before = 0.0
         self._since: float | None = None
+        self._is_warm = False
 
     @property
     def seconds(self) -> float:
@@ -26,8 +29,16 @@ class TrainingClock(Callback):
         return self._before + running
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self._since is None:
+        if self._since is None and self._is_warm:
             self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._is_warm:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self._is_warm, self._since = True, time.monotonic()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.pause()

@@ -29,6 +29,7 @@ OTHERS = {
     "sample": "draw a grid and single PNGs:  genlab sample RUN -n 64 --seed 0",
     "reconstruct": "encode and decode images:     genlab reconstruct RUN IMAGES...",
     "interpolate": "walk through latent space:    genlab interpolate RUN --seeds 0 1",
+    "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
     "runs": "list the runs and their scores",
     "data": "look at images before use:    genlab data check PATH",
 }
@@ -74,6 +75,10 @@ def command(name: str) -> Callable[[list[str]], int]:
         from genlab.cli.interpolate import interpolate
 
         return interpolate
+    if name == "bench":
+        from genlab.cli.bench import bench
+
+        return bench
     if name == "runs":
         from genlab.cli.runs import runs
 

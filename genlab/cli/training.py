@@ -59,6 +59,7 @@ COMMAND_KEYS = (
     "verbose",
     "return_predictions",
     "experiment",
+    "run_name",
     "log_to",
 )
 """Keys of one command that a run's stored configuration leaves out: another command would refuse them."""
@@ -92,6 +93,12 @@ class GenlabCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Name of the run's folder; the file's by default.",
+        )
+        parser.add_argument(
+            "--run_name",
+            type=str | None,
+            default=None,
+            help="Name of this run within its experiment; date and time by default.",
         )
         parser.add_argument(
             "--log_to",
@@ -217,7 +224,7 @@ class GenlabCLI(LightningCLI):
         if inherited and not is_first:
             return open_run(inherited)
         resumed = run_of(self.checkpoint) if self.checkpoint is not None else None
-        run = resumed or create_run(values["experiment"] or experiment_name(values))
+        run = resumed or create_run(values["experiment"] or experiment_name(values), name=values["run_name"])
         os.environ[RUN_VARIABLE] = str(run.path.absolute())
         print(f"{'Resuming' if resumed else 'Run'}: {_shown(run.path)}", file=sys.stderr)
         return run

@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "cores": _cores(),
+        "cores": cores(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git": _git(),
         "command": command_line(sys.argv),
@@ -101,8 +101,8 @@ def _cpu_model() -> str:
     return next(models, platform.processor() or platform.machine())
 
 
-def _cores() -> int:
-    # What this process may use, which a scheduler or a container makes less than what the machine has.
+def cores() -> int:
+    """Returns how many cores this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

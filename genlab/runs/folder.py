@@ -159,16 +159,21 @@ def outputs_root() -> Path:
     return Path(os.environ.get("GENLAB_OUTPUTS") or "outputs")
 
 
-def create_run(experiment: str, root: Path | None = None) -> Run:
+def create_run(experiment: str, root: Path | None = None, name: str | None = None) -> Run:
     """Makes a new folder <root>/<experiment>/<date>-<time>; a second one of the same second ends in -2.
 
     Args:
         experiment: The experiment's name, see `folder_name`.
         root: Folder of all runs; `outputs_root()` if None.
+        name: The folder's name in place of date and time.
+
+    Raises:
+        ValueError: There is a run of that name already.
     """
     parent = _absolute(root or outputs_root()) / folder_name(experiment)
     parent.mkdir(parents=True, exist_ok=True)
-    run = Run(_unique_folder(parent, time.strftime("%Y%m%d-%H%M%S")))
+    dated = time.strftime("%Y%m%d-%H%M%S")
+    run = Run(_new_folder(parent, folder_name(name)) if name else _unique_folder(parent, dated))
     run.samples.mkdir()
     run.checkpoints.mkdir()
     atomic.write_json(run.record, _first_record(run, experiment))
@@ -216,6 +221,18 @@ def list_runs(root: Path | None = None) -> list[Run]:
         except NotARun as error:
             warnings.warn(str(error))
     return [Run(path) for _, path in sorted(dated)]
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    folder = parent / name
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        raise ValueError(
+            f"There is a run {_shown(str(folder))} already: `genlab resume` continues it, another name "
+            f"keeps both."
+        ) from None
+    return folder
 
 
 def _unique_folder(parent: Path, name: str) -> Path:

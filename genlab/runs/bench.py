@@ -1,0 +1,294 @@
+"""A comparison in the making: which runs it needs, which are there, and what is left to do for each.
+
+<root>/<name>/
+    bench.json                    what was asked for
+    <experiment>/seed<k>/         one run for each experiment and seed
+    trials/<experiment>/trial<k>/ runs that only chose the experiment's learning rates
+    logs/                         what each training and test printed
+
+Everything that decides what to do next is read from these folders, so a queue that was killed goes on where
+it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from genlab.runs import atomic
+from genlab.runs.folder import NotARun, Run, folder_name, open_run
+
+TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
+"""What the trials of an experiment multiply its learning rates by, in this order."""
+
+TRIAL_SEED = 1_000
+"""Seed of the first trial, far from those of the runs that are compared."""
+
+_SELECTED_BY = ("fid", "wasserstein", "bits_per_dim", "loss")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run may use: real images seen, or seconds of training alone."""
+
+    images: int | None = None
+    seconds: float | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """The budget as options of `genlab fit`; the experiment's own is replaced."""
+        return [f"--budget.images={_yaml(self.images)}", f"--budget.seconds={_yaml(self.seconds)}"]
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g}s" if self.seconds else f"{self.images}"
+
+
+def parse_budget(text: str) -> Budget:
+    """Returns the budget that a text such as 90s, 2m, 1h (seconds) or 300000, 300k, 1M (images) stands for.
+
+    Raises:
+        ValueError: Another text, or a number that is not positive.
+    """
+    seconds = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    images = {"": 1.0, "k": 1e3, "M": 1e6}
+    unit = text[-1:] if text[-1:].isalpha() else ""
+    try:
+        number = float(text.removesuffix(unit))
+    except ValueError:
+        number = math.nan
+    if not 0.0 < number < math.inf or unit not in {**seconds, **images}:
+        raise ValueError(f"--budget must be a time such as 90s or 5m, or images such as 300k, got {text!r}.")
+    return Budget(seconds=number * seconds[unit]) if unit in seconds else Budget(round(number * images[unit]))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a bench.
+
+    Args:
+        experiment: The experiment's name.
+        seed: Seed of everything in the run.
+        trial: Number of the trial; None for a run that is compared.
+    """
+
+    experiment: str
+    seed: int
+    trial: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return f"seed{self.seed}" if self.trial is None else f"trial{self.trial}"
+
+    def __str__(self) -> str:
+        return f"{self.experiment} " + (f"seed {self.seed}" if self.trial is None else f"trial {self.trial}")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is compared, and the folder that holds it.
+
+    Args:
+        folder: Where all of it lies.
+        files: The configuration file of each experiment.
+        budget: What every run may use.
+        num_seeds: Runs for each experiment, with the seeds 0 ... num_seeds - 1.
+        num_trials: Settings that are tried for each experiment before, the same number for all.
+        evaluations: How often each run is scored while it trains.
+        options: Further options of `genlab fit` for every run.
+    """
+
+    folder: Path
+    files: dict[str, Path]
+    budget: Budget
+    num_seeds: int
+    num_trials: int = 1
+    evaluations: int = 8
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def trial_jobs(self) -> list[Job]:
+        """The trainings that choose settings; one setting needs no choice."""
+        if self.num_trials == 1:
+            return []
+        return [Job(name, TRIAL_SEED + k, k) for k in range(self.num_trials) for name in self.files]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The trainings that are compared, all experiments' first seeds first."""
+        return [Job(name, seed) for seed in range(self.num_seeds) for name in self.files]
+
+    def root(self, job: Job) -> Path:
+        """Returns the folder of runs that a job's run lies in."""
+        return self.folder if job.trial is None else self.folder / "trials"
+
+    def log(self, job: Job) -> Path:
+        """Returns where a job's output goes."""
+        return self.folder / "logs" / f"{job.experiment}-{job.name}.log"
+
+    def find(self, job: Job) -> Run | None:
+        """Returns a job's run, None where it has left nothing to go on with."""
+        path = self.root(job) / folder_name(job.experiment) / job.name
+        try:
+            run = open_run(path) if path.exists() else None
+        except NotARun:  # killed before it had a record
+            run = None
+        return run if run is not None and run.path == path else None
+
+    def state(self, job: Job) -> str:
+        """Returns "new", "live", "started", "trained", "tested" or "diverged"."""
+        run = self.find(job)
+        if run is None:
+            return "new"
+        if run.is_live:
+            return "live"
+        record = run.read()
+        if run.status == "diverged":
+            return "diverged"
+        if run.status != "finished":
+            return "new" if run.last_checkpoint is None else "started"
+        return "tested" if _is_tested(run, record) else "trained"
+
+    def is_done(self, job: Job) -> bool:
+        """Returns whether a job has a result; a trial needs no test, and a divergence is a result."""
+        return self.state(job) in (
+            ("diverged", "tested") if job.trial is None else ("diverged", "trained", "tested")
+        )
+
+    def fit(self, job: Job) -> list[str]:
+        """Returns the arguments that train a job or continue it; a run without a checkpoint is removed."""
+        run = self.find(job)
+        if run is not None and self.state(job) == "started":
+            return ["resume", str(run.path)]
+        shutil.rmtree(self.root(job) / folder_name(job.experiment) / job.name, ignore_errors=True)
+        return [
+            "fit",
+            f"--config={self.files[job.experiment]}",
+            f"--experiment={job.experiment}",
+            f"--run_name={job.name}",
+            f"--seed_everything={job.seed}",
+            *self.budget.options,
+            "--budget.evaluate_every=null",
+            f"--budget.evaluations={self.evaluations}",
+            *self.settings(job),
+            *self.options,
+        ]
+
+    def settings(self, job: Job) -> list[str]:
+        """Returns a job's learning rates as options: those of its trial, or of the best one.
+
+        A trial is scored against the training split: the test split decides nothing.
+        """
+        if self.num_trials == 1:
+            return []
+        factor = TRIAL_FACTORS[self.best_trial(job.experiment) if job.trial is None else job.trial]
+        config = yaml.safe_load(self.files[job.experiment].read_text(encoding="utf-8"))
+        rates = {f"model.{key}": rate * factor for key, rate in learning_rates(config.get("model", {}))}
+        options = [f"--{key}={rate:.6g}" for key, rate in rates.items()]
+        return options if job.trial is None else [*options, "--evaluate.split=train"]
+
+    def best_trial(self, experiment: str) -> int:
+        """Returns the number of the trial with the lowest score at its end; a diverged one is last."""
+        trials = [job for job in self.trial_jobs if job.experiment == experiment]
+        scores = [trial_score(self.find(job)) for job in trials]
+        return scores.index(min(scores))
+
+    def mark(self, job: Job) -> None:
+        """Writes into a run's record that it belongs to this bench."""
+        run = self.find(job)
+        if run is None:
+            return
+        factor = 1.0 if self.num_trials == 1 else TRIAL_FACTORS[self.best_trial(job.experiment)]
+        run.update(
+            bench={
+                "name": self.folder.name,
+                "experiment": job.experiment,
+                "budget": asdict(self.budget),
+                "seed": job.seed,
+                "tuning_trials": self.num_trials,
+                "learning_rate_factor": factor,
+            }
+        )
+
+    def save(self) -> None:
+        """Writes what is asked for into bench.json, where it agrees with what was asked for there before.
+
+        Seeds and experiments may be added later; what a finished run was made with may not change.
+
+        Raises:
+            ValueError: It would change.
+        """
+        old = self._saved()
+        new = {
+            "budget": asdict(self.budget),
+            "num_trials": self.num_trials,
+            "evaluations": self.evaluations,
+            "options": self.options,
+        }
+        changed = [name for name in new if name in old and old[name] != new[name]]
+        digests = {name: _digest(path) for name, path in self.files.items()}
+        known = old.get("experiments", {})
+        changed += [str(self.files[name]) for name, now in digests.items() if known.get(name, now) != now]
+        if changed:
+            raise ValueError(
+                f"{self.folder} was begun with another {' and '.join(changed)}: give this one its own "
+                f"--name, or delete the folder to begin anew."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "logs").mkdir(exist_ok=True)
+        new |= {"experiments": {**known, **digests}, "num_seeds": self.num_seeds}
+        atomic.write_json(self._file, new)
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "bench.json"
+
+    def _saved(self) -> dict[str, Any]:
+        if not self._file.exists():
+            return {}
+        try:
+            return dict(json.loads(self._file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{self._file} is damaged ({error}): delete it, the runs stay.") from error
+
+
+def trial_score(run: Run | None) -> float:
+    """Returns a trial's last score, lower is better; infinity for one that diverged or has none."""
+    if run is None or run.status != "finished":
+        return math.inf
+    values = run.read().get("validation") or {}
+    short = {name.rsplit("/", 1)[-1].split("@", 1)[0]: value for name, value in values.items()}
+    found = (short[name] for name in _SELECTED_BY if isinstance(short.get(name), int | float))
+    return float(next(found, math.inf))
+
+
+def learning_rates(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yields the place and value of every learning rate in a part of a configuration."""
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        if key == "lr":
+            yield prefix + key, float(value)
+        else:
+            yield from learning_rates(value, f"{prefix}{key}.")
+
+
+def _is_tested(run: Run, record: dict[str, Any]) -> bool:
+    config = yaml.safe_load(run.config.read_text(encoding="utf-8")) or {}
+    return bool(record.get("test")) and set(config.get("variants") or {}) <= set(record.get("variants") or {})
+
+
+def _yaml(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

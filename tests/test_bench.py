@@ -1,0 +1,256 @@
+"""The queue of a comparison: nothing is done twice, nothing is lost, and every experiment gets the same."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genlab.cli.bench import Queue, experiment_files, plan_of
+from genlab.cli.bench import parser as bench_parser
+from genlab.runs.bench import TRIAL_FACTORS, Bench, Job, learning_rates, parse_budget
+from genlab.runs.folder import create_run, list_runs
+
+ROOT = Path(__file__).parents[1]
+RATES = {"generator_optimizer": {"init_args": {"lr": 1e-3}}, "other": {"init_args": {"lr": 3e-4, "eps": 1.0}}}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A bench of two experiments, two seeds and three trials."""
+    files = {}
+    for name in ("gan_toy", "vae_toy"):
+        files[name] = tmp_path / f"{name}.yaml"
+        files[name].write_text(yaml.safe_dump({"model": {"init_args": RATES}}))
+    bench = Bench(tmp_path / "bench" / "toy", files, parse_budget("90s"), num_seeds=2, num_trials=3)
+    bench.save()
+    return bench
+
+
+class Pretend(Queue):
+    """A queue whose trainings only leave what a training leaves."""
+
+    def __init__(self, plan, num_workers=1, fids=None, outcomes=None):
+        super().__init__(plan, num_workers)
+        self.fids, self.outcomes, self.calls = fids or {}, outcomes or {}, []
+
+    def _genlab(self, job, arguments):
+        self.calls.append((arguments[0], str(job)))
+        if arguments[0] == "test":
+            return self.plan.find(job).update(test={"values": {"fid@8": 1.0}})
+        if arguments[0] == "fit":
+            run = create_run(job.experiment, self.plan.root(job), name=job.name)
+            run.config.write_text("model: {}\n")
+        run = self.plan.find(job)
+        told = self.outcomes.get(str(job), [])
+        outcome = told.pop(0) if told else "finished"
+        if outcome == "stopped":
+            checkpoint(run)
+        fid = self.fids.get(str(job), 5.0)
+        return run.update(status=outcome, validation={"val/fid@8": fid}, training_seconds=90.0)
+
+
+def checkpoint(run):
+    import zipfile
+
+    with zipfile.ZipFile(run.checkpoints / "last.ckpt", "w") as file:
+        file.writestr("weights", b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "seconds"),
+    [("90s", None, 90), ("1.5m", None, 90), ("1h", None, 3600), ("300k", 300_000, None), ("7", 7, None)],
+)
+def test_a_budget_is_a_time_or_a_number_of_images(text, images, seconds):
+    budget = parse_budget(text)
+    assert (budget.images, budget.seconds) == (images, seconds)
+    assert f"--budget.images={images or 'null'}" in budget.options
+
+
+@pytest.mark.parametrize("text", ["", "0s", "-3k", "90x", "fast", "infs", "nan"])
+def test_a_budget_that_is_neither_is_refused(text):
+    with pytest.raises(ValueError, match="a time such as 90s"):
+        parse_budget(text)
+
+
+def test_every_learning_rate_of_an_experiment_is_found():
+    assert dict(learning_rates(RATES)) == {
+        "generator_optimizer.init_args.lr": 1e-3,
+        "other.init_args.lr": 3e-4,
+    }
+    for path in sorted((ROOT / "experiments").glob("*.yaml")):
+        assert list(learning_rates(yaml.safe_load(path.read_text())["model"])), path
+
+
+def test_everything_is_done_once_and_trials_come_first(plan):
+    queue = Pretend(plan)
+    assert queue.work() == []
+    trials = [("fit", f"{name} trial {k}") for k in range(3) for name in ("gan_toy", "vae_toy")]
+    seeds = [(f"{name} seed {s}") for s in range(2) for name in ("gan_toy", "vae_toy")]
+    assert queue.calls == trials + [(step, seed) for seed in seeds for step in ("fit", "test")]
+    again = Pretend(plan)
+    assert again.work() == [] and again.calls == []
+
+
+def test_more_seeds_train_only_what_is_missing(plan):
+    Pretend(plan).work()
+    more = Bench(plan.folder, plan.files, plan.budget, num_seeds=3, num_trials=3)
+    more.save()
+    queue = Pretend(more)
+    queue.work()
+    assert {job for _, job in queue.calls} == {"gan_toy seed 2", "vae_toy seed 2"}
+
+
+def test_a_diverged_seed_is_a_result_and_is_not_repeated(plan):
+    queue = Pretend(plan, outcomes={"gan_toy seed 1": ["diverged"]})
+    assert queue.work() == []
+    assert ("test", "gan_toy seed 1") not in queue.calls
+    assert plan.find(Job("gan_toy", 1)).read()["bench"]["seed"] == 1
+    assert Pretend(plan).work() == []
+
+
+def test_a_stopped_run_is_continued_and_one_without_checkpoint_begins_anew(plan):
+    outcomes = {"gan_toy seed 0": ["stopped"], "vae_toy seed 0": ["failed"]}
+    queue = Pretend(plan, outcomes=outcomes)
+    assert queue.work() == []
+    steps = [step for step, job in queue.calls if job == "gan_toy seed 0"]
+    assert steps == ["fit", "resume", "test"]
+    steps = [step for step, job in queue.calls if job == "vae_toy seed 0"]
+    assert steps == ["fit", "fit", "test"]
+
+
+def test_a_run_that_fails_twice_is_reported_and_the_others_go_on(plan):
+    queue = Pretend(plan, outcomes={"gan_toy seed 0": ["failed", "failed"]})
+    assert queue.work() == [Job("gan_toy", 0)]
+    assert plan.state(Job("vae_toy", 1)) == "tested"
+    assert Pretend(plan).work() == []  # the next call tries again
+
+
+def test_the_best_trial_sets_the_learning_rates_and_a_diverged_one_cannot_win(plan):
+    fids = {"gan_toy trial 0": 3.0, "gan_toy trial 1": 1.0, "gan_toy trial 2": 2.0, "vae_toy trial 2": 0.1}
+    Pretend(plan, fids=fids, outcomes={"vae_toy trial 2": ["diverged"]}).work()
+    assert plan.best_trial("gan_toy") == 1 and plan.best_trial("vae_toy") == 0
+    rate = 1e-3 * TRIAL_FACTORS[1]
+    assert f"--model.init_args.generator_optimizer.init_args.lr={rate:.6g}" in plan.settings(
+        Job("gan_toy", 0)
+    )
+    record = plan.find(Job("gan_toy", 0)).read()["bench"]
+    assert record["tuning_trials"] == 3 and record["learning_rate_factor"] == TRIAL_FACTORS[1]
+
+
+def test_trials_are_scored_against_the_training_split_and_runs_are_not(plan):
+    Pretend(plan).work()
+    assert "--evaluate.split=train" in plan.fit(Job("gan_toy", 1_001, 1))
+    assert not any("split" in option for option in plan.fit(Job("gan_toy", 7)))
+
+
+def test_trials_use_other_seeds_and_are_not_among_the_runs_that_are_compared(plan):
+    Pretend(plan).work()
+    assert not {job.seed for job in plan.trial_jobs} & {job.seed for job in plan.jobs}
+    assert {run.name for run in list_runs(plan.folder)} == {"seed0", "seed1"}
+
+
+def test_every_experiment_gets_the_same_budget_and_evaluations(plan):
+    options = [
+        [option for option in plan.fit(job) if option.startswith("--budget")]
+        for job in (Job("gan_toy", 9), Job("vae_toy", 9))
+    ]
+    assert options[0] == options[1]
+    assert {"--budget.seconds=90.0", "--budget.images=null", "--budget.evaluations=8"} <= set(options[0])
+
+
+def test_a_changed_experiment_or_budget_is_refused_by_name(plan):
+    with pytest.raises(ValueError, match="begun with another budget"):
+        Bench(plan.folder, plan.files, parse_budget("60s"), 2, 3).save()
+    plan.files["vae_toy"].write_text("model: {}\n")
+    with pytest.raises(ValueError, match=r"begun with another .*vae_toy\.yaml"):
+        plan.save()
+
+
+def test_a_run_is_untested_until_its_last_variant_is(plan):
+    Pretend(plan).work()
+    job = Job("gan_toy", 0)
+    plan.find(job).config.write_text("variants: {fast: {model.steps: 2}}\n")
+    assert plan.state(job) == "trained"
+    plan.find(job).update(variants={"fast": {"values": {}}})
+    assert plan.state(job) == "tested"
+
+
+def test_a_training_that_outlived_its_queue_is_waited_for(plan):
+    job = Job("gan_toy", 0)
+    run = create_run(job.experiment, plan.folder, name=job.name)
+    run.config.write_text("model: {}\n")
+    queue = Pretend(plan)
+    with run.lock():
+        thread = threading.Thread(target=queue._do, args=(job,))
+        thread.start()
+        time.sleep(0.3)
+        assert queue.calls == []
+        run.update(status="finished", validation={"val/fid@8": 1.0})
+    thread.join(timeout=10)
+    assert [step for step, _ in queue.calls] == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("digits", "--families", "gan,dcgam"), "did you mean dcgan"),
+        (("digits",), "Say what to compare"),
+        (("faces", "--families", "gan"), "no experiment on 'faces'"),
+        (("digits", "--families", "gan", "--seeds", "0"), "--seeds must be at least 1"),
+        (("digits", "--families", "gan", "--trials", "99"), "--trials can be at most"),
+    ],
+)
+def test_a_wrong_request_says_what_there_is(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of(bench_parser().parse_args(arguments), [])
+
+
+def test_experiments_are_found_by_family_and_data():
+    files = experiment_files(ROOT / "experiments", "digits", "dcgan,vae")
+    assert list(files) == ["dcgan_digits", "vae_digits"]
+
+
+BENCH = ("bench", "digits", "--families", "gan", "--budget", "6400", "--evaluations", "4")
+QUICK = ("--", "--evaluate.num_samples=50", "--evaluate.num_test_samples=50", "--trainer.accelerator=cpu")
+
+
+def test_a_bench_trains_tests_and_goes_on_with_more_seeds(genlab_command, tmp_path):
+    code, _, error = genlab_command(*BENCH, "--seeds", 1, *QUICK)
+    assert code == 0, error
+    folder = tmp_path / "outputs" / "bench" / "digits-6400"
+    run = list_runs(folder)[0].read()
+    assert run["status"] == "finished" and run["images_seen"] == 6400 and run["test"]["values"]
+    assert run["bench"]["budget"] == {"images": 6400, "seconds": None}
+    code, _, error = genlab_command(*BENCH, "--seeds", 1, *QUICK)
+    assert code == 0 and "1 of 1 are there already" in error
+
+
+@pytest.mark.slow
+def test_a_bench_that_is_killed_at_random_moments_ends_with_the_same_table(tmp_path):
+    whole = values_after(tmp_path / "whole", kills=0)
+    killed = values_after(tmp_path / "killed", kills=4)
+    assert killed == whole
+
+
+def values_after(folder, kills):
+    """Every score of a small bench whose processes were killed so many times."""
+    options = ("--seeds", "2", "--trials", "2", "--jobs", "2", *QUICK)
+    command = [sys.executable, "-m", "genlab", *BENCH, *options]
+    environment = {**os.environ, "GENLAB_OUTPUTS": str(folder)}
+    for _ in range(kills):
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
+        time.sleep(random.Random().uniform(8, 25))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+    records = [json.loads(run.record.read_text()) for run in list_runs(folder / "bench" / "digits-6400")]
+    return {record["run"]: record["test"]["values"] for record in records}
