@@ -169,6 +169,7 @@ def test_every_experiment_gets_the_same_budget_and_evaluations(plan):
 def test_a_changed_experiment_or_budget_is_refused_by_name(plan):
     with pytest.raises(ValueError, match="begun with another budget"):
         Bench(plan.folder, plan.files, parse_budget("60s"), 2, 3).save()
+    Bench(plan.folder, {"gan_toy": plan.files["gan_toy"]}, plan.budget, 2, 3).save()  # forgets nothing
     plan.files["vae_toy"].write_text("model: {}\n")
     with pytest.raises(ValueError, match=r"begun with another .*vae_toy\.yaml"):
         plan.save()
