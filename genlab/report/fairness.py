@@ -1,0 +1,220 @@
+"""Which rows may be compared: the fields that must be equal, by name."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from genlab.report.gather import part
+from genlab.report.rows import Row
+
+SAMPLES, LIKELIHOOD, SPEED, TRAINING = "samples", "likelihood", "speed", "training"
+"""What a number was measured on decides what must be equal beside it."""
+
+_NOT_OF_THE_MEASUREMENT = ("likelihood", "weights", "extractor_digest")
+
+
+class Incomparable(ValueError):  # noqa: N818 - reads as the sentence it is
+    """Rows that were asked to be ranked and may not be."""
+
+
+@dataclass(frozen=True)
+class Unequal:
+    """A field in which a row differs from most others.
+
+    Attributes:
+        field: Its name.
+        value: The row's.
+        usual: That of the others.
+    """
+
+    field: str
+    value: str
+    usual: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.value or 'not recorded'} instead of {self.usual or 'not recorded'}"
+
+
+def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
+    """Returns what must be equal for two rows to be compared, as text by field.
+
+    A protocol's `weights` (averaged or raw) is not among them: an average is a part of the method that keeps
+    one. Within one experiment it is a choice of the measurement, see `set_apart`.
+
+    Args:
+        row: A row.
+        scope: What the numbers in question were measured on; one of the constants of this file.
+    """
+    found = {"budget": row.first.budget, "training data": training_data(row)}
+    if row.first.budget.endswith(" s") or scope in (SPEED, TRAINING):
+        found["hardware"] = hardware(row)  # a second of another machine is another budget
+    if scope == SAMPLES and row.protocol:
+        found |= _sample_protocol(row.protocol)
+    if scope == LIKELIHOOD:
+        found |= {
+            f"likelihood {name}": _text(value) for name, value in part(row.protocol, "likelihood").items()
+        }
+    if scope == SPEED and row.entries:
+        speed = part(row.entries[0], "speed")
+        found |= {f"speed {name}": _text(speed[name]) for name in ("device", "threads") if name in speed}
+    return found
+
+
+def usual_facts(rows: Sequence[Row], scope: str = SAMPLES) -> dict[str, str]:
+    """Returns for every field the value that most rows have, the first of equally frequent ones.
+
+    The rows that agree in all fields with most others decide together, so that no mixture arises.
+    """
+    of_rows = [facts(row, scope) for row in rows]
+    tested = [found for row, found in zip(rows, of_rows, strict=True) if row.entries] or of_rows
+    if not tested:
+        return {}
+    whole = Counter(json.dumps(found, sort_keys=True) for found in tested)
+    return json.loads(whole.most_common(1)[0][0])
+
+
+def set_apart(rows: Sequence[Row], scope: str = SAMPLES) -> dict[int, list[Unequal]]:
+    """Returns, for each row that may not be compared with the others, the fields in which it differs.
+
+    Args:
+        rows: All rows.
+        scope: See `facts`.
+
+    Returns:
+        By the row's place.
+    """
+    usual, apart = usual_facts(rows, scope), {}
+    for place, row in enumerate(rows):
+        unequal = _unequal(facts(row, scope), usual)
+        if scope == SAMPLES:
+            unequal += _other_weights(row, rows)
+        if unequal:
+            apart[place] = unequal
+    return apart
+
+
+def require_comparable(rows: Sequence[Row], scope: str, what: str) -> None:
+    """Refuses to rank rows of different protocols.
+
+    Raises:
+        Incomparable: Names the row, the field and both values.
+    """
+    apart = set_apart(rows, scope)
+    if apart:
+        reasons = "; ".join(
+            f"{rows[n].name} has {', '.join(map(str, fields))}" for n, fields in apart.items()
+        )
+        raise Incomparable(
+            f"{what} cannot be ranked: {reasons}. Leave these out, measure all alike (genlab test), "
+            f"or compare without --rank, which sets them apart."
+        )
+
+
+def held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Returns the fields that all these rows share, with their value."""
+    of_rows = [facts(row) for row in rows if row.entries]
+    if not of_rows:
+        return []
+    return [(name, value) for name, value in of_rows[0].items() if all(f.get(name) == value for f in of_rows)]
+
+
+def not_held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Returns what differs among comparable rows and should be weighed: labels, trials, weights, seeds."""
+    found = []
+    for name, of in (
+        ("tuning trials", trials),
+        ("labels", _labels),
+        ("weights", _weights),
+        ("seeds", _seeds),
+    ):
+        values = {row.name: of(row) for row in rows if row.entries}
+        if len(set(values.values())) > 1:
+            by_value: dict[str, list[str]] = {}
+            for row, value in values.items():
+                by_value.setdefault(value or "not recorded", []).append(row)
+            found.append(
+                (name, "; ".join(f"{value}: {', '.join(names)}" for value, names in by_value.items()))
+            )
+    return found
+
+
+def trials(row: Row) -> str:
+    """Returns the number of tuning trials behind a row's settings, "" where it is not recorded."""
+    counts = {part(t.record, "bench").get("tuning_trials") for t in row.runs} - {None}
+    return ", ".join(sorted(map(str, counts)))
+
+
+def training_data(row: Row) -> str:
+    """Returns the name, number and fingerprint of what a row was trained on."""
+    data = part(row.first.record, "data")
+    count, mark = part(data, "counts").get("train"), part(data, "fingerprints").get("train")
+    return " ".join(str(word) for word in (data.get("name"), count, str(mark)[:8] if mark else None) if word)
+
+
+def hardware(row: Row) -> str:
+    """Returns what a row was trained on, with whatever changes its speed."""
+    record = row.first.record
+    words = [str(record.get("device", "")), f"{record.get('num_devices', 1)} device(s)"]
+    words += [
+        f"{record[name]} {unit}".strip()
+        for name, unit in (("threads", "thread(s)"), ("precision", ""))
+        if name in record
+    ]
+    return ", ".join(filter(None, words))
+
+
+def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
+    found = {
+        name.replace("_", " "): _text(v)
+        for name, v in protocol.items()
+        if name not in _NOT_OF_THE_MEASUREMENT
+    }
+    if "extractor_digest" in protocol:
+        found["extractor"] = f"{protocol.get('extractor', '')} {protocol['extractor_digest']}".strip()
+    metrics = part(protocol, "metrics")
+    found.pop("metrics", None)
+    return found | {f"metric {name}": _text(metrics[name]) for name in metrics}
+
+
+def _unequal(found: Mapping[str, str], usual: Mapping[str, str]) -> list[Unequal]:
+    fields = dict.fromkeys([*usual, *found])
+    if "extractor" not in found:  # never tested: its training alone can be compared
+        fields = {name: None for name in fields if name in found}
+    return [
+        Unequal(name, found.get(name, ""), usual.get(name, ""))
+        for name in fields
+        if found.get(name, "") != usual.get(name, "")
+    ]
+
+
+def _other_weights(row: Row, rows: Sequence[Row]) -> list[Unequal]:
+    # The same experiment scored with averaged and with raw weights: one of the two was a choice.
+    same = [other for other in rows if other.first.experiment == row.first.experiment and other.entries]
+    usual = Counter(_weights(other) for other in same).most_common(1)
+    if not row.entries or not usual or usual[0][0] == _weights(row):
+        return []
+    return [Unequal("weights", _weights(row), usual[0][0])]
+
+
+def _weights(row: Row) -> str:
+    return _text(row.protocol.get("weights", ""))
+
+
+def _labels(row: Row) -> str:
+    return "uses labels" if row.uses_labels else "without labels"
+
+
+def _seeds(row: Row) -> str:
+    return str(len(row.entries))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(inner)}" for name, inner in sorted(value.items(), key=str))
+    if isinstance(value, list):
+        return "x".join(map(_text, value))
+    return str(value)
