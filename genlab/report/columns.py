@@ -10,7 +10,7 @@ from typing import Any
 
 from genlab.report import fairness
 from genlab.report.gather import number, part
-from genlab.report.intervals import Interval
+from genlab.report.intervals import Interval, t_interval
 from genlab.report.rows import Row
 
 
@@ -25,6 +25,8 @@ class Cell:
         high: Upper end.
         sign: "≤" before an upper bound.
         num: Number of seeds.
+        skewed: The interval is not symmetric around the value, as one of logarithms.
+        mark: Stands behind the text and is no part of it.
     """
 
     text: str = ""
@@ -33,16 +35,20 @@ class Cell:
     high: float | None = None
     sign: str = ""
     num: int = 0
+    skewed: bool = False
+    mark: str = ""
 
     @property
     def interval(self) -> str:
-        """The interval as text: [low, high], "" where there is none."""
-        if self.low is None or self.high is None or self.low == self.high:
+        """The interval as text, "" where there is none or it is narrower than the digits shown."""
+        if self.low is None or self.high is None or shown(self.low) == shown(self.high):
             return ""
-        return f"[{shown(self.low)}, {shown(self.high)}]"
+        if self.skewed:
+            return f"[{shown(self.low)}, {shown(self.high)}]"
+        return f"±{(self.high - self.low) / 2:.2g}"
 
     def __str__(self) -> str:
-        return f"{self.text} {self.interval}".strip()
+        return f"{self.text} {self.mark or self.interval}".strip()
 
 
 @dataclass(frozen=True)
@@ -90,16 +96,16 @@ def _measured(key: str, heading: str, place: str, explanation: str, **more: Any)
     path = tuple(place.split("."))
 
     def cell(row: Row) -> Cell:
-        return _cell(row.over_seeds(*path))
+        return _cell(row.over_seeds(*path), skewed=path[-1] == "fid")
 
     return Column(key, heading, cell, explanation, place=path, **more)
 
 
-def _cell(found: Interval | None, sign: str = "") -> Cell:
+def _cell(found: Interval | None, sign: str = "", skewed: bool = False) -> Cell:
     if found is None:
         return Cell()
     text = f"{sign} {shown(found.value)}".strip()
-    return Cell(text, found.value, found.low, found.high, sign, found.num)
+    return Cell(text, found.value, found.low, found.high, sign, found.num, skewed)
 
 
 def _recorded(key: str, heading: str, name: str, explanation: str, **more: Any) -> Column:
@@ -141,16 +147,12 @@ def _images_per_second(row: Row) -> Cell:
 
 
 def _copies(row: Row) -> Cell:
-    found = row.over_seeds("copies", "share")
-    return (
-        Cell()
-        if found is None
-        else Cell(f"{100 * found.value:.1f} %", found.value, found.low, found.high, num=found.num)
-    )
+    percents = [100 * share for share in row.numbers("copies", "share")]
+    return _cell(t_interval(percents) if percents else None)
 
 
 def _name(row: Row) -> Cell:
-    return Cell(row.name + (" †" if row.uses_labels else ""))
+    return Cell(row.name, mark="†" if row.uses_labels else "")
 
 
 def _wobble(row: Row) -> Cell:
@@ -332,14 +334,14 @@ COLUMNS = (
     Column(
         "best",
         "FID best",
-        lambda row: _cell(row.stability.best),
+        lambda row: _cell(row.stability.best, skewed=True),
         "Best of each run's own evaluations; not the result.",
         importance=6,
     ),
     Column(
         "last",
         "FID last",
-        lambda row: _cell(row.stability.last),
+        lambda row: _cell(row.stability.last, skewed=True),
         "Last of each run's own evaluations.",
         importance=6,
     ),
@@ -353,7 +355,7 @@ COLUMNS = (
     ),
     Column(
         "copies",
-        "copies",
+        "copies %",
         _copies,
         "Share of samples nearer to a training image than 95 % of the test split is.",
         better="lower",

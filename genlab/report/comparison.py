@@ -99,7 +99,12 @@ class Comparison:
 
     def _troubles(self) -> list[str]:
         troubled = [row for row in self.rows if row.stability.problems and not row.variant]
-        return [f"{row.name}: {row.stability} of its trainings." for row in troubled]
+        lines = []
+        for row in troubled:
+            num = len(row.numbers("values", "fid"))
+            shown_fid = f"its FID is of the {num} that have one" if num else "none of them has an FID"
+            lines.append(f"{row.name}: {row.stability} of its trainings; {shown_fid}.")
+        return lines
 
 
 def compare(paths: Sequence[Path], rank: str | None = None) -> Comparison:
@@ -142,10 +147,11 @@ def text_table(
         width: Characters of a terminal; columns of little importance are dropped until the table fits.
     """
     wanted = list(columns or filled(comparison.rows))
-    table = _table(comparison, wanted)
+    brief = width is not None  # a terminal has room for more columns if only FID shows its interval
+    table = _table(comparison, wanted, brief)
     while columns is None and width is not None and table.width > width and len(wanted) > 2:
         wanted.remove(max(wanted, key=lambda column: column.importance))
-        table = _table(comparison, wanted)
+        table = _table(comparison, wanted, brief)
     return table
 
 
@@ -216,11 +222,14 @@ def as_markdown(table: MetricsTable) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _table(comparison: Comparison, columns: list[Column]) -> MetricsTable:
-    cells = [[str(column.cell(row)) for column in columns] for row in comparison.rows]
+def _table(comparison: Comparison, columns: list[Column], brief: bool = False) -> MetricsTable:
+    cells = [
+        [c.cell(row).text if brief and c.is_numeric and c.key != "fid" else str(c.cell(row)) for c in columns]
+        for row in comparison.rows
+    ]
     if comparison.floor and any(column.key in comparison.floor for column in columns):
         cells.append([str(_floor_cell(comparison, column)) for column in columns])
-    headings = [_heading(column, comparison.rows) for column in columns]
+    headings = [heading(column, comparison.rows) for column in columns]
     numeric = [column.is_numeric for column in columns]
     if comparison.ranked:
         ranks = comparison.ranks(comparison.ranked) + [""] * (len(cells) - len(comparison.rows))
@@ -231,8 +240,8 @@ def _table(comparison: Comparison, columns: list[Column]) -> MetricsTable:
     )
 
 
-def _heading(column: Column, rows: Sequence[Row]) -> str:
-    # The number of images is part of a score's name.
+def heading(column: Column, rows: Sequence[Row]) -> str:
+    """Returns a column's heading; the number of images is part of a score's name."""
     if column.scope != fairness.SAMPLES or not column.place:
         return column.heading
     for row in rows:
@@ -257,7 +266,13 @@ def _shape(column: Column, rows: Sequence[Row]) -> tuple[str, ...]:
 def _exported(cell: Cell, shape: tuple[str, ...]) -> list[str]:
     fields = {"_low": cell.low, "_high": cell.high, "_sign": cell.sign}
     value = cell.text if cell.value is None else cell.value
-    return ["" if field is None else str(field) for field in (value, *map(fields.__getitem__, shape))]
+    return [_plain(field) for field in (value, *map(fields.__getitem__, shape))]
+
+
+def _plain(field: str | float | None) -> str:
+    if isinstance(field, float):
+        return f"{field:.0f}" if field.is_integer() and abs(field) < 1e15 else repr(field)
+    return field or ""
 
 
 def _in_order(rows: list[Row], column: Column) -> list[Row]:

@@ -56,11 +56,11 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
         found |= _sample_protocol(row.protocol)
     if scope == LIKELIHOOD:
         found |= {
-            f"likelihood {name}": _text(value) for name, value in part(row.protocol, "likelihood").items()
+            f"likelihood {name}": text_of(value) for name, value in part(row.protocol, "likelihood").items()
         }
     if scope == SPEED and row.entries:
         speed = part(row.entries[0], "speed")
-        found |= {f"speed {name}": _text(speed[name]) for name in ("device", "threads") if name in speed}
+        found |= {f"speed {name}": text_of(speed[name]) for name in ("device", "threads") if name in speed}
     return found
 
 
@@ -131,21 +131,25 @@ def not_held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("weights", _weights),
         ("seeds", _seeds),
     ):
-        values = {row.name: of(row) for row in rows if row.entries}
-        if len(set(values.values())) > 1:
-            by_value: dict[str, list[str]] = {}
-            for row, value in values.items():
-                by_value.setdefault(value or "not recorded", []).append(row)
-            found.append(
-                (name, "; ".join(f"{value}: {', '.join(names)}" for value, names in by_value.items()))
-            )
+        names: dict[str, list[str]] = {}
+        for row in rows:
+            if row.entries:
+                names.setdefault(of(row) or "not recorded", []).append(row.name)
+        if len(names) > 1:
+            found.append((name, "; ".join(f"{value}: {who}" for value, who in _most_are_others(names))))
     return found
+
+
+def _most_are_others(names: Mapping[str, list[str]]) -> list[tuple[str, str]]:
+    most = max(names, key=lambda value: len(names[value]))
+    rest = [(value, ", ".join(of)) for value, of in names.items() if value != most]
+    return [*rest, (most, "all others" if len(names[most]) > 2 else ", ".join(names[most]))]
 
 
 def trials(row: Row) -> str:
     """Returns the number of tuning trials behind a row's settings, "" where it is not recorded."""
-    counts = {part(t.record, "bench").get("tuning_trials") for t in row.runs} - {None}
-    return ", ".join(sorted(map(str, counts)))
+    counts = {str(part(t.record, "bench").get("tuning_trials", "")) for t in row.runs}
+    return ", ".join(sorted(counts - {"", "None"}))
 
 
 def training_data(row: Row) -> str:
@@ -169,7 +173,7 @@ def hardware(row: Row) -> str:
 
 def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
     found = {
-        name.replace("_", " "): _text(v)
+        name.replace("_", " "): text_of(v)
         for name, v in protocol.items()
         if name not in _NOT_OF_THE_MEASUREMENT
     }
@@ -177,7 +181,7 @@ def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
         found["extractor"] = f"{protocol.get('extractor', '')} {protocol['extractor_digest']}".strip()
     metrics = part(protocol, "metrics")
     found.pop("metrics", None)
-    return found | {f"metric {name}": _text(metrics[name]) for name in metrics}
+    return found | {f"metric {name}": text_of(metrics[name]) for name in metrics}
 
 
 def _unequal(found: Mapping[str, str], usual: Mapping[str, str]) -> list[Unequal]:
@@ -201,7 +205,7 @@ def _other_weights(row: Row, rows: Sequence[Row]) -> list[Unequal]:
 
 
 def _weights(row: Row) -> str:
-    return _text(row.protocol.get("weights", ""))
+    return text_of(row.protocol.get("weights", ""))
 
 
 def _labels(row: Row) -> str:
@@ -212,9 +216,10 @@ def _seeds(row: Row) -> str:
     return str(len(row.entries))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Returns a value of a record in words."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(inner)}" for name, inner in sorted(value.items(), key=str))
+        return ", ".join(f"{name} {text_of(inner)}" for name, inner in sorted(value.items(), key=str))
     if isinstance(value, list):
-        return "x".join(map(_text, value))
+        return "x".join(map(text_of, value))
     return str(value)

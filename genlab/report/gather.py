@@ -73,6 +73,14 @@ class Trained:
             return ""
 
     @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine and command line; {} where they cannot be read."""
+        try:
+            return part(json.loads(self.run.environment.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    @cached_property
     def settings(self) -> str:
         """The configuration without the training seed: what all seeds of a row have in common."""
         return "".join(line for line in self.config.splitlines(True) if not line.startswith(_SEED_LINES))
@@ -194,7 +202,7 @@ def _read_into(gathered: Gathered, run: Run) -> None:
     try:
         record = run.read()
     except NotARun as error:
-        gathered.problems.append(f"{run.path} is left out: {error}")
+        gathered.problems.append(f"Left out: {error}")
         return
     status = str(record.get("status", "failed"))
     if status == "running":
