@@ -52,9 +52,9 @@ def show(comparison: Comparison, columns: list[Column] | None) -> None:
 
 def adjectives(comparison: Comparison) -> str:
     """Returns the textbook's adjectives beside the measurements, as Markdown."""
-    from genlab.report.adjectives import beside_measurements
+    from genlab.report.adjectives import as_table
 
-    table = beside_measurements(comparison)
+    table = as_table(comparison)
     return "" if table is None else as_markdown(table) + "\n"
 
 

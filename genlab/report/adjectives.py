@@ -27,23 +27,31 @@ TEXTBOOK = {
 """Adjectives by the name of a family's class, in the order of QUALITIES."""
 
 
-def beside_measurements(comparison: Comparison) -> MetricsTable | None:
-    """Returns "adjective | measured" for every comparable row of a known family; None if there is none."""
-    known = [row for row in comparison.rows if row.family in TEXTBOOK]
-    if not known:
-        return None
-    heads = ["model", "family"]
-    for quality in QUALITIES:
-        heads += [f"{quality}: textbook", "measured"]
-    cells = [_line(row) for row in known]
-    return MetricsTable(heads, [list(map(printable, line)) for line in cells], [False] * len(heads))
+def beside_measurements(comparison: Comparison) -> list[tuple[Row, list[tuple[str, str]]]]:
+    """Returns every comparable row of a known family with (adjective, measured) for each of QUALITIES."""
+    return [
+        (row, [(adjective, of(row)) for adjective, of in zip(TEXTBOOK[row.family], _MEASURED, strict=True)])
+        for row in comparison.rows
+        if row.family in TEXTBOOK
+    ]
 
 
-def _line(row: Row) -> list[str]:
-    line = [row.name, row.family]
-    for adjective, measured in zip(TEXTBOOK[row.family], _MEASURED, strict=True):
-        line += [adjective, measured(row)]
-    return line
+def as_table(comparison: Comparison) -> MetricsTable | None:
+    """Returns the same as a table of "adjective: measured"; None if no family is known."""
+    lines = [
+        [
+            row.name,
+            row.family,
+            *(f"{adjective}: {measured or 'not measured'}" for adjective, measured in pairs),
+        ]
+        for row, pairs in beside_measurements(comparison)
+    ]
+    heads = ["model", "family", *QUALITIES]
+    return (
+        MetricsTable(heads, [list(map(printable, line)) for line in lines], [False] * len(heads))
+        if lines
+        else None
+    )
 
 
 def _keyed(row: Row, key: str, before: str = "", after: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 
 from genlab.report.markup import Markup, tag
 
@@ -13,7 +13,7 @@ COLOURS = 8
 """The style has this many, .c0 to .c7; further series repeat them with another mark and dash."""
 
 _MARKS = 5
-_LETTER = 6.6  # width of a letter at the charts' size, for the room that labels take
+_LETTER = 7.2  # width of a letter at the charts' size, for the room that labels take
 _LINE = 15.0
 _numbers = count()
 
@@ -110,7 +110,7 @@ class Chart:
     ) -> None:
         self.x, self.y, self.title, self.width, self.height = x, y, title, width, height
         self.rows = list(rows)
-        self.left = 14.0 + (_LETTER * max(map(len, self.rows)) if self.rows else 44.0)
+        self.left = 16.0 + (1.08 * _LETTER * max(map(len, self.rows)) if self.rows else 42.0)
         self.right, self.top, self.bottom = right, 26.0 if not self.rows else 10.0, 46.0
         self.parts: list[Markup] = []
         self._boxes: list[tuple[float, float, float, float]] = []
@@ -165,7 +165,7 @@ class Chart:
     def stairs(self, points: Sequence[tuple[float, float]]) -> None:
         """Draws the frontier of the points, given from left to right and falling: nothing lies below it."""
         corners = [(points[0][0], self.y.high), points[0]]
-        for (_, before), (x, after) in zip(points, points[1:], strict=False):
+        for (_, before), (x, after) in pairwise(points):
             corners += [(x, before), (x, after)]
         corners.append((self.x.high, points[-1][1]))
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in (self.at(*corner) for corner in corners))
@@ -209,6 +209,9 @@ class Chart:
         """Writes a text beside each point where there is room."""
         for one in series:
             self._boxes += [_box(*self.at(*point), 8) for point in one.points]
+            for x, low, high in one.intervals():
+                (left, foot), (_, top) = self.at(x, low), self.at(x, high)
+                self._boxes.append((left - 3, top, left + 3, foot))
         for one, names in zip(series, texts, strict=True):
             for point, text in zip(one.points, names, strict=True):
                 if text:
@@ -237,7 +240,7 @@ class Chart:
 
     def _frame(self) -> None:
         foot = self.height - self.bottom
-        for value in self.x.ticks(max(3, int((self.width - self.left - self.right) / 80))):
+        for value in self.x.ticks(max(3, int((self.width - self.left - self.right) / 58))):
             x, _ = self.at(value, self.y.low)
             self._segment((x, self.top), (x, foot), "grid")
             self._text(x, foot + 18, short(value), "tick", anchor="middle")

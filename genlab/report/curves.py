@@ -97,7 +97,7 @@ def against_steps(comparison: Comparison) -> Markup | None:
         return None
     series = [
         Series(name, place, [(p[0], p[1]) for p in points], [p[2] for p in points], [p[3] for p in points])
-        for place, (name, points) in enumerate(found.items())
+        for place, (name, points) in enumerate(zip(_without_ending(list(found)), found.values(), strict=True))
     ]
     return _lines(
         series,
@@ -271,7 +271,10 @@ def _lines(series: list[Series], label: str, told: str, log_x: bool = False, bar
         for one in series:
             chart.line(one)
             chart.marks(one, small=not bars)
-        chart.end_labels(series)
+        late = [one for one in series if x.share(one.points[-1][0]) > 0.8]
+        early = [one for one in series if one not in late]
+        chart.end_labels(late)
+        chart.point_labels(early, [[""] * (len(one.points) - 1) + [one.label] for one in early])
         return chart
 
     numbers = [[one.label, shown(px), shown(py)] for one in series for px, py in one.points]
@@ -291,12 +294,12 @@ def _histogram(
 
     def draw(width: int) -> Chart:
         chart = Chart(x, y, title, width // 2 if width == WIDE else width, 240)
-        for place, heights in ((1, test), (0, samples)):
+        for place, heights in ((9, test), (0, samples)):
             chart.line(Series("", place, list(steps(edges, heights))))
         return chart
 
     share, median = number(found.get("share")), number(found.get("median_ratio"))
-    told = f"{row.name}: samples (blue) and test images (orange)."
+    told = f"{row.name}: samples (solid) and test images (dashed)."
     if share is not None:
         told += f" {100 * share:.1f} % of the samples are nearer than the {found.get('threshold') or 'threshold'}."
     if median is not None:
@@ -327,9 +330,16 @@ def _speed_file(row: Row) -> list[tuple[float, float, float | None, float | None
 
 def _short_names(rows: Sequence[Row]) -> list[str]:
     """Returns the names without the ending that all experiments share, such as `_digits`."""
-    endings = {row.first.experiment.rpartition("_")[2] for row in rows}
-    ending = f"_{endings.pop()}" if len(endings) == 1 and len(rows) > 1 else ""
-    return [row.name.replace(ending, "", 1) if ending else row.name for row in rows]
+    short = dict(
+        zip(experiments := [row.first.experiment for row in rows], _without_ending(experiments), strict=True)
+    )
+    return [row.name.replace(row.first.experiment, short[row.first.experiment], 1) for row in rows]
+
+
+def _without_ending(experiments: list[str]) -> list[str]:
+    endings = {name.rpartition("_")[2] for name in experiments}
+    ending = f"_{endings.pop()}" if len(endings) == 1 and len(set(experiments)) > 1 else ""
+    return [name.removesuffix(ending) or name for name in experiments]
 
 
 def _fitting(names: Sequence[str], width: int) -> list[str]:

@@ -11,10 +11,12 @@ from typing import Any
 from genlab.report.gather import part
 from genlab.report.rows import Row
 
-SAMPLES, LIKELIHOOD, SPEED, TRAINING = "samples", "likelihood", "speed", "training"
-"""What a number was measured on decides what must be equal beside it."""
+SAMPLES, LIKELIHOOD, RECONSTRUCTION = "samples", "likelihood", "reconstruction"
+SPEED, TRAINING = "speed", "training"
+"""What a number was measured on decides what must be equal beside it. A protocol's sections bear these names."""
 
-_NOT_OF_THE_MEASUREMENT = ("likelihood", "weights", "extractor_digest")
+_METRIC = "metric "
+_NOT_OF_THE_SAMPLES = ("weights", "extractor_digest")
 
 
 class Incomparable(ValueError):  # noqa: N818 - reads as the sentence it is
@@ -54,10 +56,8 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
         found["hardware"] = hardware(row)  # a second of another machine is another budget
     if scope == SAMPLES and row.protocol:
         found |= _sample_protocol(row.protocol)
-    if scope == LIKELIHOOD:
-        found |= {
-            f"likelihood {name}": text_of(value) for name, value in part(row.protocol, "likelihood").items()
-        }
+    if scope in (LIKELIHOOD, RECONSTRUCTION):
+        found |= {f"{scope} {name}": text_of(value) for name, value in part(row.protocol, scope).items()}
     if scope == SPEED and row.entries:
         speed = part(row.entries[0], "speed")
         found |= {f"speed {name}": text_of(speed[name]) for name in ("device", "threads") if name in speed}
@@ -162,26 +162,19 @@ def training_data(row: Row) -> str:
 def hardware(row: Row) -> str:
     """Returns what a row was trained on, with whatever changes its speed."""
     record = row.first.record
-    words = [str(record.get("device", "")), f"{record.get('num_devices', 1)} device(s)"]
-    words += [
-        f"{record[name]} {unit}".strip()
-        for name, unit in (("threads", "thread(s)"), ("precision", ""))
-        if name in record
-    ]
-    return ", ".join(filter(None, words))
+    threads = record.get("threads")
+    words = [f"{record.get('num_devices', 1)} x {record.get('device', 'unknown device')}"]
+    words += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads is not None else []
+    return ", ".join([*words, *([str(record["precision"])] if "precision" in record else [])])
 
 
 def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
-    found = {
-        name.replace("_", " "): text_of(v)
-        for name, v in protocol.items()
-        if name not in _NOT_OF_THE_MEASUREMENT
-    }
+    # A dictionary in a protocol is a section of its own: the metrics', the likelihood's, ...
+    plain = {name: value for name, value in protocol.items() if not isinstance(value, dict)}
+    found = {name: text_of(value) for name, value in plain.items() if name not in _NOT_OF_THE_SAMPLES}
     if "extractor_digest" in protocol:
         found["extractor"] = f"{protocol.get('extractor', '')} {protocol['extractor_digest']}".strip()
-    metrics = part(protocol, "metrics")
-    found.pop("metrics", None)
-    return found | {f"metric {name}": text_of(metrics[name]) for name in metrics}
+    return found | {_METRIC + name: text_of(held) for name, held in part(protocol, "metrics").items()}
 
 
 def _unequal(found: Mapping[str, str], usual: Mapping[str, str]) -> list[Unequal]:
@@ -192,6 +185,7 @@ def _unequal(found: Mapping[str, str], usual: Mapping[str, str]) -> list[Unequal
         Unequal(name, found.get(name, ""), usual.get(name, ""))
         for name in fields
         if found.get(name, "") != usual.get(name, "")
+        and not (name.startswith(_METRIC) and (name not in found or name not in usual))  # an empty cell
     ]
 
 

@@ -147,11 +147,16 @@ def gather(paths: Sequence[Path]) -> Gathered:
         for folder in _run_folders(path):
             place = os.path.realpath(folder)
             if place in known:
-                gathered.problems.append(f"{folder} was given twice and is counted once.")
+                gathered.problems.append(f"{shown_path(folder)} was given twice and is counted once.")
                 continue
             known.add(place)
             _read_into(gathered, Run(folder))
     return gathered
+
+
+def shown_path(path: Path) -> str:
+    """Returns a path as a person at this place would type it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def part(record: Any, *names: str) -> dict[str, Any]:
@@ -202,7 +207,8 @@ def _read_into(gathered: Gathered, run: Run) -> None:
     try:
         record = run.read()
     except NotARun as error:
-        gathered.problems.append(f"Left out: {error}")
+        told = str(error).replace(str(run.record), shown_path(run.record))
+        gathered.problems.append(f"Left out: {told}")
         return
     status = str(record.get("status", "failed"))
     if status == "running":

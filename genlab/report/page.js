@@ -29,7 +29,7 @@ function sortable(table) {
 }
 
 function films(slider) {
-  const told = document.getElementById("time-told");
+  const told = document.getElementById("share-told");
   const figures = [...document.querySelectorAll(".films figure")];
 
   function show() {
@@ -53,5 +53,5 @@ for (const image of document.querySelectorAll("img[data-copy]")) {
   image.src = document.getElementById(image.dataset.copy).src;
 }
 document.querySelectorAll("table.sortable").forEach(sortable);
-const slider = document.getElementById("time");
+const slider = document.getElementById("share");
 if (slider) films(slider);

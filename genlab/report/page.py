@@ -9,13 +9,14 @@ from importlib import resources
 
 import genlab
 from genlab.report import curves, fairness
-from genlab.report.adjectives import beside_measurements
+from genlab.report.adjectives import QUALITIES, beside_measurements
 from genlab.report.columns import COLUMNS, Cell, Column, filled
 from genlab.report.comparison import FLOOR, Comparison, heading
 from genlab.report.gather import Trained, part
 from genlab.report.markup import Markup, joined, tag
 from genlab.report.pictures import Album
 from genlab.report.rows import Row, collapse, how_it_ended
+from genlab.runs.environment import without_private
 
 FRAMES = 12
 """Pictures of one run through its training."""
@@ -123,7 +124,7 @@ def _fairness(comparison: Comparison, album: Album) -> Markup:
         _box("Set apart, not comparable", apart, "apart") if apart else None,
     ]
     notes = (
-        [tag("h3", "Left out"), tag("ul", [tag("li", note) for note in comparison.notes])]
+        [tag("h3", "Left out"), tag("ul", [tag("li", without_private(note)) for note in comparison.notes])]
         if comparison.notes
         else None
     )
@@ -222,22 +223,20 @@ def _cell(cell: Cell, column: Column) -> Markup:
 
 
 def _adjectives(comparison: Comparison, album: Album) -> Markup | None:
-    table = beside_measurements(comparison)
-    if table is None:
+    lines = []
+    for row, pairs in beside_measurements(comparison):
+        cells = [
+            tag("td", tag("strong", adjective), tag("span", measured or "not measured", class_="interval"))
+            for adjective, measured in pairs
+        ]
+        lines.append(tag("tr", tag("th", row.name, scope="row"), tag("td", row.family), cells))
+    if not lines:
         return None
-    head = tag("tr", [tag("th", name, scope="col") for name in table.columns])
-    lines = [
-        tag("tr", tag("th", row[0], scope="row"), [tag("td", text) for text in row[1:]])
-        for row in table.cells
-    ]
-    inner = tag(
-        "table",
-        tag("caption", "What textbooks say of a family, and what was measured here."),
-        tag("thead", head),
-        tag("tbody", lines),
-    )
+    head = tag("tr", [tag("th", name, scope="col") for name in ("model", "family", *QUALITIES)])
+    caption = tag("caption", "What textbooks say of a family, and below it what was measured here.")
+    table = tag("table", caption, tag("thead", head), tag("tbody", lines))
     return tag(
-        "div", inner, class_="scroll words", tabindex="0", role="region", aria_label="Table of adjectives"
+        "div", table, class_="scroll words", tabindex="0", role="region", aria_label="Table of adjectives"
     )
 
 
@@ -304,18 +303,17 @@ def _films(comparison: Comparison, album: Album) -> Markup | None:
         return None
     slider = tag(
         "div",
-        tag("label", "Share of the training", for_="time"),
+        tag("label", "Share of the training", for_="share"),
         tag(
             "input",
             type="range",
-            id="time",
+            id="share",
             min="0",
             max="100",
             step="1",
             value="100",
-            aria_describedby="time-told",
         ),
-        tag("output", "100 %", id="time-told", for_="time"),
+        tag("output", "100 %", id="share-told", for_="share"),
         class_="slider",
     )
     told = tag(

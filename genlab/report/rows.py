@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from genlab.report.gather import Trained, number, part, score
+from genlab.report.gather import Trained, number, part, score, shown_path
 from genlab.report.intervals import Interval, log_interval, root_mean_square, spread_of_logs, t_interval
 
 COLLAPSE_FACTOR = 3.0
@@ -216,7 +216,7 @@ def _unfinished(runs: Sequence[Trained]) -> list[str]:
         if trained.status in ("running", "created"):
             notes.append(f"{trained.name} is still training and does not count yet.")
         elif not trained.variants and trained.status != "diverged":
-            notes.append(f"{trained.name} has not been tested: genlab test {trained.run.path}")
+            notes.append(f"{trained.name} has not been tested: genlab test {shown_path(trained.run.path)}")
     return notes
 
 
