@@ -47,7 +47,7 @@ budget:
 
 
 def record(experiment="dcgan_digits", family="GAN", seed=0, fid=1.2, **changes):
-    """A run.json; `changes` replace fields, given as `test.protocol.split="val"` in a dictionary or keywords."""
+    """A run.json; `changes` replace fields by their paths, such as `test.protocol.split`."""
     made = {
         "status": "finished",
         "experiment": experiment,

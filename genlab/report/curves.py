@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from genlab.report.chart import Axis, Chart, Series, room_for, steps
 from genlab.report.columns import shown
 from genlab.report.comparison import Comparison
-from genlab.report.gather import Evaluation, number, part
+from genlab.report.gather import Evaluation, number, part, score
 from genlab.report.intervals import log_interval
 from genlab.report.markup import Markup, tag
 from genlab.report.rows import Row, how_it_ended
@@ -17,6 +18,7 @@ from genlab.report.rows import Row, how_it_ended
 WIDE, NARROW = 760, 370
 
 Numbers = list[list[str]]
+_Point = tuple[float, float, float | None, float | None]
 
 
 def figure(draw: Callable[[int], Chart], told: str, heads: Sequence[str], numbers: Numbers) -> Markup:
@@ -80,32 +82,25 @@ def against_images(rows: Sequence[Row]) -> Markup | None:
 
 def against_steps(comparison: Comparison) -> Markup | None:
     """Draws FID against network evaluations of one sample, from variants and from speed.json."""
-    by_experiment: dict[str, list[tuple[float, float, float | None, float | None]]] = {}
-    for row in comparison.rows:
+    found: dict[str, dict[float, _Point]] = {}
+    for row, name in zip(comparison.rows, _short_names(comparison.rows), strict=True):
         fid, nfe = row.over_seeds("values", "fid"), row.over_seeds("speed", "nfe")
         if fid and nfe and fid.value > 0 and nfe.value > 0:
-            by_experiment.setdefault(row.first.experiment, []).append(
-                (nfe.value, fid.value, fid.low, fid.high)
-            )
-    for row in comparison.rows:
-        known = {round(nfe) for nfe, *_ in by_experiment.get(row.first.experiment, [])}
-        by_experiment.setdefault(row.first.experiment, []).extend(
-            p for p in _speed_file(row) if round(p[0]) not in known
-        )
-    found = {name: sorted(set(points)) for name, points in by_experiment.items() if points}
-    if not any(len({nfe for nfe, *_ in points}) > 1 for points in found.values()):
+            points = found.setdefault(_sampler(name), {})
+            points[nfe.value] = (nfe.value, fid.value, fid.low, fid.high)
+    for row, name in zip(comparison.rows, _short_names(comparison.rows), strict=True):
+        for sampler, point in _speed_file(row):
+            found.setdefault(f"{name}/{sampler}", {}).setdefault(point[0], point)  # a variant's has intervals
+    if not any(len(points) > 1 for points in found.values()):
         return None
     series = [
         Series(name, place, [(p[0], p[1]) for p in points], [p[2] for p in points], [p[3] for p in points])
-        for place, (name, points) in enumerate(zip(_without_ending(list(found)), found.values(), strict=True))
+        for place, (name, points) in enumerate((n, sorted(p.values())) for n, p in found.items())
     ]
-    return _lines(
-        series,
-        "network evaluations a sample",
-        "FID against network evaluations a sample; lines join one model's samplers.",
-        log_x=True,
-        bars=True,
+    told = (
+        "FID against network evaluations a sample; a line joins one sampler with different numbers of steps."
     )
+    return _lines(series, "network evaluations a sample", told, log_x=True, bars=True)
 
 
 def pareto(comparison: Comparison) -> Markup | None:
@@ -147,12 +142,15 @@ def pareto(comparison: Comparison) -> Markup | None:
         [row.name, shown(ms), shown(f.value), "yes" if n in best else ""]
         for n, (row, ms, f) in enumerate(found)
     ]
-    told = "Quality against speed: down and to the left is better. The dotted line joins the models that no other beats in both."
+    told = (
+        "Down and to the left is better. The dotted line joins the models that no other beats in both "
+        "quality and speed."
+    )
     return figure(draw, told, ("model", "ms/sample", "FID", "on the frontier"), numbers)
 
 
 def seeds(rows: Sequence[Row]) -> Markup | None:
-    """Draws the last and the best evaluation of every training, and crosses for those that did not end well."""
+    """Draws the last and the best evaluation of every training, a cross where it did not end well."""
     shown_rows = [row for row in rows if any(t.evaluations for t in row.runs)]
     if not shown_rows:
         return None
@@ -202,7 +200,10 @@ def seeds(rows: Sequence[Row]) -> Markup | None:
         for t in row.runs
         if t.evaluations
     ]
-    told = "One mark for each training: filled, its last evaluation; hollow, its best; a cross, one that collapsed, diverged or failed."
+    told = (
+        "For each training, filled: its last evaluation; hollow: its best; a cross: it collapsed, diverged "
+        "or failed."
+    )
     return figure(draw, told, ("model", "seed", "ended", "FID last", "FID best"), numbers)
 
 
@@ -242,7 +243,10 @@ def _through_training(rows: Sequence[Row], where: Callable[[Evaluation], float],
         )
         for place, (name, (_, curve)) in enumerate(zip(names, found, strict=True))
     ]
-    told = f"FID of each evaluation against {label}: the line is the geometric mean over seeds, the band reaches from the best to the worst seed."
+    told = (
+        f"FID of each evaluation against {label}: the line is the geometric mean over seeds, the band "
+        "reaches from the best seed to the worst."
+    )
     return _lines(series, label, told)
 
 
@@ -301,7 +305,8 @@ def _histogram(
     share, median = number(found.get("share")), number(found.get("median_ratio"))
     told = f"{row.name}: samples (solid) and test images (dashed)."
     if share is not None:
-        told += f" {100 * share:.1f} % of the samples are nearer than the {found.get('threshold') or 'threshold'}."
+        threshold = found.get("threshold") or "threshold"
+        told += f" {100 * share:.1f} % of the samples are nearer than the {threshold}."
     if median is not None:
         told += f" Median distance {median:.2f} times that of test images."
     lines = [
@@ -311,20 +316,26 @@ def _histogram(
     return figure(draw, told, ("distance", "samples", "test images"), lines)
 
 
-def _speed_file(row: Row) -> list[tuple[float, float, float | None, float | None]]:
-    """Returns the points of a run's speed.json, whatever else is in it."""
-    points: list[tuple[float, float, float | None, float | None]] = []
-    for trained in row.runs[:1] if not row.variant else []:
-        try:
-            held = json.loads((trained.run.path / "speed.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        lines = held.get("rows") if isinstance(held, dict) else held
-        for line in lines if isinstance(lines, list) else []:
-            if isinstance(line, dict):
-                fid = next((number(v) for k, v in line.items() if k.split("@")[0] == "fid"), None)
-                nfe = number(line.get("nfe"))
-                points += [(nfe, fid, None, None)] if nfe and fid and fid > 0 else []
+def _sampler(name: str) -> str:
+    """Returns a row's name without the number at its end: ddpm/ddim-10 and ddpm/ddim-50 are one sampler."""
+    return re.sub(r"(?<=/)(.*?)[-_ ]?\d+$", r"\1", name).rstrip("/") or name
+
+
+def _speed_file(row: Row) -> list[tuple[str, _Point]]:
+    """Returns sampler and point of each line of a run's speed.json, whatever else is in it."""
+    if row.variant:
+        return []
+    try:
+        held = json.loads((row.first.run.path / "speed.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    lines = held.get("rows") if isinstance(held, dict) else held
+    points: list[tuple[str, _Point]] = []
+    for line in lines if isinstance(lines, list) else []:
+        if isinstance(line, dict):
+            fid, nfe = score(line, "fid"), number(line.get("nfe"))
+            if fid and nfe and fid[1] > 0:
+                points.append((str(line.get("sampler", "")).lower(), (nfe, fid[1], None, None)))
     return points
 
 

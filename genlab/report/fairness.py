@@ -13,7 +13,7 @@ from genlab.report.rows import Row
 
 SAMPLES, LIKELIHOOD, RECONSTRUCTION = "samples", "likelihood", "reconstruction"
 SPEED, TRAINING = "speed", "training"
-"""What a number was measured on decides what must be equal beside it. A protocol's sections bear these names."""
+"""What a number was measured on: decides what must be equal beside it. A protocol's sections are so named."""
 
 _METRIC = "metric "
 _NOT_OF_THE_SAMPLES = ("weights", "extractor_digest")

@@ -15,7 +15,14 @@ from genlab.report.comparison import FLOOR, Comparison, heading
 from genlab.report.gather import Trained, part
 from genlab.report.markup import Markup, joined, tag
 from genlab.report.pictures import Album
-from genlab.report.rows import Row, collapse, how_it_ended
+from genlab.report.rows import (
+    COLLAPSE_DUPLICATES,
+    COLLAPSE_FACTOR,
+    COLLAPSE_RECALL,
+    Row,
+    collapse,
+    how_it_ended,
+)
 from genlab.runs.environment import without_private
 
 FRAMES = 12
@@ -130,9 +137,10 @@ def _fairness(comparison: Comparison, album: Album) -> Markup:
     )
     meaning = tag(
         "p",
-        "Intervals are 95 % t-intervals over training seeds, of the logarithm for FID. Two rows tie when Welch's interval "
-        "of the difference of their log FIDs contains 0; the intervals are of one pair each and are not corrected for the "
-        "number of pairs. The sampling noise of a single score is a column of its own.",
+        "Intervals are 95 % t-intervals over training seeds, of the logarithm for FID. Two rows tie when "
+        "Welch's interval of the difference of their log FIDs contains 0; the intervals are of one pair each "
+        "and are not corrected for the number of pairs. The sampling noise of a single score is a column of "
+        "its own.",
     )
     return joined([tag("div", boxes, class_="boxes"), notes, meaning])
 
@@ -160,7 +168,7 @@ def _table(comparison: Comparison, album: Album) -> Markup | None:
         "table",
         tag(
             "caption",
-            "Every model. A button in the head sorts by its column; an empty cell is something a model does not have.",
+            "A button in the head sorts by its column. An empty cell: the model does not have this.",
         ),
         tag("thead", tag("tr", head)),
         tag("tbody", lines),
@@ -265,8 +273,9 @@ def _stability(comparison: Comparison, album: Album) -> Markup | None:
     troubles = [tag("li", f"{t.name}: {text}") for row in rows for t in row.runs if (text := _trouble(t))]
     rule = tag(
         "p",
-        "A run counts as collapsed when its last FID is more than three times the best of its own evaluations, its last "
-        "recall is below half of its best one, or a quarter of its last samples are near-duplicates.",
+        f"A run counts as collapsed when its last FID is more than {COLLAPSE_FACTOR:g} times the best of its "
+        f"own evaluations, its last recall is below {COLLAPSE_RECALL:g} of its best one, or more than "
+        f"{COLLAPSE_DUPLICATES:.0%} of its last samples are near-duplicates.",
         class_="note",
     )
     scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label="Table of stability")
@@ -318,7 +327,7 @@ def _films(comparison: Comparison, album: Album) -> Markup | None:
     )
     told = tag(
         "p",
-        "The same seeds in every picture of a model: drag, or use the arrow keys, to see them through its training.",
+        "The same seeds in every picture of a model. Drag, or use the arrow keys, to see them learned.",
     )
     return joined([told, slider, tag("div", figures, class_="grid films")])
 
@@ -450,21 +459,33 @@ def _facts_of(trained: Trained) -> Iterator[tuple[str, str]]:
     yield f"{label}, hashes", ", ".join(f"{name} {value}" for name, value in marks.items() if value) + changed
 
 
+_interpolations = _gallery(
+    "interpolation", "From one sample to another through latent space.", "Interpolations of"
+)
+_reconstructions = _gallery(
+    "reconstruction",
+    "Images of the test split, what comes back of them, and the difference.",
+    "Images, their reconstructions and the difference, of",
+)
+_failures = _gallery(
+    "failures", "The samples that are farthest from all real images.", "The worst samples of"
+)
+
 _SECTIONS: tuple[tuple[str, str, Callable[[Comparison, Album], Markup | None]], ...] = (
     ("verdict", "Verdict", _verdict),
     ("fairness", "Fairness", _fairness),
     ("table", "Table", _table),
     ("adjectives", "Textbook and measurement", _adjectives),
-    ("time", "Quality against time", lambda comparison, _: curves.against_time(_trainings(comparison))),
-    ("images", "Quality against images seen", lambda comparison, _: curves.against_images(_trainings(comparison))),
-    ("steps", "Quality against sampling steps", lambda comparison, _: curves.against_steps(comparison)),
-    ("speed", "Quality against sampling speed", lambda comparison, _: curves.pareto(comparison)),
+    ("time", "Quality against time", lambda found, _: curves.against_time(_trainings(found))),
+    ("images", "Quality against images seen", lambda found, _: curves.against_images(_trainings(found))),
+    ("steps", "Quality against sampling steps", lambda found, _: curves.against_steps(found)),
+    ("speed", "Quality against sampling speed", lambda found, _: curves.pareto(found)),
     ("stability", "Stability", _stability),
     ("samples", "Samples through training", _films),
-    ("interpolations", "Interpolations", _gallery("interpolation", "From one sample to another through latent space.", "Interpolations of")),
-    ("reconstructions", "Reconstructions", _gallery("reconstruction", "Images of the test split, what comes back of them, and the difference.", "Reconstructions of")),
+    ("interpolations", "Interpolations", _interpolations),
+    ("reconstructions", "Reconstructions", _reconstructions),
     ("copies", "Nearest training images", _copies),
-    ("failures", "Failures", _gallery("failures", "The samples that are farthest from all real images.", "The worst samples of")),
+    ("failures", "Failures", _failures),
     ("data", "Data", _data),
     ("provenance", "Commands, versions, hashes", _provenance),
-)  # fmt: skip
+)
