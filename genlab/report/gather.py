@@ -90,9 +90,8 @@ class Trained:
         """What the training was allowed, in words: of its bench, else of its configuration."""
         planned = part(self.record, "bench", "budget") or _budget_block(self.config)
         seconds, images = number(planned.get("seconds")), number(planned.get("images"))
-        words = [f"{seconds:g} s"] * (seconds is not None) + [f"{images or 0:,.0f} images"] * (
-            images is not None
-        )
+        words = [] if seconds is None else [f"{seconds:g} s"]
+        words += [] if images is None else [f"{images:,.0f} images"]
         if words:
             return " or ".join(words)
         seen = number(self.record.get("images_seen"))
