@@ -13,7 +13,7 @@ RUNS := $(or $(GENLAB_OUTPUTS),outputs)
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo check format test test-slow bench smoke clean
+.PHONY: help install browser demo check format test test-slow bench smoke clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,13 @@ $(STAMP): pyproject.toml
 		/^ *(Downloading|Using cached) .*[0-9][0-9][0-9.]* MB/ {print "  " $$1, $$2, $$3, $$4; fflush()} \
 		/^Installing collected packages/ {print "  unpacking, about a minute"; fflush()}'; \
 	touch $@; echo "Installed in $$SECONDS s. Commands: $(BIN)/genlab --help"
+
+browser: ## Install Chromium for the report's tests, where apt-get may; they are skipped without one
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+		sudo=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+		$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends chromium fonts-liberation; \
+	} >/dev/null 2>&1 || echo "No Chromium could be installed: the report's browser tests will be skipped."
 
 demo: install ## Train a DCGAN on the embedded digits, test it, show where the samples are
 	$(BIN)/genlab fit --config experiments/dcgan_digits.yaml

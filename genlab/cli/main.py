@@ -31,6 +31,8 @@ OTHERS = {
     "interpolate": "walk through latent space:    genlab interpolate RUN --seeds 0 1",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
     "runs": "list the runs and their scores",
+    "compare": "runs side by side:            genlab compare outputs/",
+    "report": "the same as one HTML file:    genlab report outputs/ -o report.html",
     "data": "look at images before use:    genlab data check PATH",
 }
 
@@ -83,6 +85,14 @@ def command(name: str) -> Callable[[list[str]], int]:
         from genlab.cli.runs import runs
 
         return runs
+    if name == "compare":
+        from genlab.cli.compare import compare_runs
+
+        return compare_runs
+    if name == "report":
+        from genlab.cli.report import report
+
+        return report
     if name == "data":
         from genlab.cli.data import data
 

@@ -35,6 +35,14 @@ class MetricsTable:
 
         Console(file=file, highlight=False).print(self.ruled())
 
+    @property
+    def width(self) -> int:
+        """Characters that a line takes in a terminal, rules included."""
+        from rich.cells import cell_len
+
+        lines = [self.columns, *self.cells]
+        return 1 + sum(3 + max(map(cell_len, column)) for column in zip(*lines, strict=True))
+
     def ruled(self) -> Table:
         """Returns the table for a rich console; no cell is read as markup."""
         from rich.table import Table
@@ -72,7 +80,7 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> 
     """
     values = [[row.get(name) for name in columns] for row in rows]
     numeric = [_is_numeric([row[place] for row in values]) for place in range(len(columns))]
-    headings = [_printable(name.replace("_", " ")) for name in columns]
+    headings = [printable(name.replace("_", " ")) for name in columns]
     return MetricsTable(headings, [[_text(value) for value in row] for row in values], numeric)
 
 
@@ -86,9 +94,10 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
-    return _printable(str(value))
+    return printable(str(value))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Returns a text without line breaks and terminal commands."""
     # Names come from other people's folders: no line break and no terminal command may pass.
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -1,0 +1,93 @@
+"""`genlab compare`: many runs in one table, without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+
+from genlab.report.columns import COLUMNS, Column, chosen
+from genlab.report.comparison import (
+    Comparison,
+    as_markdown,
+    compare,
+    csv_table,
+    markdown_table,
+    remarks,
+    text_table,
+)
+from genlab.report.table import printable
+from genlab.runs.folder import outputs_root
+
+
+def compare_runs(arguments: list[str]) -> int:
+    """Prints the comparison in the form that was asked for."""
+    options = parser().parse_args(arguments)
+    comparison = compare(options.runs or [outputs_root()], options.rank)
+    columns = chosen(options.columns.replace(" ", "").split(",")) if options.columns else None
+    if options.csv:
+        print(csv_table(comparison, columns), end="")
+        tell(comparison.notes)
+    elif options.markdown:
+        print(markdown_table(comparison, columns), end="")
+        if options.adjectives:
+            print(f"\n{adjectives(comparison)}", end="")
+    else:
+        show(comparison, columns)
+    return 0
+
+
+def show(comparison: Comparison, columns: list[Column] | None) -> None:
+    """Prints the table and its remarks: as wide as the terminal, or all of it into a pipe."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if comparison.rows:
+        table = text_table(comparison, columns, width)
+        table.show()
+        print()
+    for line in map(printable, remarks(comparison)):
+        print(textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) if width else line)
+
+
+def adjectives(comparison: Comparison) -> str:
+    """Returns the textbook's adjectives beside the measurements, as Markdown."""
+    from genlab.report.adjectives import as_table
+
+    table = as_table(comparison)
+    return "" if table is None else as_markdown(table) + "\n"
+
+
+def tell(notes: list[str]) -> None:
+    """Prints notes where they are in no table's way."""
+    for note in notes:
+        print(f"! {printable(note)}", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="genlab compare",
+        allow_abbrev=False,
+        description="Put runs side by side: a row for each experiment and way to sample, over its seeds.",
+        epilog="Columns: " + ", ".join(column.key for column in COLUMNS),
+    )
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="*",
+        help="run folders, folders of experiments, or roots ($GENLAB_OUTPUTS or ./outputs)",
+    )
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--csv", action="store_true", help="every number, with the ends of its interval")
+    forms.add_argument("--markdown", action="store_true", help="the table and its remarks for a README")
+    parser.add_argument("--columns", help="only these, separated by commas")
+    parser.add_argument(
+        "--rank", metavar="COLUMN", help="rank by this column; refused where it would be unfair"
+    )
+    parser.add_argument(
+        "--adjectives",
+        action="store_true",
+        help="with --markdown: what textbooks say, beside what was measured",
+    )
+    return parser

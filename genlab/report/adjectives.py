@@ -1,0 +1,88 @@
+"""What textbooks say of a family in adjectives, beside what was measured.
+
+The only place that knows families by their names: of an unknown one nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from genlab.report.columns import chosen
+from genlab.report.comparison import Comparison
+from genlab.report.rows import Row
+from genlab.report.table import MetricsTable, printable
+
+QUALITIES = ("sample quality", "training", "sampling", "likelihood", "latent space")
+
+TEXTBOOK = {
+    "GAN": ("sharp, high", "unstable", "fast", "none", "yes, no encoder"),
+    "Autoencoder": ("poor without a fitted sampler", "stable", "fast", "none", "yes"),
+    "VAE": ("medium, blurry", "stable", "fast", "lower bound", "yes, smooth"),
+    "VQVAE": ("good with a learned prior", "stable", "depends on the prior", "none", "discrete"),
+    "Flow": ("medium", "stable", "fast", "exact", "yes, as large as the data"),
+    "Diffusion": ("best", "stable", "slow", "lower bound", "as large as the data"),
+    "Score": ("best", "stable", "slow", "exact by its ODE", "as large as the data"),
+    "Autoregressive": ("good", "stable", "slow", "exact", "none"),
+}
+"""Adjectives by the name of a family's class, in the order of QUALITIES."""
+
+
+def beside_measurements(comparison: Comparison) -> list[tuple[Row, list[tuple[str, str]]]]:
+    """Returns every comparable row of a known family with (adjective, measured) for each of QUALITIES."""
+    return [
+        (row, [(adjective, of(row)) for adjective, of in zip(TEXTBOOK[row.family], _MEASURED, strict=True)])
+        for row in comparison.rows
+        if row.family in TEXTBOOK
+    ]
+
+
+def as_table(comparison: Comparison) -> MetricsTable | None:
+    """Returns the same as a table of "adjective: measured"; None if no family is known."""
+    lines = [
+        [
+            row.name,
+            row.family,
+            *(f"{adjective}: {measured or 'not measured'}" for adjective, measured in pairs),
+        ]
+        for row, pairs in beside_measurements(comparison)
+    ]
+    heads = ["model", "family", *QUALITIES]
+    return (
+        MetricsTable(heads, [list(map(printable, line)) for line in lines], [False] * len(heads))
+        if lines
+        else None
+    )
+
+
+def _keyed(row: Row, key: str, before: str = "", after: str = "") -> str:
+    cell = str(chosen([key])[-1].cell(row))
+    return f"{before}{cell}{after}" if cell else ""
+
+
+def _quality(row: Row) -> str:
+    parts = [
+        _keyed(row, "fid", "FID "),
+        _keyed(row, "precision", "precision "),
+        _keyed(row, "recall", "recall "),
+    ]
+    return ", ".join(filter(None, (part.split(" [")[0] if "FID" not in part else part for part in parts)))
+
+
+def _training(row: Row) -> str:
+    return ", ".join(filter(None, [str(row.stability), _keyed(row, "wobble", "last evaluations ")]))
+
+
+def _sampling(row: Row) -> str:
+    parts = [_keyed(row, "ms", after=" ms"), _keyed(row, "nfe", after=" network evaluations")]
+    return ", ".join(filter(None, parts))
+
+
+def _likelihood(row: Row) -> str:
+    return _keyed(row, "bits_per_dim", after=" bits/dim")
+
+
+def _latent(row: Row) -> str:
+    return ", ".join(filter(None, [_keyed(row, "latent"), _keyed(row, "probe", "probe ")]))
+
+
+_MEASURED: tuple[Callable[[Row], str], ...] = (_quality, _training, _sampling, _likelihood, _latent)

@@ -1,0 +1,385 @@
+"""The columns of a comparison: what each shows, what it was measured on, and which way is better."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from genlab.report import fairness
+from genlab.report.gather import number, part
+from genlab.report.intervals import Interval, t_interval
+from genlab.report.rows import Row
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a row has in a column: a text, or a number with its interval over training seeds.
+
+    Attributes:
+        text: As it is shown without its interval; "" where the model has no such thing.
+        value: The number to sort and to export by, None for texts.
+        low: Lower end of the interval, None where there is none.
+        high: Upper end.
+        sign: "≤" before an upper bound.
+        num: Number of seeds.
+        skewed: The interval is not symmetric around the value, as one of logarithms.
+        mark: Stands behind the text and is no part of it.
+    """
+
+    text: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    sign: str = ""
+    num: int = 0
+    skewed: bool = False
+    mark: str = ""
+
+    @property
+    def interval(self) -> str:
+        """The interval as text, "" where there is none or it is narrower than the digits shown."""
+        if self.low is None or self.high is None or shown(self.low) == shown(self.high):
+            return ""
+        if self.skewed:
+            return f"[{shown(self.low)}, {shown(self.high)}]"
+        return f"±{(self.high - self.low) / 2:.2g}"
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.mark or self.interval}".strip()
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        key: Its name for `--columns`, in CSV files and in `--rank`.
+        heading: What stands above it, with its unit.
+        cell: Takes a row to its cell.
+        explanation: One sentence for who does not know it.
+        better: "lower", "higher", or "" where neither is.
+        scope: What it was measured on, see `genlab.report.fairness`.
+        place: Where the numbers to be ranked lie in a test entry.
+        importance: The smaller, the later it is dropped from a narrow terminal.
+    """
+
+    key: str
+    heading: str
+    cell: Callable[[Row], Cell]
+    explanation: str
+    better: str = ""
+    scope: str = fairness.TRAINING
+    place: tuple[str, ...] = ()
+    importance: int = 5
+
+    @property
+    def is_numeric(self) -> bool:
+        return self.key not in ("name", "family", "labels", "latent", "disentanglement", "stability", "apart")
+
+
+def shown(value: float) -> str:
+    """Returns a number as people read it: three significant digits, thousands separated."""
+    if value == 0 or (float(value).is_integer() and abs(value) < 1e4):
+        return f"{value:.0f}"
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:,.3g}M"
+    if size >= 100:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}" if size >= 1e-3 else f"{value:.2g}"
+
+
+def _measured(key: str, heading: str, place: str, explanation: str, **more: Any) -> Column:
+    path = tuple(place.split("."))
+
+    def cell(row: Row) -> Cell:
+        return _cell(row.over_seeds(*path), skewed=path[-1] == "fid")
+
+    return Column(key, heading, cell, explanation, place=path, **more)
+
+
+def _cell(found: Interval | None, sign: str = "", skewed: bool = False) -> Cell:
+    if found is None:
+        return Cell()
+    text = f"{sign} {shown(found.value)}".strip()
+    return Cell(text, found.value, found.low, found.high, sign, found.num, skewed)
+
+
+def _recorded(key: str, heading: str, name: str, explanation: str, **more: Any) -> Column:
+    return Column(key, heading, lambda row: _cell(row.of_record(name)), explanation, **more)
+
+
+def _point(value: float | None) -> Cell:
+    return Cell() if value is None else Cell(shown(value), value)
+
+
+def _bits(row: Row) -> Cell:
+    kind = part(row.protocol, "likelihood").get("kind")
+    return _cell(row.over_seeds("values", "bits_per_dim"), "≤" if kind == "<=" else "")
+
+
+def _latent(row: Row) -> Cell:
+    latents = [part(entry, "latent") for entry in row.entries]
+    first = next((latent for latent in latents if latent), {})
+    dim = number(first.get("dim"))
+    return Cell(" ".join(filter(None, [str(first.get("type", "")), f"{dim:.0f}" if dim is not None else ""])))
+
+
+def _disentanglement(row: Row) -> Cell:
+    found: dict[str, list[float]] = {}
+    for entry in row.entries:
+        for name, value in part(entry, "latent", "disentanglement").items():
+            if (plain := number(value)) is not None:
+                found.setdefault(str(name), []).append(plain)
+    return Cell(", ".join(f"{name} {shown(fmean(values))}" for name, values in found.items()))
+
+
+def _images_per_second(row: Row) -> Cell:
+    rates = []
+    for trained in row.runs:
+        seen, seconds = (number(trained.record.get(name)) for name in ("images_seen", "training_seconds"))
+        if seen and seconds:
+            rates.append(seen / seconds)
+    return _point(fmean(rates) if rates else None)
+
+
+def _copies(row: Row) -> Cell:
+    percents = [100 * share for share in row.numbers("copies", "share")]
+    return _cell(t_interval(percents) if percents else None)
+
+
+def _name(row: Row) -> Cell:
+    return Cell(row.name, mark="†" if row.uses_labels else "")
+
+
+def _wobble(row: Row) -> Cell:
+    value = row.stability.wobble
+    return Cell() if value is None else Cell(f"±{100 * value:.0f} %", value)
+
+
+COLUMNS = (
+    Column(
+        "name",
+        "model",
+        _name,
+        "Experiment, and way to sample after a slash; † was trained with labels.",
+        importance=0,
+    ),
+    Column("family", "family", lambda row: Cell(row.family), "What is learned.", importance=1),
+    Column(
+        "seeds",
+        "seeds",
+        lambda row: _point(float(len(row.entries))),
+        "Training seeds that were tested.",
+        importance=4,
+    ),
+    _measured(
+        "fid",
+        "FID",
+        "values.fid",
+        "Fréchet distance; 95 % t-interval of log FID over training seeds.",
+        better="lower",
+        scope=fairness.SAMPLES,
+        importance=1,
+    ),
+    Column(
+        "noise",
+        "noise",
+        lambda row: _point(row.sampling_noise),
+        "Standard error of one model's FID for its finite number of samples; not the spread over seeds.",
+        scope=fairness.SAMPLES,
+        importance=6,
+    ),
+    _measured(
+        "kid", "KID", "values.kid", "Kernel distance.", better="lower", scope=fairness.SAMPLES, importance=5
+    ),
+    _measured(
+        "is", "IS", "values.is", "Inception score.", better="higher", scope=fairness.SAMPLES, importance=9
+    ),
+    _measured(
+        "precision",
+        "precision",
+        "values.precision",
+        "Share of samples that lie among real images.",
+        better="higher",
+        scope=fairness.SAMPLES,
+        importance=3,
+    ),
+    _measured(
+        "recall",
+        "recall",
+        "values.recall",
+        "Share of real images that lie among samples.",
+        better="higher",
+        scope=fairness.SAMPLES,
+        importance=3,
+    ),
+    Column(
+        "bits_per_dim",
+        "bits/dim",
+        _bits,
+        "Negative log-likelihood of the test split; ≤ is an upper bound.",
+        better="lower",
+        scope=fairness.LIKELIHOOD,
+        place=("values", "bits_per_dim"),
+        importance=3,
+    ),
+    _measured(
+        "nll",
+        "nll",
+        "values.nll",
+        "Negative log-likelihood in nats per item.",
+        better="lower",
+        scope=fairness.LIKELIHOOD,
+        importance=9,
+    ),
+    _measured(
+        "reconstruction",
+        "recon. mse",
+        "values.reconstruction_mse",
+        "Mean squared error of what an image is decoded to after encoding.",
+        better="lower",
+        scope=fairness.RECONSTRUCTION,
+        importance=5,
+    ),
+    Column(
+        "stability",
+        "stability",
+        lambda row: Cell(str(row.stability)),
+        "Sound trainings of all; what became of others.",
+        importance=2,
+    ),
+    _recorded(
+        "training",
+        "training s",
+        "training_seconds",
+        "Seconds of training alone.",
+        better="lower",
+        importance=4,
+    ),
+    Column(
+        "images_per_second",
+        "train img/s",
+        _images_per_second,
+        "Training images per second.",
+        better="higher",
+        importance=6,
+    ),
+    _measured(
+        "ms",
+        "ms/sample",
+        "speed.ms_per_sample",
+        "Milliseconds for one sample.",
+        better="lower",
+        scope=fairness.SPEED,
+        importance=2,
+    ),
+    _measured(
+        "rate",
+        "samples/s @64",
+        "speed.samples_per_second_64",
+        "Samples per second in batches of 64.",
+        better="higher",
+        scope=fairness.SPEED,
+        importance=6,
+    ),
+    _measured("nfe", "NFE", "speed.nfe", "Network evaluations for one sample.", better="lower", importance=4),
+    _measured(
+        "memory",
+        "memory MiB",
+        "speed.peak_memory_mib",
+        "Peak memory.",
+        better="lower",
+        scope=fairness.SPEED,
+        importance=7,
+    ),
+    Column(
+        "copies",
+        "copies %",
+        _copies,
+        "Share of samples nearer to a training image than 95 % of the test split is.",
+        better="lower",
+        importance=4,
+    ),
+    _recorded("parameters", "parameters", "parameters", "Trainable numbers.", better="lower", importance=4),
+    Column("latent", "latent", _latent, "Type and dimension of the latent space.", importance=6),
+    _measured(
+        "probe",
+        "probe",
+        "latent.linear_probe",
+        "Accuracy of a linear probe of the codes.",
+        better="higher",
+        importance=7,
+    ),
+    _measured(
+        "path",
+        "path",
+        "latent.path_length",
+        "Length of interpolations in extractor features.",
+        better="lower",
+        importance=7,
+    ),
+    _measured(
+        "active", "active", "latent.active_units", "Dimensions of the latent that are in use.", importance=8
+    ),
+    Column("disentanglement", "disentanglement", _disentanglement, "Against known factors.", importance=9),
+    Column(
+        "labels",
+        "labels",
+        lambda row: Cell("yes" if row.uses_labels else "no"),
+        "Whether labels were used.",
+        importance=8,
+    ),
+    Column(
+        "trials",
+        "trials",
+        lambda row: Cell(fairness.trials(row)),
+        "Tuning trials behind the settings.",
+        importance=8,
+    ),
+    Column(
+        "best",
+        "FID best",
+        lambda row: _cell(row.stability.best, skewed=True),
+        "Best of each run's own evaluations; not the result.",
+        importance=6,
+    ),
+    Column(
+        "last",
+        "FID last",
+        lambda row: _cell(row.stability.last, skewed=True),
+        "Last of each run's own evaluations.",
+        importance=6,
+    ),
+    Column(
+        "wobble",
+        "last 5",
+        _wobble,
+        "Spread of log FID over a run's last evaluations.",
+        better="lower",
+        importance=7,
+    ),
+)
+
+
+def chosen(keys: Sequence[str]) -> list[Column]:
+    """Returns columns by their keys, the name always first.
+
+    Raises:
+        ValueError: There is no such column; the message names the nearest one and all others.
+    """
+    by_key = {column.key: column for column in COLUMNS}
+    for key in keys:
+        if key not in by_key:
+            near = difflib.get_close_matches(key, by_key, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"There is no column '{key}'.{hint} There are: {', '.join(by_key)}.")
+    return [by_key[key] for key in dict.fromkeys(["name", *keys])]
+
+
+def filled(rows: Sequence[Row]) -> list[Column]:
+    """Returns the columns in which any row has something to show."""
+    return [column for column in COLUMNS if any(column.cell(row).text for row in rows)]

@@ -1,0 +1,219 @@
+"""Which rows may be compared: the fields that must be equal, by name."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from genlab.report.gather import part
+from genlab.report.rows import Row
+
+SAMPLES, LIKELIHOOD, RECONSTRUCTION = "samples", "likelihood", "reconstruction"
+SPEED, TRAINING = "speed", "training"
+"""What a number was measured on: decides what must be equal beside it. A protocol's sections are so named."""
+
+_METRIC = "metric "
+_NOT_OF_THE_SAMPLES = ("weights", "extractor_digest")
+
+
+class Incomparable(ValueError):  # noqa: N818 - reads as the sentence it is
+    """Rows that were asked to be ranked and may not be."""
+
+
+@dataclass(frozen=True)
+class Unequal:
+    """A field in which a row differs from most others.
+
+    Attributes:
+        field: Its name.
+        value: The row's.
+        usual: That of the others.
+    """
+
+    field: str
+    value: str
+    usual: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.value or 'not recorded'} instead of {self.usual or 'not recorded'}"
+
+
+def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
+    """Returns what must be equal for two rows to be compared, as text by field.
+
+    A protocol's `weights` (averaged or raw) is not among them: an average is a part of the method that keeps
+    one. Within one experiment it is a choice of the measurement, see `set_apart`.
+
+    Args:
+        row: A row.
+        scope: What the numbers in question were measured on; one of the constants of this file.
+    """
+    found = {"budget": row.first.budget, "training data": training_data(row)}
+    if row.first.budget.endswith(" s") or scope in (SPEED, TRAINING):
+        found["hardware"] = hardware(row)  # a second of another machine is another budget
+    if scope == SAMPLES and row.protocol:
+        found |= _sample_protocol(row.protocol)
+    if scope in (LIKELIHOOD, RECONSTRUCTION):
+        found |= {f"{scope} {name}": text_of(value) for name, value in part(row.protocol, scope).items()}
+    if scope == SPEED and row.entries:
+        speed = part(row.entries[0], "speed")
+        found |= {f"speed {name}": text_of(speed[name]) for name in ("device", "threads") if name in speed}
+    return found
+
+
+def usual_facts(rows: Sequence[Row], scope: str = SAMPLES) -> dict[str, str]:
+    """Returns for every field the value that most rows have, the first of equally frequent ones.
+
+    The rows that agree in all fields with most others decide together, so that no mixture arises.
+    """
+    of_rows = [facts(row, scope) for row in rows]
+    tested = [found for row, found in zip(rows, of_rows, strict=True) if row.entries] or of_rows
+    if not tested:
+        return {}
+    whole = Counter(json.dumps(found, sort_keys=True) for found in tested)
+    return json.loads(whole.most_common(1)[0][0])
+
+
+def set_apart(rows: Sequence[Row], scope: str = SAMPLES) -> dict[int, list[Unequal]]:
+    """Returns, for each row that may not be compared with the others, the fields in which it differs.
+
+    Args:
+        rows: All rows.
+        scope: See `facts`.
+
+    Returns:
+        By the row's place.
+    """
+    usual, apart = usual_facts(rows, scope), {}
+    for place, row in enumerate(rows):
+        unequal = _unequal(facts(row, scope), usual)
+        if scope == SAMPLES:
+            unequal += _other_weights(row, rows)
+        if unequal:
+            apart[place] = unequal
+    return apart
+
+
+def require_comparable(rows: Sequence[Row], scope: str, what: str) -> None:
+    """Refuses to rank rows of different protocols.
+
+    Raises:
+        Incomparable: Names the row, the field and both values.
+    """
+    apart = set_apart(rows, scope)
+    if apart:
+        reasons = "; ".join(
+            f"{rows[n].name} has {', '.join(map(str, fields))}" for n, fields in apart.items()
+        )
+        raise Incomparable(
+            f"{what} cannot be ranked: {reasons}. Leave these out, measure all alike (genlab test), "
+            f"or compare without --rank, which sets them apart."
+        )
+
+
+def held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Returns the fields that all these rows share, with their value."""
+    of_rows = [facts(row) for row in rows if row.entries]
+    if not of_rows:
+        return []
+    return [(name, value) for name, value in of_rows[0].items() if all(f.get(name) == value for f in of_rows)]
+
+
+def not_held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Returns what differs among comparable rows and should be weighed: labels, trials, weights, seeds."""
+    found = []
+    for name, of in (
+        ("tuning trials", trials),
+        ("labels", _labels),
+        ("weights", _weights),
+        ("seeds", _seeds),
+    ):
+        names: dict[str, list[str]] = {}
+        for row in rows:
+            if row.entries:
+                names.setdefault(of(row) or "not recorded", []).append(row.name)
+        if len(names) > 1:
+            found.append((name, "; ".join(f"{value}: {who}" for value, who in _most_are_others(names))))
+    return found
+
+
+def _most_are_others(names: Mapping[str, list[str]]) -> list[tuple[str, str]]:
+    most = max(names, key=lambda value: len(names[value]))
+    rest = [(value, ", ".join(of)) for value, of in names.items() if value != most]
+    return [*rest, (most, "all others" if len(names[most]) > 2 else ", ".join(names[most]))]
+
+
+def trials(row: Row) -> str:
+    """Returns the number of tuning trials behind a row's settings, "" where it is not recorded."""
+    counts = {str(part(t.record, "bench").get("tuning_trials", "")) for t in row.runs}
+    return ", ".join(sorted(counts - {"", "None"}))
+
+
+def training_data(row: Row) -> str:
+    """Returns the name, number and fingerprint of what a row was trained on."""
+    data = part(row.first.record, "data")
+    count, mark = part(data, "counts").get("train"), part(data, "fingerprints").get("train")
+    return " ".join(str(word) for word in (data.get("name"), count, str(mark)[:8] if mark else None) if word)
+
+
+def hardware(row: Row) -> str:
+    """Returns what a row was trained on, with whatever changes its speed."""
+    record = row.first.record
+    threads = record.get("threads")
+    words = [f"{record.get('num_devices', 1)} x {record.get('device', 'unknown device')}"]
+    words += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads is not None else []
+    return ", ".join([*words, *([str(record["precision"])] if "precision" in record else [])])
+
+
+def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
+    # A dictionary in a protocol is a section of its own: the metrics', the likelihood's, ...
+    plain = {name: value for name, value in protocol.items() if not isinstance(value, dict)}
+    found = {name: text_of(value) for name, value in plain.items() if name not in _NOT_OF_THE_SAMPLES}
+    if "extractor_digest" in protocol:
+        found["extractor"] = f"{protocol.get('extractor', '')} {protocol['extractor_digest']}".strip()
+    return found | {_METRIC + name: text_of(held) for name, held in part(protocol, "metrics").items()}
+
+
+def _unequal(found: Mapping[str, str], usual: Mapping[str, str]) -> list[Unequal]:
+    fields = dict.fromkeys([*usual, *found])
+    if "extractor" not in found:  # never tested: its training alone can be compared
+        fields = {name: None for name in fields if name in found}
+    return [
+        Unequal(name, found.get(name, ""), usual.get(name, ""))
+        for name in fields
+        if found.get(name, "") != usual.get(name, "")
+        and not (name.startswith(_METRIC) and (name not in found or name not in usual))  # an empty cell
+    ]
+
+
+def _other_weights(row: Row, rows: Sequence[Row]) -> list[Unequal]:
+    # The same experiment scored with averaged and with raw weights: one of the two was a choice.
+    same = [other for other in rows if other.first.experiment == row.first.experiment and other.entries]
+    usual = Counter(_weights(other) for other in same).most_common(1)
+    if not row.entries or not usual or usual[0][0] == _weights(row):
+        return []
+    return [Unequal("weights", _weights(row), usual[0][0])]
+
+
+def _weights(row: Row) -> str:
+    return text_of(row.protocol.get("weights", ""))
+
+
+def _labels(row: Row) -> str:
+    return "uses labels" if row.uses_labels else "without labels"
+
+
+def _seeds(row: Row) -> str:
+    return str(len(row.entries))
+
+
+def text_of(value: Any) -> str:
+    """Returns a value of a record in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text_of(inner)}" for name, inner in sorted(value.items(), key=str))
+    if isinstance(value, list):
+        return "x".join(map(text_of, value))
+    return str(value)

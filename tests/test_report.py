@@ -1,0 +1,1203 @@
+"""Many runs to one answer: intervals, who may be compared, tables, and the report in a real browser."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparison_runs import (
+    LIKELIHOOD,
+    changed,
+    copies,
+    draw,
+    entry,
+    falling,
+    pictures,
+    record,
+    write_bench,
+    write_run,
+)
+from PIL import Image
+
+from genlab.report.chart import Axis, Chart, Series
+from genlab.report.columns import COLUMNS, shown
+from genlab.report.comparison import compare, csv_table, markdown_table, remarks
+from genlab.report.curves import frontier
+from genlab.report.fairness import Incomparable
+from genlab.report.gather import gather
+from genlab.report.intervals import difference, log_interval, spread_of_logs, t_interval
+from genlab.report.markup import tag
+from genlab.report.page import page
+from genlab.report.pictures import LOSSLESS_UP_TO, Album, encoded
+from genlab.report.rows import COLLAPSE_FACTOR
+from genlab.runs.folder import NotARun, Run
+
+T_2 = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # Student's 97.5 % quantile of 2 degrees of freedom, in closed form
+T_4 = 2.7764451051977987
+
+
+# Intervals
+
+
+def test_a_mean_of_three_has_the_interval_of_a_hand_computation():
+    found = t_interval([1.0, 2.0, 3.0])  # mean 2, s = 1
+    assert (found.value, found.num) == (2.0, 3)
+    assert found.high == pytest.approx(2.0 + T_2 / math.sqrt(3), rel=1e-12)
+    assert found.low == pytest.approx(2.0 - T_2 / math.sqrt(3), rel=1e-12)
+
+
+def test_a_mean_of_five_uses_four_degrees_of_freedom():
+    values = [0.91, 0.90, 0.93, 0.89, 0.92]  # s^2 = 0.00025
+    found = t_interval(values)
+    assert found.high - found.low == pytest.approx(2 * T_4 * math.sqrt(0.00025 / 5), rel=1e-9)
+
+
+def test_the_interval_of_logs_is_geometric_and_positive():
+    found = log_interval([math.e**1, math.e**2, math.e**3])
+    assert found.value == pytest.approx(math.e**2)
+    assert math.log(found.high) == pytest.approx(2 + T_2 / math.sqrt(3))
+    assert 0 < found.low < math.e
+    assert log_interval([5.0, 10.0, 30.0]).low * 2 == pytest.approx(log_interval([10.0, 20.0, 60.0]).low)
+
+
+def test_a_score_that_is_not_positive_has_no_logarithm_but_an_interval():
+    assert log_interval([-1.0, 0.0, 1.0]) == t_interval([-1.0, 0.0, 1.0])
+
+
+@pytest.mark.parametrize("interval", [t_interval, log_interval])
+def test_one_seed_has_a_value_and_no_interval(interval):
+    found = interval([1.25])
+    assert (found.low, found.high, found.num) == (None, None, 1)
+    assert found.value == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+def test_intervals_hold_the_truth_as_often_as_they_say(num):
+    rng = np.random.default_rng(0)
+    draws = np.exp(0.5 + 0.4 * rng.normal(size=(4000, num)))
+    found = [log_interval(list(values)) for values in draws]
+    share = np.mean([one.low <= math.exp(0.5) <= one.high for one in found])
+    assert share == pytest.approx(0.95, abs=0.013)  # 3.8 standard errors
+
+
+def test_the_interval_of_a_difference_agrees_with_another_computation():
+    from scipy.stats import ttest_ind
+
+    a, b = [1.22, 1.17, 1.28], [1.50, 1.44, 1.71, 1.39, 1.62]
+    ends = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    found = difference(a, b)
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), rel=1e-9)
+    logs = ttest_ind(np.log(a), np.log(b), equal_var=False).confidence_interval(0.95)
+    found = difference(a, b, logs=True)
+    assert (found.low, found.high) == pytest.approx((math.exp(logs.low), math.exp(logs.high)), rel=1e-9)
+
+
+def test_a_difference_has_welchs_degrees_of_freedom_by_hand():
+    found = difference([1.0, 2.0, 3.0], [2.0, 4.0, 6.0, 8.0])
+    se = math.sqrt(1 / 3 + (20 / 3) / 4)
+    freedom = 2.0**2 / ((1 / 3) ** 2 / 2 + (5 / 3) ** 2 / 3)
+    from scipy.stats import t
+
+    assert found.value == -3.0
+    assert found.high == pytest.approx(-3.0 + t.ppf(0.975, freedom) * se)
+
+
+def test_differences_of_equal_models_are_ties_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    a = np.exp(0.1 * rng.normal(size=(3000, 5)))
+    b = np.exp(0.4 * rng.normal(size=(3000, 3)))
+    ties = [difference(list(x), list(y), logs=True).outcome == "tie" for x, y in zip(a, b, strict=True)]
+    assert np.mean(ties) == pytest.approx(0.95, abs=0.016)
+
+
+def test_the_lower_of_two_models_is_called_lower():
+    low, high = [1.0, 1.1, 1.05], [2.0, 2.2, 2.1]
+    assert difference(low, high, logs=True).outcome == "lower"
+    assert difference(high, low, logs=True).outcome == "higher"
+    assert difference(high, low, logs=True).value == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("values", [[1.2], [1.2, 1.3], [1.22, 1.17, 1.28]])
+def test_a_run_compared_with_itself_is_a_tie(values):
+    for logs in (False, True):
+        assert difference(values, list(reversed(values)), logs).outcome == "tie"
+
+
+def test_two_seeds_that_differ_alone_decide_nothing():
+    found = difference([1.0], [2.0, 2.1, 2.2])
+    assert (found.low, found.outcome) == (None, "undecided")
+
+
+def test_the_spread_of_logs_is_relative():
+    assert spread_of_logs([1.0, math.e**2]) == pytest.approx(math.sqrt(2))
+    assert spread_of_logs([3.0]) is None
+
+
+# Rows over seeds
+
+
+def write_seeds(root, experiment, fids, family="GAN", curves=None, **changes):
+    for seed, fid in enumerate(fids):
+        made = record(experiment, family, seed, fid, **changes)
+        write_run(root, made, (curves or {}).get(seed), pictures=False)
+
+
+def test_seeds_of_an_experiment_are_one_row(tmp_path):
+    write_seeds(tmp_path, "a_digits", [1.0, 2.0, 4.0])
+    write_seeds(tmp_path, "b_digits", [3.0, 3.1])
+    first, second = compare([tmp_path]).rows
+    assert [first.name, second.name] == ["a_digits", "b_digits"]
+    assert first.over_seeds("values", "fid").value == pytest.approx(2.0)
+    assert first.over_seeds("values", "kid").value == pytest.approx((0.02 + 0.04 + 0.08) / 3)
+    assert (len(first.entries), len(second.entries)) == (3, 2)
+
+
+def test_sampling_noise_is_not_mixed_with_the_spread_over_seeds(tmp_path):
+    write_seeds(
+        tmp_path / "calm", "a", [1.0, 1.1, 1.2], **{"test.values": {"fid@797": 1.0, "fid_std@797": 0.3}}
+    )
+    (row,) = compare([tmp_path / "calm"]).rows
+    assert row.sampling_noise == pytest.approx(0.3)
+    found = row.over_seeds("values", "fid")
+    assert found.high == pytest.approx(found.low) == pytest.approx(1.0)
+
+
+def test_other_settings_of_an_experiment_are_another_row(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    other = write_run(tmp_path, record("a", seed=2, fid=9.0), pictures=False)
+    config = (other / "config.yaml").read_text().replace("0.995", "0.9")
+    (other / "config.yaml").write_text(config)
+    names = [row.name for row in compare([tmp_path]).rows]
+    assert len(names) == 2
+    assert all("ema_decay" in name for name in names)
+
+
+def test_the_training_seed_alone_makes_no_other_row(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    texts = {path.read_text() for path in tmp_path.glob("*/*/config.yaml")}
+    assert len(texts) == 2
+    assert len(compare([tmp_path]).rows) == 1
+
+
+def test_two_trainings_of_one_seed_count_once_and_are_named(tmp_path):
+    write_run(tmp_path, record("a", seed=0, fid=1.0, status="diverged", run="first"), pictures=False)
+    write_run(tmp_path, record("a", seed=0, fid=2.0, run="second", created="2027"), pictures=False)
+    comparison = compare([tmp_path])
+    assert [row.numbers("values", "fid") for row in comparison.rows] == [[2.0]]
+    assert any("a/first (diverged) has the seed 0 of second" in note for note in comparison.notes)
+
+
+def test_every_way_to_sample_is_a_row_of_its_own(tmp_path):
+    for seed in range(2):
+        variants = {"ddim-10": entry(2.0 + seed), "ddim-50": entry(1.5)}
+        write_run(tmp_path, record("ddpm", "Diffusion", seed, 1.0, variants=variants), pictures=False)
+    names = [row.name for row in compare([tmp_path]).rows]
+    assert names == ["ddpm", "ddpm/ddim-50", "ddpm/ddim-10"]
+
+
+def test_variants_are_compared_where_the_own_way_was_not_tested(tmp_path):
+    write_run(tmp_path, record("ddpm", test={}, variants={"ddim-10": entry(2.0)}), pictures=False)
+    assert [row.name for row in compare([tmp_path]).rows] == ["ddpm/ddim-10"]
+
+
+# Stability
+
+
+def stability(root):
+    (row,) = compare([root]).rows
+    return str(row.stability)
+
+
+def test_trainings_that_end_well_are_counted(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1, 1.2])
+    assert stability(tmp_path) == "3/3"
+
+
+def test_a_seed_that_diverged_is_a_result(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_run(tmp_path, record("a", seed=2, status="diverged", test={}), pictures=False)
+    assert stability(tmp_path) == "2/3, 1 diverged"
+    assert any("its FID is of the 2 that have one" in line for line in remarks(compare([tmp_path])))
+
+
+def test_an_experiment_whose_only_seed_diverged_has_a_row(tmp_path):
+    write_run(tmp_path, record("a", status="diverged", test={}), pictures=False)
+    assert stability(tmp_path) == "0/1, 1 diverged"
+
+
+@pytest.mark.parametrize(("last", "word"), [(0.9, "3/3"), (1.1, "2/3, 1 collapsed")])
+def test_a_last_fid_far_above_the_best_is_a_collapse(tmp_path, last, word):
+    curve = [80.0, 2.0, 2.0 * COLLAPSE_FACTOR * last]
+    write_seeds(tmp_path, "a", [2.0, 2.1, 2.2], curves={1: curve})
+    assert stability(tmp_path) == word
+
+
+@pytest.mark.parametrize(
+    ("trend", "word"),
+    [
+        ([{"recall": 0.9}, {"recall": 0.4}], "0/1, 1 collapsed"),
+        ([{"recall": 0.9}, {"recall": 0.5}], "1/1"),
+        ([{"recall": 0.4}, {"recall": 0.9}], "1/1"),
+        ([{"duplicates": 0.1}, {"duplicates": 0.4}], "0/1, 1 collapsed"),
+        ([{"duplicates": 0.9}, {"duplicates": 0.1}], "1/1"),
+    ],
+)
+def test_lost_modes_at_the_end_are_a_collapse(tmp_path, trend, word):
+    write_seeds(tmp_path, "a", [2.0], **{"health.trend": trend})
+    assert stability(tmp_path) == word
+
+
+def test_the_best_evaluation_is_shown_and_never_the_result(tmp_path):
+    write_seeds(tmp_path, "a", [2.0], curves={0: [80.0, 1.0, 2.0]})
+    comparison = compare([tmp_path])
+    (row,) = comparison.rows
+    assert (row.stability.best.value, row.stability.last.value) == pytest.approx((1.0, 2.0))
+    assert row.over_seeds("values", "fid").value == 2.0
+    assert "0.5" not in comparison.verdict()[0]
+    assert "FID, 2 of one" in comparison.verdict()[0]
+
+
+def test_the_wobble_is_of_the_last_five_evaluations(tmp_path):
+    write_seeds(tmp_path, "a", [2.0], curves={0: [80.0, 40.0, 2.0, 2.0, 2.0, 2.0, 2.0]})
+    (row,) = compare([tmp_path]).rows
+    assert row.stability.wobble == 0.0
+
+
+def test_a_run_that_still_trains_does_not_count(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_run(tmp_path, record("a", seed=2, status="created", test={}), pictures=False)
+    comparison = compare([tmp_path])
+    assert str(comparison.rows[0].stability) == "2/2"
+    assert any("still training" in note for note in comparison.notes)
+
+
+# Who may be compared
+
+UNEQUAL = {
+    "extractor": {"test.protocol.extractor_digest": "ffff"},
+    "resize": {"test.protocol.resize": "bicubic"},
+    "split": {"test.protocol.split": "val"},
+    "num_real": {"test.protocol.num_real": 10_000},
+    "num_fake": {"test.protocol.num_fake": 10_000},
+    "seed": {"test.protocol.seed": 1},
+    "data_fingerprint": {"test.protocol.data_fingerprint": "ffff"},
+    "levels": {"test.protocol.levels": 256},
+    "metric FrechetDistance": {"test.protocol.metrics.FrechetDistance": {"ddof": 0}},
+    "training data": {"data.fingerprints.train": "ffff"},
+    "budget": {"bench.budget": {"seconds": 180.0, "images": None}},
+    "hardware": {"threads": 8},
+}
+
+
+@pytest.mark.parametrize("field", UNEQUAL)
+def test_a_row_of_another_protocol_is_set_apart_and_its_field_named(tmp_path, field):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_seeds(tmp_path, "b", [2.0, 2.1])
+    write_seeds(tmp_path, "odd", [0.1, 0.1], **UNEQUAL[field])
+    comparison = compare([tmp_path])
+    assert [row.name for row in comparison.rows] == ["a", "b"]
+    ((row, fields),) = comparison.apart
+    assert row.name == "odd"
+    assert field in [unequal.field for unequal in fields]
+    assert "odd" not in comparison.verdict()[0]
+
+
+@pytest.mark.parametrize("field", UNEQUAL)
+def test_a_ranking_of_unequal_protocols_is_refused_by_name(tmp_path, genlab_command, field):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_seeds(tmp_path, "b", [2.0, 2.1])
+    write_seeds(tmp_path, "odd", [0.1, 0.1], **UNEQUAL[field])
+    with pytest.raises(Incomparable, match=rf"odd has .*{field}: .* instead of"):
+        compare([tmp_path], rank="fid")
+    code, out, err = genlab_command("compare", tmp_path, "--rank", "fid")
+    assert (code, out) == (2, "")
+    assert field in err
+
+
+def test_seeds_with_images_as_their_budget_may_train_on_any_machine(tmp_path):
+    images = {"bench.budget": {"seconds": None, "images": 320_000}}
+    write_seeds(tmp_path, "a", [1.0, 1.1], **images)
+    write_seeds(tmp_path, "b", [2.0, 2.1], threads=8, **images)
+    assert not compare([tmp_path]).apart
+
+
+def test_averaged_weights_are_a_part_of_a_method_and_a_choice_within_one(tmp_path):
+    write_seeds(tmp_path, "gan", [1.0, 1.1], **{"test.protocol.weights": "ema"})
+    write_seeds(tmp_path, "vae", [2.0, 2.1], "VAE")
+    comparison = compare([tmp_path])
+    assert not comparison.apart
+    assert any("weights" in line and "ema: gan" in line for line in remarks(comparison))
+    for seed in (2, 3, 4):
+        write_run(tmp_path, record("gan", seed=seed, fid=3.0), pictures=False)
+    ((row, (field,)),) = compare([tmp_path]).apart
+    assert row.name == "gan [weights raw]"
+    assert (field.field, field.value, field.usual) == ("weights", "raw", "ema")
+
+
+def test_a_metric_that_one_row_lacks_is_an_empty_cell(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_seeds(tmp_path, "b", [2.0, 2.1], **{"test.protocol.metrics": {"FrechetDistance": {"ddof": 1}}})
+    assert not compare([tmp_path]).apart
+
+
+def with_likelihood(kind, **changes):
+    section = changed({**LIKELIHOOD, "kind": kind}, changes)
+    return {"test.values.bits_per_dim": 2.0, "test.protocol.likelihood": section}
+
+
+def test_exact_likelihoods_and_bounds_share_a_table_but_no_ranking(tmp_path):
+    write_seeds(tmp_path, "flow", [1.0, 1.1], "Flow", **with_likelihood("exact"))
+    write_seeds(tmp_path, "vae", [2.0, 2.1], "VAE", **with_likelihood("<="))
+    comparison = compare([tmp_path], rank="fid")
+    assert not comparison.apart
+    bits = next(column for column in COLUMNS if column.key == "bits_per_dim")
+    assert [bits.cell(row).text for row in comparison.rows] == ["2", "≤ 2"]
+    with pytest.raises(Incomparable, match="likelihood kind: <= instead of exact"):
+        compare([tmp_path], rank="bits_per_dim")
+
+
+@pytest.mark.parametrize(("field", "value"), [("levels", 256), ("shape", [1, 16, 16]), ("split", "val")])
+def test_bits_of_other_data_are_not_ranked(tmp_path, field, value):
+    write_seeds(tmp_path, "a", [1.0, 1.1], "Flow", **with_likelihood("exact"))
+    write_seeds(tmp_path, "b", [2.0, 2.1], "Flow", **with_likelihood("exact", **{field: value}))
+    with pytest.raises(Incomparable, match=f"likelihood {field}"):
+        compare([tmp_path], rank="bits_per_dim")
+
+
+def test_ranks_count_only_what_an_interval_decides(tmp_path):
+    write_seeds(tmp_path, "best", [1.00, 1.01, 1.02])
+    write_seeds(tmp_path, "near", [1.00, 1.02, 1.01])
+    write_seeds(tmp_path, "far", [5.00, 5.10, 5.20])
+    comparison = compare([tmp_path], rank="fid")
+    ranks = dict(zip([row.name for row in comparison.rows], comparison.ranks(comparison.ranked), strict=True))
+    assert ranks == {"best": "1", "near": "1", "far": "3"}
+    assert any("Tied with it" in line and "near" in line for line in comparison.verdict())
+
+
+def test_a_higher_precision_ranks_first(tmp_path):
+    for name, values in {"low": (0.5, 0.51), "high": (0.9, 0.91)}.items():
+        for seed, value in enumerate(values):
+            write_run(
+                tmp_path, record(name, seed=seed, **{"test.values.precision@797": value}), pictures=False
+            )
+    comparison = compare([tmp_path], rank="precision")
+    assert [row.name for row in comparison.rows] == ["high", "low"]
+    assert comparison.ranks(comparison.ranked) == ["1", "2"]
+
+
+def test_one_seed_leaves_the_rank_open_and_says_so(tmp_path):
+    write_seeds(tmp_path, "a", [1.0])
+    write_seeds(tmp_path, "b", [2.0, 2.1])
+    comparison = compare([tmp_path], rank="fid")
+    assert comparison.ranks(comparison.ranked) == ["?", "?"]
+    lines = comparison.verdict()
+    assert "One training seed has no interval" in lines[0]
+    assert any("Undecided" in line and "b" in line for line in lines)
+
+
+def test_a_column_without_better_or_worse_cannot_rank(tmp_path):
+    write_seeds(tmp_path, "a", [1.0])
+    with pytest.raises(ValueError, match="cannot be ranked by 'stability'"):
+        compare([tmp_path], rank="stability")
+
+
+def test_labels_and_tuning_trials_are_told(tmp_path):
+    write_seeds(tmp_path, "plain", [2.0, 2.1])
+    write_seeds(tmp_path, "told", [1.0, 1.1], uses_labels=True, **{"bench.tuning_trials": 30})
+    comparison = compare([tmp_path])
+    lines = "\n".join(remarks(comparison))
+    assert "told" in next(line for line in remarks(comparison) if "uses labels" in line)
+    assert "tuning trials (3: plain; 30: told)" in lines or "tuning trials (30: told; 3: plain)" in lines
+    assert "| told † |" in markdown_table(comparison)
+    assert "† was trained with labels" in lines
+
+
+def test_the_floor_stands_below_the_models(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    line = csv_rows(compare([tmp_path]))[-1]
+    assert (line["name"], float(line["fid"]), line["comparable"]) == ("training split (floor)", 0.1, "floor")
+
+
+# What is left out
+
+
+@pytest.mark.parametrize("text", ["", '{"status": "fin', "[1, 2]", "\x00"])
+def test_a_run_with_a_damaged_record_is_named_and_left_out(tmp_path, text):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    broken = write_run(tmp_path, record("a", seed=2), pictures=False)
+    (broken / "run.json").write_text(text)
+    comparison = compare([tmp_path])
+    assert len(comparison.rows[0].entries) == 2
+    assert any("Left out" in note and broken.name in note for note in comparison.notes)
+
+
+def test_a_run_without_a_record_is_named_and_left_out(tmp_path):
+    write_seeds(tmp_path, "a", [1.0])
+    missing = write_run(tmp_path, record("a", seed=1), pictures=False)
+    (missing / "run.json").unlink()
+    for paths in ([tmp_path], [tmp_path / "a"], [missing, tmp_path / "a" / "20260101-000000"]):
+        comparison = compare(paths)
+        assert len(comparison.rows[0].entries) == 1
+        assert any("Left out" in note and missing.name in note for note in comparison.notes)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "test",
+        "test.values",
+        "test.protocol",
+        "variants",
+        "health",
+        "bench",
+        "data",
+        "test.speed",
+        "test.copies",
+    ],
+)
+@pytest.mark.parametrize("value", [None, 5, "text", [1, None], {"a": {"b": None}}, {"fid@797": "nan"}])
+def test_a_record_of_another_shape_breaks_neither_table_nor_report(tmp_path, field, value):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_run(tmp_path, record("odd", **{field: value}), pictures=False)
+    comparison = compare([tmp_path])
+    assert "a" in [row.name for row in comparison.all_rows]
+    csv_table(comparison)
+    page(comparison)
+
+
+def test_an_untested_run_is_named_with_the_command_that_tests_it(tmp_path, monkeypatch):
+    write_seeds(tmp_path, "a", [1.0])
+    folder = write_run(tmp_path, record("b", test={}), pictures=False)
+    monkeypatch.chdir(tmp_path)
+    assert any(note.endswith(f"genlab test b/{folder.name}") for note in compare([tmp_path]).notes)
+
+
+def test_runs_are_found_from_every_level_and_counted_once(tmp_path):
+    write_seeds(tmp_path / "bench", "a", [1.0, 1.1])
+    run = tmp_path / "bench" / "a" / "20260101-000000"
+    assert len(gather([run]).runs) == 1
+    assert len(gather([run / "config.yaml"]).runs) == 1
+    for folder in (run.parent, run.parent.parent, tmp_path):
+        assert len(gather([folder]).runs) == 2
+    twice = gather([run, tmp_path])
+    assert len(twice.runs) == 2
+    assert "given twice" in twice.problems[0]
+
+
+def test_a_path_that_leads_nowhere_is_an_error(tmp_path, genlab_command):
+    with pytest.raises(NotARun):
+        compare([tmp_path / "nothing"])
+    (tmp_path / "empty").mkdir()
+    code, _, err = genlab_command("compare", tmp_path / "empty")
+    assert code == 2
+    assert "There are no runs" in err
+
+
+# Tables
+
+
+def csv_rows(comparison):
+    return list(csv.DictReader(io.StringIO(csv_table(comparison))))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return write_bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def comparison(bench):
+    return compare([bench])
+
+
+def test_the_csv_says_exactly_what_was_measured(comparison):
+    lines = {line["name"]: line for line in csv_rows(comparison)}
+    for row in comparison.all_rows:
+        line, found = lines[row.name], row.over_seeds("values", "fid")
+        assert float(line["fid"]) == found.value
+        assert [line["fid_low"], line["fid_high"]] == [
+            str(e) if e is not None else "" for e in (found.low, found.high)
+        ]
+        assert line["stability"] == str(row.stability)
+    assert lines["glow_digits"]["comparable"] == "no"
+    assert lines["glow_digits"]["differs"] == "split: val instead of test"
+    assert (lines["vae_digits"]["bits_per_dim_sign"], lines["realnvp_digits"]["bits_per_dim_sign"]) == (
+        "≤",
+        "",
+    )
+    assert lines["gan_digits"]["bits_per_dim"] == ""
+    assert float(lines["dcgan_digits"]["copies"]) == pytest.approx(3.6)
+
+
+def test_the_markdown_has_every_comparable_row_and_its_cells(comparison):
+    text = markdown_table(comparison)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+    assert {len(line) for line in cells} == {len(cells[0])}
+    assert cells[0][0] == "model"
+    assert "FID@797" in cells[0]
+    assert [line[0].removesuffix(" †") for line in cells[2:-1]] == [row.name for row in comparison.rows]
+    assert cells[-1][0] == "training split (floor)"
+
+
+def test_no_name_can_break_out_of_a_markdown_cell(tmp_path):
+    write_seeds(tmp_path, "a|b <script>alert(1)</script> [x](y) `z`", [1.0, 1.1])
+    line = markdown_table(compare([tmp_path])).splitlines()[2]
+    assert "<script>" not in line
+    assert r"a\|b &lt;script>" in line
+    assert r"\[x](y)" in line
+
+
+def test_a_narrow_terminal_drops_the_least_important_columns(comparison):
+    from genlab.report.comparison import text_table
+
+    wide, narrow = text_table(comparison, width=400), text_table(comparison, width=80)
+    assert narrow.width <= 80
+    assert {"model", "FID@797"} <= set(narrow.columns) < set(wide.columns)
+    assert "±" not in str(narrow)
+    assert "[0.386, 0.420]" in str(narrow)
+
+
+def test_columns_are_chosen_by_name_and_a_wrong_one_is_corrected(bench, genlab_command):
+    code, out, _ = genlab_command("compare", bench, "--columns", "fid, recall")
+    assert code == 0
+    assert out.splitlines()[0].split() == ["model", "FID@797", "recall@797"]
+    code, _, err = genlab_command("compare", bench, "--columns", "fidd")
+    assert code == 2
+    assert "Did you mean 'fid'?" in err
+
+
+def test_an_ability_that_a_model_lacks_is_an_empty_cell(comparison):
+    gan = next(row for row in comparison.rows if row.name == "gan_digits")
+    empty = {column.key for column in COLUMNS if not column.cell(gan).text}
+    assert {"bits_per_dim", "reconstruction", "probe", "active"} <= empty
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (1.2, "1.20"),
+        (0.4034, "0.403"),
+        (123.4, "123"),
+        (83489.0, "83,489"),
+        (3.5e6, "3.5M"),
+        (2.5e-5, "2.5e-05"),
+    ],
+)
+def test_numbers_are_shown_with_three_digits(value, text):
+    assert shown(value) == text
+
+
+def test_textbook_adjectives_stand_beside_the_measurement(bench, genlab_command):
+    _, out, _ = genlab_command("compare", bench, "--markdown", "--adjectives")
+    line = next(line for line in out.splitlines() if line.startswith("| gan_digits") and "unstable" in line)
+    assert "unstable: 1/3, 1 collapsed, 1 diverged" in line
+    assert "none: not measured" in line
+
+
+def test_an_unknown_family_needs_no_change(tmp_path, genlab_command):
+    write_seeds(tmp_path, "new", [1.0, 1.1], family="Hamiltonian")
+    code, out, _ = genlab_command("compare", tmp_path, "--markdown", "--adjectives")
+    assert code == 0
+    assert "Hamiltonian" in out
+    assert "textbook" not in out
+    assert "Hamiltonian" in page(compare([tmp_path]))
+
+
+def test_no_room_but_the_adjectives_knows_a_family_by_name():
+    from genlab.report.adjectives import TEXTBOOK
+
+    room = Path(sys.modules["genlab.report.adjectives"].__file__).parent
+    quoted = re.compile(r"""["'](""" + "|".join(TEXTBOOK) + r""")["']""")
+    files = [path for path in room.glob("*.py") if path.name != "adjectives.py"]
+    assert len(files) > 5
+    assert [path.name for path in files if quoted.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_two_hundred_runs_are_compared_in_two_seconds_without_torch(tmp_path):
+    for number in range(200):
+        made = record(
+            f"model{number // 5}_digits", seed=number % 5, fid=1.0 + 0.01 * number, run=f"run{number}"
+        )
+        folder = write_run(tmp_path, made, falling(1.0, 100), pictures=False)
+        with (folder / "config.yaml").open("a") as config:
+            config.write("trainer:\n" + "".join(f"  option_{n}: null\n" for n in range(150)))
+    code = (
+        "import sys, time; start = time.perf_counter(); from genlab.cli.main import main;"
+        "main(['compare', sys.argv[1]]); print(time.perf_counter() - start);"
+        "print({'torch', 'pytorch_lightning', 'PIL', 'yaml'} & sys.modules.keys())"
+    )
+    best = math.inf
+    for _ in range(3):  # the machine may be busy
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+        *_, seconds, modules = done.stdout.splitlines()
+        assert modules == "set()"
+        assert done.stdout.count("_digits ") >= 40
+        best = min(best, float(seconds))
+    assert best < 2.0
+
+
+# The page as a text
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: elements, ids, links, texts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.unclosed = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "input", "br", "link", "hr", "col"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.unclosed.append(tag)
+
+    def all(self, name):
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+
+@pytest.fixture(scope="module")
+def html(comparison):
+    return page(comparison)
+
+
+def test_the_page_refers_to_nothing_outside_itself(html):
+    parsed = Page(html)
+    outside = re.compile(r"https?:|//|url\(|@import")
+    for name, attributes in parsed.elements:
+        for key in ("src", "href", "action", "data", "poster", "srcset", "xlink:href", "style"):
+            value = attributes.get(key)
+            if value is not None:
+                assert value.startswith(("#", "data:image/")), (name, key, value[:80])
+    style = re.search(r"<style>(.*?)</style>", html, re.S).group(1)
+    script = re.search(r"<script>(.*?)</script>", html, re.S).group(1)
+    assert not outside.search(style)
+    assert not re.search(r"https?:|fetch\(|XMLHttp|import\(|eval\(|innerHTML", script)
+
+
+def test_every_anchor_and_label_resolves_and_no_id_comes_twice(html):
+    parsed = Page(html)
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    references = [a["href"][1:] for a in parsed.all("a")]
+    references += [
+        value
+        for _, a in parsed.elements
+        for key in ("aria-labelledby", "aria-describedby", "for", "data-copy")
+        if (value := a.get(key))
+    ]
+    assert len(references) > 20
+    assert set(references) <= set(ids)
+
+
+def test_every_element_is_closed_and_every_picture_described(html):
+    parsed = Page(html)
+    assert (parsed.unclosed, parsed.open) == ([], [])
+    assert all(image.get("alt") for image in parsed.all("img"))
+    charts = parsed.all("svg")
+    assert len(charts) >= 10
+    assert all(chart.get("role") == "img" and chart.get("aria-label") for chart in charts)
+
+
+def test_the_verdict_and_the_fairness_come_first(html):
+    sections = [a["id"] for a in Page(html).all("section")]
+    assert sections[:3] == ["verdict", "fairness", "table"]
+    assert " ".join(sections[3:]) == (
+        "adjectives time images steps speed stability samples interpolations reconstructions copies failures "
+        "data provenance"
+    )
+
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def test_a_run_named_like_a_script_is_text(tmp_path):
+    hostile = {
+        "family": SCRIPT,
+        "error": SCRIPT,
+        "device": f'"><img src=x onerror={SCRIPT}>',
+        "data.name": SCRIPT,
+        "data.preprocessing": {SCRIPT: SCRIPT},
+        "bench.tuning_trials": SCRIPT,
+        "test.copies": {**copies(), "threshold": SCRIPT},
+        "test.latent": {"type": SCRIPT, "disentanglement": {SCRIPT: 0.1}},
+        "test.arguments": [SCRIPT],
+        "test.checkpoint_digest": SCRIPT,
+        "test.pictures": {"samples": f"{SCRIPT}.png", "failures": f"../{SCRIPT}.png"},
+        "variants": {SCRIPT: entry(2.0, **{"protocol.split": SCRIPT})},
+        "health.flags": [{"images_seen": SCRIPT, "problem": SCRIPT}],
+    }
+    for seed in range(2):
+        folder = write_run(tmp_path, record(SCRIPT, seed=seed, **hostile))
+        (folder / "config.yaml").write_text(f"seed_everything: {seed}\nname: '</pre>{SCRIPT}'\n")
+        (folder / "environment.json").write_text(
+            json.dumps({"command": [SCRIPT], "cpu": SCRIPT, "packages": {SCRIPT: SCRIPT}})
+        )
+        (folder / "speed.json").write_text(
+            json.dumps({"rows": [{"sampler": SCRIPT, "nfe": n, "fid": 1.0} for n in (1, 2)]})
+        )
+    write_run(tmp_path, record("b", status="diverged", error=SCRIPT, test={}), pictures=False)
+    text = page(compare([tmp_path]))
+    parsed = Page(text)
+    assert len(parsed.all("script")) == 1
+    assert not re.search(r"<script>alert|<img src=x", text)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert not [a for _, a in parsed.elements for key in a if key.startswith("on")]
+    assert not [a for _, a in parsed.elements if "<script>" in a.get("id", "")]
+
+
+def test_markup_escapes_texts_and_attributes_unless_it_made_them():
+    assert (
+        tag("p", "<b>", tag("i", "&"), class_='"x"') == '<p class="&quot;x&quot;">&lt;b&gt;<i>&amp;</i></p>'
+    )
+    assert tag("img", alt="a", hidden=True, src=None) == '<img alt="a" hidden>'
+    assert "\x1b" not in tag("p", "\x1b[2J")
+
+
+def test_the_page_is_the_same_for_the_same_runs(bench, html):
+    def plain(text):
+        return re.sub(r"clip\d+", "clip", text)
+
+    assert plain(page(compare([bench]))) == plain(html)
+
+
+def test_the_page_names_commands_versions_and_hashes(html):
+    for text in (
+        "experiments/dcgan_digits.yaml",
+        "torch 2.15.0",
+        "d455644993ac4781",
+        "0123456789abcdef",
+        "5d67a56a",
+    ):
+        assert text in html
+
+
+def test_no_private_path_of_the_machine_is_in_the_page(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(bench))
+    assert str(bench) not in page(compare([bench]))
+
+
+def test_the_worst_case_of_points_without_pictures_makes_a_page(tmp_path):
+    write_run(tmp_path, record("a", test={}, status="diverged"), curve=[], pictures=False, config=False)
+    text = page(compare([tmp_path]))
+    assert "0/1, 1 diverged" in text
+    assert Page(text).unclosed == []
+
+
+# Pictures in the page
+
+
+def one_run(tmp_path, name="a.png", side=66):
+    folder = write_run(tmp_path, record("a"), pictures=False)
+    draw(folder / name, np.random.default_rng(0), 0.5, side)
+    return Run(folder)
+
+
+def test_pictures_keep_their_pixels_and_lose_their_metadata(tmp_path):
+    run = one_run(tmp_path)
+    picture = Image.open(run.path / "a.png")
+    from PIL.PngImagePlugin import PngInfo
+
+    secret = PngInfo()
+    secret.add_text("Author", "somebody")
+    picture.save(run.path / "b.png", pnginfo=secret)
+    data, kind, size = encoded(run.path / "b.png")
+    assert (kind, size) == ("png", (66, 66))
+    assert b"somebody" not in data
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(picture))
+
+
+def test_a_picture_of_few_colours_keeps_them_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    palette = rng.integers(0, 256, (100, 3), dtype=np.uint8)
+    pixels = palette[rng.integers(0, 100, (40, 40))]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    data, _, _ = encoded(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), pixels)
+
+
+def test_a_photograph_is_stored_with_loss_and_small(tmp_path):
+    rng = np.random.default_rng(0)
+    rough = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    rough.resize((2000, 1000), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
+    data, kind, size = encoded(tmp_path / "a.png")
+    assert (kind, size) == ("webp", (1400, 700))
+    assert len(data) < (tmp_path / "a.png").stat().st_size / 4
+    assert (tmp_path / "a.png").stat().st_size > LOSSLESS_UP_TO
+
+
+def test_the_same_picture_is_stored_once(tmp_path):
+    run = one_run(tmp_path)
+    shutil.copy(run.path / "a.png", run.path / "b.png")
+    album = Album()
+    first, second = album.image(run, "a.png", "first"), album.image(run, "b.png", "second")
+    assert 'id="picture0"' in first
+    assert 'data-copy="picture0"' in second
+    assert len(second) < 400
+
+
+@pytest.mark.parametrize(
+    "path", ["../../secret.png", "/etc/hostname", "missing.png", "damaged.png", "run.json", 7]
+)
+def test_a_picture_that_cannot_be_shown_is_named(tmp_path, path):
+    run = one_run(tmp_path)
+    draw(tmp_path / "secret.png", np.random.default_rng(0), 1.0)
+    (run.path / "damaged.png").write_bytes((run.path / "a.png").read_bytes()[:100])
+    album = Album()
+    assert album.image(run, path, "x") is None
+    assert len(album.problems) == 1
+    assert "is left out" in album.problems[0]
+
+
+def test_a_link_out_of_the_run_is_not_followed(tmp_path):
+    run = one_run(tmp_path)
+    draw(tmp_path / "secret.png", np.random.default_rng(0), 1.0)
+    (run.path / "link.png").symlink_to(tmp_path / "secret.png")
+    assert Album().image(run, "link.png", "x") is None
+
+
+def test_long_trainings_are_thinned_from_first_to_last(tmp_path):
+    folder = write_run(tmp_path, record("a"), pictures=False)
+    for n in range(40):
+        draw(folder / "samples" / f"samples_{1000 * n:010d}.png", np.random.default_rng(n), 0.5, 8)
+    frames = [a for a in Page(page(compare([tmp_path]))).all("img") if "data-share" in a]
+    assert len(frames) == 12
+    assert (frames[0]["data-images"], frames[-1]["data-images"]) == ("0", "39,000")
+    assert [("hidden" in frame) for frame in frames] == [True] * 11 + [False]
+
+
+# Charts
+
+
+def test_a_logarithmic_axis_puts_equal_factors_at_equal_distances():
+    axis = Axis(1.0, 100.0, "x", log=True)
+    assert [axis.share(v) for v in (1.0, 10.0, 100.0)] == pytest.approx([0.0, 0.5, 1.0])
+    assert axis.ticks(6) == [1.0, 3.0, 10.0, 30.0, 100.0]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("values", [[1.0], [0.5, 0.50001], [1e-6, 1e6], [3.0, 7.0, 11.0]])
+def test_ticks_are_round_few_and_on_the_axis(values, log):
+    axis = Axis.around(values, "x", log=log)
+    ticks = axis.ticks(6)
+    assert 1 <= len(ticks) <= 9
+    assert all(axis.low <= tick <= axis.high or math.isclose(tick, axis.low) for tick in ticks)
+    assert all(0 <= axis.share(value) <= 1 for value in values)
+
+
+def test_a_line_chart_draws_points_where_they_belong():
+    chart = Chart(Axis(0, 10, "x"), Axis(0, 10, "y"), "title", width=200, height=172, right=42.0)
+    assert chart.at(0, 0) == (chart.left, 172 - chart.bottom)
+    assert chart.at(10, 10) == (200 - 42.0, chart.top)
+    chart.line(Series("a", 0, [(0, 0), (10, 10)]))
+    assert f"M{chart.left:.1f} 126.0L158.0 26.0" in chart.svg()
+
+
+def test_labels_of_lines_that_end_together_do_not_overlap():
+    chart = Chart(Axis(0, 1, "x"), Axis(0, 1, "y"), "title", right=120.0)
+    chart.end_labels([Series(f"model{n}", n, [(1.0, 0.5)]) for n in range(9)])
+    places = sorted(float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.]+)" class="name"', chart.svg()))
+    assert len(places) == 9
+    assert min(b - a for a, b in pairwise(places)) >= 14
+
+
+def test_the_frontier_holds_what_nothing_else_beats():
+    points = [(1.0, 5.0), (2.0, 6.0), (3.0, 2.0), (4.0, 2.0), (0.5, 9.0), (9.0, 0.1)]
+    assert frontier(points) == [4, 0, 2, 5]
+
+
+def test_the_numbers_of_every_chart_can_be_read(html):
+    figures = re.findall(r"<figure>.*?</figure>", html, re.S)
+    charts = [figure for figure in figures if "<svg" in figure]
+    assert len(charts) >= 6
+    assert all("<table>" in figure and figure.count("<svg") == 2 for figure in charts)
+
+
+def test_the_speed_curve_of_a_run_is_drawn_whatever_else_is_in_it(tmp_path):
+    folder = write_run(tmp_path, record("ddpm", "Diffusion"), pictures=False)
+    for text in ("{", "[]", '{"rows": 5}', '{"rows": [5, {"nfe": "x"}, {"fid@797": 1.0}]}'):
+        (folder / "speed.json").write_text(text)
+        assert 'id="steps"' not in page(compare([tmp_path]))
+    rows = [{"sampler": "DDIM", "nfe": n, "fid@797": 9.0 / n} for n in (2, 5, 20)]
+    (folder / "speed.json").write_text(json.dumps({"rows": rows}))
+    section = re.search(r'<section id="steps".*?</section>', page(compare([tmp_path])), re.S).group(0)
+    assert "ddpm/ddim" in section
+    assert "0.450" in section
+
+
+# The command
+
+
+def test_the_report_is_one_file_and_names_what_is_left_out(bench, tmp_path, genlab_command):
+    code, out, err = genlab_command("report", bench, "-o", tmp_path / "report.html")
+    assert code == 0
+    assert "report.html" in out
+    assert "Left out" in err
+    assert "has not been tested" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").stat().st_size < 2e6
+
+
+def test_a_report_in_a_folder_that_is_missing_is_an_error(bench, tmp_path, genlab_command):
+    code, _, err = genlab_command("report", bench, "-o", tmp_path / "no" / "report.html")
+    assert code == 2
+    assert "make it first" in err
+
+
+def test_the_report_imports_no_torch(bench, tmp_path):
+    code = (
+        "import sys; from genlab.cli.main import main; main(['report', sys.argv[1], '-o', sys.argv[2]]);"
+        "print({'torch', 'matplotlib', 'pytorch_lightning'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", code, str(bench), str(tmp_path / "r.html")]
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "set()"
+    )
+
+
+# In a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here: make browser")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)  # headless, own profile
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def report_file(html, tmp_path_factory):
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(html, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def open_page(browser, report_file):
+    contexts, troubles = [], []
+
+    def go(width=1280, scheme="light", file=report_file):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        opened = context.new_page()
+        opened.on("console", lambda message: troubles.append(message.text))
+        opened.on("pageerror", lambda error: troubles.append(str(error)))
+        opened.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith(("file:", "data:")) else troubles.append(request.url)
+            ),
+        )
+        opened.goto(file.as_uri())
+        return opened
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert troubles == []  # no error, no warning, no request
+
+
+browsing = pytest.mark.xdist_group("browser")
+
+
+@browsing
+def test_the_report_opens_without_errors_or_requests(open_page):
+    opened = open_page()
+    assert opened.inner_text("h1") == "10 models on digits"
+    assert "ddpm_digits has the lowest FID" in opened.inner_text("#verdict .lead")
+    assert opened.locator("svg.wide").first.is_visible()
+    assert not opened.locator("svg.narrow").first.is_visible()
+    opened.evaluate("Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))")
+
+
+@browsing
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_passes_an_accessibility_check(open_page, scheme, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    opened = open_page(width, scheme)
+    opened.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    results = axe.run(opened)
+    assert results.response["passes"], "nothing was checked"
+    assert results.violations_count == 0, results.generate_report()
+
+
+@browsing
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_colour_scheme_is_the_readers(open_page, scheme):
+    colour = open_page(scheme=scheme).evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    levels = list(map(int, re.findall(r"\d+", colour)))[:3]
+    assert (min(levels) > 200) if scheme == "light" else (max(levels) < 60)
+
+
+@browsing
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_the_page_never_scrolls_sideways(open_page, width):
+    opened = open_page(width)
+    opened.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def column(opened, name):
+    """The texts of a column of the big table, and its head."""
+    heads = opened.locator("table.sortable thead th")
+    place = next(
+        n for n in range(heads.count()) if heads.nth(n).locator("button").inner_text().startswith(name)
+    )
+    cells = opened.locator(f"table.sortable tbody tr > :nth-child({place + 1})")
+    return heads.nth(place), cells.evaluate_all("cells => cells.map(c => c.dataset.value)")
+
+
+@browsing
+def test_a_click_sorts_numbers_as_numbers_and_back(open_page):
+    opened = open_page()
+    head, before = column(opened, "ms/sample")
+    head.locator("button").click()
+    _, rising = column(opened, "ms/sample")
+    assert [float(v) for v in rising] == sorted(map(float, before))
+    assert rising != sorted(rising)  # as texts they would stand otherwise
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.locator("button").click()
+    _, falling_ = column(opened, "ms/sample")
+    assert [float(v) for v in falling_] == sorted(map(float, before), reverse=True)
+    assert head.get_attribute("aria-sort") == "descending"
+    assert opened.locator("th[aria-sort=ascending], th[aria-sort=descending]").count() == 1
+    assert "ms/sample, descending" in opened.inner_text("#sorted")
+
+
+@browsing
+def test_the_keyboard_sorts_and_empty_cells_come_last(open_page):
+    opened = open_page()
+    head, before = column(opened, "bits/dim")
+    assert "" in before
+    for key, reverse in (("Enter", False), ("Space", True)):
+        head.locator("button").focus()
+        opened.keyboard.press(key)
+        _, after = column(opened, "bits/dim")
+        full = [float(v) for v in after if v]
+        assert full == sorted(full, reverse=reverse)
+        assert after[len(full) :] == [""] * (len(after) - len(full))
+    head, _ = column(opened, "model")
+    head.locator("button").press("Enter")
+    _, names = column(opened, "model")
+    assert names[0] == "cvae_digits"
+    assert names.index("ddpm_digits/ddim-5") < names.index("ddpm_digits/ddim-10")
+
+
+def shown_frames(opened):
+    return opened.locator(".films img:visible").evaluate_all("i => i.map(x => x.dataset.images)")
+
+
+@browsing
+def test_the_slider_goes_through_the_training_by_keyboard_and_click(open_page):
+    opened = open_page()
+    slider = opened.get_by_label("Share of the training")
+    assert set(shown_frames(opened)) == {"320,000"}
+    slider.focus()
+    opened.keyboard.press("Home")
+    assert set(shown_frames(opened)) == {"0"}
+    assert opened.inner_text("#share-told") == "0 %"
+    for _ in range(50):
+        opened.keyboard.press("ArrowRight")
+    assert set(shown_frames(opened)) == {"160,000"}
+    assert "160,000 images" in opened.locator(".films .when").first.inner_text()
+    assert slider.get_attribute("aria-valuetext") == "50 percent of the training"
+    box = slider.bounding_box()
+    slider.click(position={"x": box["width"] - 2, "y": box["height"] / 2})
+    assert set(shown_frames(opened)) == {"320,000"}
+    assert opened.locator(".films figure").count() == opened.locator(".films img:visible").count() == 7
+
+
+@browsing
+def test_the_first_tab_leads_past_the_contents(open_page):
+    opened = open_page()
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.textContent") == "Skip to the report"
+    outline = opened.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("document.activeElement.id") == "content"
+
+
+@browsing
+def test_a_phone_sees_the_narrow_charts_and_legible_labels(open_page):
+    opened = open_page(390)
+    assert opened.locator("svg.narrow").first.is_visible()
+    assert not opened.locator("svg.wide").first.is_visible()
+    heights = opened.locator("svg.narrow text:visible").evaluate_all(
+        "t => t.map(x => x.getBoundingClientRect().height)"
+    )
+    assert min(heights) > 9
+
+
+@browsing
+def test_no_script_of_a_name_runs(open_page, tmp_path):
+    write_run(
+        tmp_path / "runs", record("<img src=x onerror=alert(1)>" + SCRIPT, **{"test.pictures": pictures()})
+    )
+    file = tmp_path / "hostile.html"
+    file.write_text(page(compare([tmp_path / "runs"])), encoding="utf-8")
+    opened = open_page(file=file)  # a dialogue would be a console message or hang
+    assert SCRIPT in opened.inner_text("table.sortable")
+    assert opened.locator("img[src=x]").count() == 0
+
+
+@browsing
+def test_repeated_pictures_are_shown_from_their_first_copy(open_page, tmp_path):
+    made = record(
+        "a",
+        **{
+            "test.pictures": {
+                "samples": "test/s.png",
+                "failures": "test/f.png",
+                "interpolation": "test/i.png",
+            }
+        },
+    )
+    folder = write_run(tmp_path / "runs", made)
+    shutil.copy(folder / "test" / "i.png", folder / "test" / "f.png")
+    file = tmp_path / "twice.html"
+    file.write_text(page(compare([tmp_path / "runs"])), encoding="utf-8")
+    image = open_page(file=file).locator("#failures img")
+    image.scroll_into_view_if_needed()
+    image.evaluate("i => i.decode()")
+    assert image.evaluate("i => i.naturalWidth") == 66
+
+
+def test_pages_are_made_in_a_second(bench):
+    start = time.perf_counter()
+    page(compare([bench]))
+    assert time.perf_counter() - start < 5
