@@ -21,6 +21,7 @@ from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
 from genlab.metrics.wasserstein import WassersteinDistance
+from genlab.shapes import is_point
 
 SMALLEST = 8  # samples of a fast_dev_run: enough for every metric to run, too few to mean anything
 
@@ -81,11 +82,12 @@ class Evaluate(Callback):
 
     def prepare(self, model: Model) -> str | None:
         """Loads what the model's scores need; returns the reason where there can be none."""
-        if not can_be_sampled(model) or self.extractor is not None:
+        spec = model.spec
+        if not can_be_sampled(model) or self.extractor is not None or not (spec.is_image or is_point(spec)):
             return None
         if self.metrics is None:
             self.metrics = default_metrics(model.spec.is_image)
-        if not model.spec.is_image:
+        if is_point(spec):
             self.extractor = Identity(model.spec.shape[0])
             return None
         reason = extractor_available(self.source)
@@ -127,7 +129,7 @@ class Evaluate(Callback):
     def score_model(
         self, model: Model, data: DataModule, num_samples: int | None = None, keep: bool = False
     ) -> Scores | None:
-        """Returns a model's scores, those of a test without a number of samples; None without an extractor."""
+        """Returns a model's scores, by default of a test's number of samples; None without an extractor."""
         if self.extractor is None:
             return None
         num = num_samples or self.num_test_samples

@@ -27,6 +27,8 @@ TRAINING = {
 OTHERS = {
     "resume": "continue a stopped run:       genlab resume RUN",
     "sample": "draw a grid and single PNGs:  genlab sample RUN -n 64 --seed 0",
+    "samples": "the same; training as a film: genlab samples RUN --film",
+    "neighbours": "nearest training images:      genlab neighbours RUN -n 12 --seed 0",
     "reconstruct": "encode and decode images:     genlab reconstruct RUN IMAGES...",
     "interpolate": "walk through latent space:    genlab interpolate RUN --seeds 0 1",
     "runs": "list the runs and their scores",
@@ -62,10 +64,14 @@ def command(name: str) -> Callable[[list[str]], int]:
         return lambda rest: train(name, rest)
     if name == "resume":
         return resume
-    if name == "sample":
+    if name in ("sample", "samples"):
         from genlab.cli.sample import sample
 
         return sample
+    if name == "neighbours":
+        from genlab.cli.neighbours import neighbours
+
+        return neighbours
     if name == "reconstruct":
         from genlab.cli.reconstruct import reconstruct
 
@@ -104,7 +110,7 @@ def train(name: str, rest: list[str]) -> int:
 
 
 def show_stored_test(run: Run, given: list[str]) -> bool:
-    """Prints what a test of the same checkpoint with the same options found before; False if it must be made."""
+    """Prints what a test of the same checkpoint and options found before; False if it must be made."""
     checkpoint = run.last_checkpoint
     if checkpoint is None or not run.config.is_file() or any(g.startswith("--ckpt_path") for g in given):
         return False

@@ -159,9 +159,7 @@ def check_variants(model: Model, config: dict[str, Any], variants: dict[str, dic
             raise ValueError(f"variants.{name} changes the network: {'; '.join(problems[:2])}.")
 
 
-def built_variant(
-    config: dict[str, Any], settings: dict[str, Any], spec: DataSpec, name: str
-) -> Model:
+def built_variant(config: dict[str, Any], settings: dict[str, Any], spec: DataSpec, name: str) -> Model:
     """Returns the model of a configuration with a variant's settings, without weights."""
     try:
         folder_name(name)

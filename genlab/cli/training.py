@@ -142,7 +142,12 @@ class GenlabCLI(LightningCLI):
             self.run = run_of(self.checkpoint)
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not str(error).startswith("Does not validate"):
+                raise
+            raise ValueError(readable(error)) from error
         if self.checkpoint is not None:
             check_weights(self.model, read_checkpoint(self.checkpoint), self.checkpoint)
         if self.subcommand == "fit":

@@ -14,8 +14,8 @@ def mutual_information_gap(codes: np.ndarray, factors: np.ndarray, num_bins: int
         MIG = mean over factors k of  (I(z_(1); v_k) - I(z_(2); v_k)) / H(v_k)
 
     from 0 to 1, with z_(1), z_(2) the dimensions of the highest mutual information. Chen et al. 2018
-    (arXiv:1802.04942), section 4.1; each dimension is cut into bins of equal width, as in Locatello et al. 2019
-    (arXiv:1811.12359).
+    (arXiv:1802.04942), section 4.1; each dimension is cut into bins of equal width, as in Locatello et al.
+    2019 (arXiv:1811.12359).
 
     Args:
         codes: One row an image.
@@ -53,7 +53,7 @@ def importance_scores(importance: np.ndarray) -> tuple[float, float]:
 def dci(
     codes: np.ndarray, factors: np.ndarray, test_codes: np.ndarray, test_factors: np.ndarray
 ) -> dict[str, float]:
-    """Returns DCI's disentanglement `dci`, `completeness`, and `informativeness`: the accuracy on unseen images.
+    """Returns DCI's disentanglement `dci`, `completeness`, and `informativeness`: accuracy on unseen images.
 
     The importances are those of a random forest for each factor.
 

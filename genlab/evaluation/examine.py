@@ -9,10 +9,10 @@ from typing import Any
 
 from genlab.data.base import DataModule
 from genlab.evaluation import gallery
-from genlab.evaluation.copies import Copies, find_copies
+from genlab.evaluation.copies import find_copies
 from genlab.evaluation.floor import floor_scores
 from genlab.evaluation.latent_space import measure_latent
-from genlab.evaluation.score import Drawn, Scores, reference_of
+from genlab.evaluation.score import Scores, place, reference_of
 from genlab.evaluation.speed import measure_speed
 from genlab.families.base import Model, can_be_sampled
 from genlab.metrics.features import Extractor
@@ -53,15 +53,22 @@ class Examination:
         """
         if not can_be_sampled(model):
             return {}
+        drawn = None if scores is None or self.extractor is None else scores.drawn
+        if drawn is not None:
+            train, test = self.train_reference(model), self.reference(model)  # by all processes together
+        if place()[0] != 0:
+            return {}
         found: dict[str, Any] = {"speed": measure_speed(model, seed=self.seed)}
-        if scores is None or scores.drawn is None or self.extractor is None:
+        if drawn is None:
             return found
-        train, test = self.train_reference(model), self.reference(model)
-        copies = find_copies(scores.drawn.features.features, train.features, test.features)
-        found["copies"] = copies.summary(f"{self.extractor.name} {self.extractor.digest[:8]}", len(train.index))
-        found["floor"] = self.floor(train, test, scores.drawn.features.num)
+        assert self.extractor is not None
+        copies = find_copies(drawn.features.features, train.features, test.features)
+        found["copies"] = copies.summary(
+            f"{self.extractor.name} {self.extractor.digest[:8]}", len(train.index)
+        )
+        found["floor"] = self.floor(train, test, drawn.features.num)
         if self.run is not None and model.spec.is_image:
-            pictures = gallery.of_samples(model, self.data, scores.drawn, copies, train, test)
+            pictures = gallery.of_samples(model, self.data, drawn, copies, train, test)
             found["pictures"] = gallery.save(pictures, self.run / folder, self.run)
         return found
 

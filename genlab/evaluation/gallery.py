@@ -65,10 +65,10 @@ def of_samples(
 
 @torch.no_grad()
 def of_latents(model: Any, data: DataModule, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns the pictures that show a latent space, as far as the model has one.
+    """Returns the pictures that show a latent space, none of a model without one.
 
-    `interpolation`: the arc between two latents in each row. `reconstruction`: images of the test split, below
-    each what came back and their difference, four times as large, grey where there is none.
+    `interpolation`: the arc between two latents in each row. `reconstruction`: images of the test split,
+    below each what came back and their difference, four times as large, grey where there is none.
     """
     found = {}
     if isinstance(model, HasLatent):
@@ -106,10 +106,12 @@ def neighbours(samples: Tensor, nearest: Tensor, num_levels: int, columns: int =
         samples: (n, channels, height, width), nearest: (n, k, channels, height, width), levels.
     """
     strips = [
-        joined([grid(sample[None], num_levels), grid(images, num_levels, columns=len(images))], axis=1, gap=2)
+        joined([grid(sample[None], num_levels), grid(images, num_levels, columns=len(images))], axis=1, gap=6)
         for sample, images in zip(samples, nearest, strict=True)
     ]
-    rows = [joined(strips[start : start + columns], axis=1, gap=24) for start in range(0, len(strips), columns)]
+    rows = [
+        joined(strips[start : start + columns], axis=1, gap=24) for start in range(0, len(strips), columns)
+    ]
     return joined(rows, axis=0)
 
 

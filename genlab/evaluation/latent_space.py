@@ -17,7 +17,7 @@ from genlab.evaluation.speed import Evaluations
 from genlab.families.base import HasLatent, HasPosterior, Model, Reconstructs
 from genlab.metrics.features import Extractor
 from genlab.metrics.posterior import ACTIVE_VARIANCE
-from genlab.shapes import observed, to_levels
+from genlab.shapes import is_point, observed, to_levels
 
 NUM_CODES = 5_000
 """Most training images whose codes are looked at."""
@@ -95,11 +95,11 @@ def encode_split(
     )
 
 
-def describe_latent(model: Model) -> dict[str, Any]:
+def describe_latent(model: Any) -> dict[str, Any]:
     """Returns the form of a model's latent, `type` and `dim`; nothing where it has none."""
-    if isinstance(model, HasLatent):
+    if can(model, HasLatent):
         z = model.draw_latent(torch.arange(1, device=model.device))
-    elif isinstance(model, Reconstructs):
+    elif can(model, Reconstructs):
         z = model.encode(*_blank(model))
     else:
         return {}
@@ -125,27 +125,31 @@ def measure_latent(
         seed: Of the latents.
     """
     latent, reconstruction = describe_latent(model), {}
-    if isinstance(model, HasLatent) and extractor is not None and model.spec.is_image:
+    if can(model, HasLatent) and extractor is not None and model.spec.is_image:
         latent["path_length"] = path_length(model, extractor, seed)
-    if isinstance(model, Reconstructs):
+    if can(model, Reconstructs) and (model.spec.is_image or is_point(model.spec)):
         test = encode_split(model, data, "test", 10_000, batch_size, back=True)
         train = encode_split(model, data, "train", NUM_CODES, batch_size)
         reconstruction = {"mse": test.mse, "num": len(test.z), "split": "test"}
         latent |= {"num_codes": [len(train.z), len(test.z)], **knowledge(train, test)}
-        if isinstance(model, HasPosterior):
-            latent["active_units"] = int((test.z.double().var(dim=0) > ACTIVE_VARIANCE).sum())
+        if can(model, HasPosterior):
+            latent["active_units"] = int((test.z.double().var(dim=0, correction=0) > ACTIVE_VARIANCE).sum())
     return latent, reconstruction
 
 
 def knowledge(train: Codes, test: Codes) -> dict[str, Any]:
-    """Returns what codes tell of labels and of factors, learned from the first codes and asked of the second."""
+    """Returns what codes tell of labels and factors, learned from the first and asked of the second."""
     found: dict[str, Any] = {}
     if train.labels is not None and test.labels is not None:
-        z, unseen = indicators(train.z, test.z)
-        found["linear_probe"] = linear_probe(z, train.labels, unseen, test.labels)
+        codes, unseen_codes = indicators(train.z, test.z)
+        found["linear_probe"] = linear_probe(codes, train.labels, unseen_codes, test.labels)
     if train.factors is not None and test.factors is not None and train.z.is_floating_point():
-        arrays = [x.flatten(1).numpy() for x in (train.z, train.factors, test.z, test.factors)]
-        found["disentanglement"] = {"mig": mutual_information_gap(*arrays[:2]), **dci(*arrays)}
+        z, factors = train.z.flatten(1).numpy(), train.factors.numpy()
+        unseen, unseen_factors = test.z.flatten(1).numpy(), test.factors.numpy()
+        found["disentanglement"] = {
+            "mig": mutual_information_gap(z, factors),
+            **dci(z, factors, unseen, unseen_factors),
+        }
     return found
 
 
@@ -163,8 +167,8 @@ def linear_probe(z: Tensor, labels: Tensor, unseen: Tensor, unseen_labels: Tenso
         W = argmin |Z W - Y|^2 + lambda |W|^2,    label = argmax of z W
 
     on centred codes in units of their standard deviation and indicators Y of the labels; lambda is, of 13
-    powers of ten times the largest eigenvalue, the one of the smallest squared error when each training code is left out in turn, which
-    the eigenvalues of Z Z^T give at once.
+    powers of ten times the largest eigenvalue, the one of the smallest squared error when each training code
+    is left out in turn, which the eigenvalues of Z Z^T give at once.
 
     Shapes:
         z: (n, d), unseen: (m, d); labels: (n,), unseen_labels: (m,).
@@ -191,17 +195,15 @@ def linear_probe(z: Tensor, labels: Tensor, unseen: Tensor, unseen_labels: Tenso
 
 
 @torch.no_grad()
-def path_length(
-    model: Any, extractor: Extractor, seed: int = 0, num_pairs: int = NUM_PAIRS
-) -> float:
+def path_length(model: Any, extractor: Extractor, seed: int = 0, num_pairs: int = NUM_PAIRS) -> float | None:
     """Returns how much longer the way between two samples is in features than the straight line.
 
         mean over pairs of  sum_k |f(x_(k+1)) - f(x_k)|   /   mean over pairs of  |f(x_10) - f(x_0)|
 
-    where x_k decodes the k-th of 11 points on the arc between two latents, and f are the extractor's features;
-    at least 1. A relative of the perceptual path length (Karras et al. 2019, arXiv:1812.04948, section 4.1)
-    with finite steps, since features see images of whole levels, and free of the features' scale. Where decoding
-    takes many evaluations an eighth of the pairs is taken.
+    where x_k decodes the k-th of 11 points on the arc between two latents, and f are the extractor's
+    features; at least 1, and None where all ends are one. A relative of the perceptual path length (Karras et
+    al. 2019, arXiv:1812.04948, section 4.1) with finite steps, since features see images of whole levels, and
+    free of the features' scale. Where decoding takes many evaluations an eighth of the pairs is taken.
 
     Args:
         model: Has the capability `HasLatent`.
@@ -215,16 +217,23 @@ def path_length(
     features: list[Tensor] = []
     while len(features) < num_pairs:
         number = len(features)
-        label = torch.full((NUM_POINTS,), number % model.spec.num_classes) if model.uses_labels else None
+        label = None
+        if model.uses_labels:
+            label = torch.full((NUM_POINTS,), number % model.spec.num_classes, device=device)
         with Evaluations(NUM_POINTS).counting(model) as counted:
-            x = model.decode(slerp(*pairs[number], NUM_POINTS), None if label is None else label.to(device))
+            x = model.decode(slerp(pairs[number, 0], pairs[number, 1], NUM_POINTS), label)
         features.append(extractor(to_levels(x, model.spec.levels), model.spec.levels).pool.double())
         if counted.per_sample > MANY_EVALUATIONS and len(features) >= num_pairs / 8:
             break
     f = torch.stack(features)
     ways = (f[:, 1:] - f[:, :-1]).norm(dim=2).sum(dim=1)
     straight = (f[:, -1] - f[:, 0]).norm(dim=1)
-    return float(ways.mean() / straight.mean()) if straight.any() else math.nan
+    return float(ways.mean() / straight.mean()) if straight.any() else None
+
+
+def can(model: Any, capability: Any) -> bool:
+    """Returns whether a model has a capability of `families.base`."""
+    return isinstance(model, capability)
 
 
 def _blank(model: Model) -> tuple[Tensor, Tensor | None]:

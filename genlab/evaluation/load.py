@@ -10,6 +10,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from genlab.data.base import DataModule
 from genlab.families.base import Model
 from genlab.runs.folder import Run
 from genlab.runs.trust import check_class_paths
@@ -47,6 +48,15 @@ def build_model(config: dict[str, Any], spec: DataSpec) -> Model:
     return parser.instantiate_classes(namespace).model
 
 
+def load_data(run: Run) -> DataModule:
+    """Returns the data that a run was trained on."""
+    config = yaml.safe_load(run.config.read_text())["data"]
+    check_class_paths(config)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DataModule, "data")
+    return parser.instantiate_classes(parser.parse_object({"data": config})).data
+
+
 def with_settings(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Returns a model's configuration with values put at dotted keys, such as `model.sampler: DDIM`.
 
@@ -60,7 +70,9 @@ def with_settings(config: dict[str, Any], settings: dict[str, Any]) -> dict[str,
     for key, value in settings.items():
         first, *way, last = key.split(".") if "." in key else (key, "", key)
         if first != "model" or not last:
-            raise ValueError(f"there is no key '{key}': a variant changes keys of the model, such as model.sampler.")
+            raise ValueError(
+                f"there is no key '{key}': a variant changes keys of the model, such as model.sampler."
+            )
         arguments = changed.setdefault("init_args", {})
         for part in way:
             inner = arguments.get(part)

@@ -31,10 +31,10 @@ class _Enough(Exception):  # noqa: N818 - not an error: ends a sampler whose pac
 class Evaluations:
     """Counts how often the trained networks are evaluated for each sample, while hooks are on.
 
-    A network is the outermost trained module that is called; what it calls itself is a part of it. Each of a
-    model's parts counts with the network in it that is called most: a flow's layers, each with its own network
-    called once, are one evaluation, and a denoiser called in every step is as many as there are steps. A call
-    with twice the batch's rows, as guidance makes it, counts twice.
+    A network is the outermost trained module that is called; what it calls itself is a part of it. Each of
+    a model's parts counts with the network in it that is called most: a flow's layers, each with its own
+    network called once, are one evaluation, and a denoiser called in every step is as many as there are
+    steps. A call with twice the batch's rows, as guidance makes it, counts twice.
 
     Args:
         batch: Samples drawn at a time.

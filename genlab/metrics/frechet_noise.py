@@ -16,9 +16,9 @@ class FrechetNoise(FeatureMetric):
 
         std^2 = (G - 1) / G  sum_g (fid_(-g) - mean_h fid_(-h))^2,    fid_(-g) without the samples of group g
 
-    Quenouille and Tukey's jackknife, of groups as in Kuensch 1989. Leaving a group out moves every fid_(-g) by
-    the same bias, which the difference takes away. It is the noise of one model's score, with the real images
-    as they are; what another training seed would change is not in it.
+    Quenouille and Tukey's jackknife, of groups. Leaving one out moves every fid_(-g) by the same bias, which
+    the difference takes away. It is the noise of one model's score, with the real images as they are; what
+    another training seed would change is not in it.
 
     Sample i is in group i mod G, whatever the batches and the devices.
 

@@ -1,7 +1,7 @@
 """What a run's record keeps of its tests, and whether that still holds.
 
-`run.json` holds one entry under `test`, for the model's own way to sample, and one under `variants.<name>` for
-each variant of its configuration: the same weights, sampled otherwise.
+`run.json` holds one entry under `test`, for the model's own way to sample, and one under `variants.<name>`
+for each variant of its configuration: the same weights, sampled otherwise.
 """
 
 from __future__ import annotations
