@@ -6,6 +6,7 @@ import numpy as np
 
 NUM_BINS = 20
 NUM_TREES = 40
+NUM_DIMENSIONS = 64
 
 
 def mutual_information_gap(codes: np.ndarray, factors: np.ndarray, num_bins: int = NUM_BINS) -> float:
@@ -55,7 +56,8 @@ def dci(
 ) -> dict[str, float]:
     """Returns DCI's disentanglement `dci`, `completeness`, and `informativeness`: accuracy on unseen images.
 
-    The importances are those of a random forest for each factor.
+    The importances are those of a random forest for each factor, whose branches choose among all dimensions,
+    or among 64 where there are more.
 
     Shapes:
         codes: (n, d), factors: (n, k); test_codes, test_factors: the same of unseen images.
@@ -63,8 +65,10 @@ def dci(
     from sklearn.ensemble import RandomForestClassifier
 
     importances, accuracies = [], []
+    width = min(codes.shape[1], NUM_DIMENSIONS)
     for values, test_values in zip(factors.T, test_factors.T, strict=True):
-        forest = RandomForestClassifier(NUM_TREES, min_samples_leaf=5, random_state=0).fit(codes, values)
+        forest = RandomForestClassifier(NUM_TREES, max_features=width, min_samples_leaf=5, random_state=0)
+        forest.fit(codes, values)
         importances.append(forest.feature_importances_)
         accuracies.append(float((forest.predict(test_codes) == test_values).mean()))
     disentanglement, completeness = importance_scores(np.stack(importances, axis=1))

@@ -99,7 +99,7 @@ def describe_latent(model: Any) -> dict[str, Any]:
     """Returns the form of a model's latent, `type` and `dim`; nothing where it has none."""
     if can(model, HasLatent):
         z = model.draw_latent(torch.arange(1, device=model.device))
-    elif can(model, Reconstructs):
+    elif can_encode(model):
         z = model.encode(*_blank(model))
     else:
         return {}
@@ -127,7 +127,7 @@ def measure_latent(
     latent, reconstruction = describe_latent(model), {}
     if can(model, HasLatent) and extractor is not None and model.spec.is_image:
         latent["path_length"] = path_length(model, extractor, seed)
-    if can(model, Reconstructs) and (model.spec.is_image or is_point(model.spec)):
+    if can_encode(model):
         test = encode_split(model, data, "test", 10_000, batch_size, back=True)
         train = encode_split(model, data, "train", NUM_CODES, batch_size)
         reconstruction = {"mse": test.mse, "num": len(test.z), "split": "test"}
@@ -162,13 +162,9 @@ def indicators(*codes: Tensor) -> tuple[Tensor, ...]:
 
 
 def linear_probe(z: Tensor, labels: Tensor, unseen: Tensor, unseen_labels: Tensor) -> float:
-    """Returns the share of unseen codes whose label a ridge regression tells.
+    """Returns the share of unseen codes whose label a linear map tells: its largest output, see `ridge`.
 
-        W = argmin |Z W - Y|^2 + lambda |W|^2,    label = argmax of z W
-
-    on centred codes in units of their standard deviation and indicators Y of the labels; lambda is, of 13
-    powers of ten times the largest eigenvalue, the one of the smallest squared error when each training code
-    is left out in turn, which the eigenvalues of Z Z^T give at once.
+    Codes are centred and in units of their standard deviation; the map learns indicators of the labels.
 
     Shapes:
         z: (n, d), unseen: (m, d); labels: (n,), unseen_labels: (m,).
@@ -177,21 +173,33 @@ def linear_probe(z: Tensor, labels: Tensor, unseen: Tensor, unseen_labels: Tenso
     scale = torch.where(std > 1e-9 * std.max(), std, torch.inf)  # a constant dimension says nothing
     z, unseen = (z.double() - mean) / scale, (unseen.double() - mean) / scale
     targets = one_hot(labels, int(max(labels.max(), unseen_labels.max())) + 1).double()
-    middle = targets.mean(dim=0)
+    predicted = (unseen @ ridge(z, targets) + targets.mean(dim=0)).argmax(dim=1)
+    return float((predicted == unseen_labels).double().mean())
+
+
+def ridge(z: Tensor, targets: Tensor) -> Tensor:
+    """Returns the linear map of a ridge regression whose strength is chosen by leaving one out.
+
+        W = argmin |Z W - (Y - mean Y)|^2 + lambda |W|^2
+
+    lambda is, of 13 powers of ten times the largest eigenvalue of Z Z^T, the one with the smallest squared
+    error when each row in turn is predicted by a map fitted without it, its constant included: the residual
+    over 1 - h_ii, with h the projection (Hastie et al. 2009, equation 7.64), from one eigenvalue problem.
+
+    Shapes:
+        z: (n, d), of mean 0, float64; targets: (n, k). Returns (d, k).
+    """
     values, vectors = torch.linalg.eigh(z @ z.mT)
-    rotated = vectors.mT @ (targets - middle)
-    best, smallest = vectors, math.inf
+    rotated = vectors.mT @ (targets - targets.mean(dim=0))
+    best, smallest = rotated, math.inf
     for power in range(-9, 4):
         strength = 10.0**power * float(values[-1].clamp_min(1e-12))
         inverse = 1.0 / (values.clamp_min(0.0) + strength)
         dual = vectors @ (inverse[:, None] * rotated)
-        # The error at each code of a map that was fitted without it, its constant included.
-        left_out = dual / (vectors.square() @ inverse - 1.0 / (strength * len(z)))[:, None]
-        error = float(left_out.square().sum())
-        if error < smallest:
-            best, smallest = dual, error
-    predicted = (unseen @ (z.mT @ best) + middle).argmax(dim=1)
-    return float((predicted == unseen_labels).double().mean())
+        error = dual / (vectors.square() @ inverse - 1.0 / (strength * len(z)))[:, None]
+        if float(error.square().sum()) < smallest:
+            best, smallest = dual, float(error.square().sum())
+    return z.mT @ best
 
 
 @torch.no_grad()
@@ -234,6 +242,11 @@ def path_length(model: Any, extractor: Extractor, seed: int = 0, num_pairs: int 
 def can(model: Any, capability: Any) -> bool:
     """Returns whether a model has a capability of `families.base`."""
     return isinstance(model, capability)
+
+
+def can_encode(model: Any) -> bool:
+    """Returns whether a model finds codes of images or points."""
+    return can(model, Reconstructs) and (model.spec.is_image or is_point(model.spec))
 
 
 def _blank(model: Model) -> tuple[Tensor, Tensor | None]:
