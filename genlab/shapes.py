@@ -80,6 +80,11 @@ class DataSpec:
         return f"DataSpec({self.name!r}, {self.shape}, num_classes={self.num_classes}, levels={self.levels})"
 
 
+def is_point(spec: DataSpec) -> bool:
+    """Returns whether the data are vectors of numbers, such as the points of a toy density."""
+    return len(spec.shape) == 1 and spec.levels == 0
+
+
 def observed(batch: Batch) -> Tensor:
     """Returns what a generative model learns from: the images, or the points of a toy density."""
     return batch["image"] if "image" in batch else batch["point"]

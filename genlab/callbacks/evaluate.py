@@ -9,16 +9,19 @@ from pytorch_lightning.callbacks import Callback
 from torchmetrics import Metric
 
 from genlab.callbacks.record import find_recorder, say
+from genlab.data.base import DataModule
 from genlab.evaluation.likelihood import Likelihood, score_likelihood
 from genlab.evaluation.score import Scores, score
 from genlab.families.base import HasLikelihood, Model, can_be_sampled
 from genlab.metrics.duplicates import DuplicateShare
 from genlab.metrics.features import Extractor, Identity, extractor_available, load_extractor
 from genlab.metrics.frechet import FrechetDistance
+from genlab.metrics.frechet_noise import FrechetNoise
 from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
 from genlab.metrics.wasserstein import WassersteinDistance
+from genlab.shapes import is_point
 
 SMALLEST = 8  # samples of a fast_dev_run: enough for every metric to run, too few to mean anything
 
@@ -70,21 +73,27 @@ class Evaluate(Callback):
         self.num_likelihood = num_likelihood
         self.likelihood: Likelihood | None = None
         self.last: Scores | None = None
-        self._extractor: Extractor | None = None
+        self.extractor: Extractor | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if not can_be_sampled(pl_module) or self._extractor is not None:
-            return
+        reason = self.prepare(pl_module)
+        if reason is not None:
+            say(trainer, f"No sample scores in this run: {reason}")
+
+    def prepare(self, model: Model) -> str | None:
+        """Loads what the model's scores need; returns the reason where there can be none."""
+        spec = model.spec
+        if not can_be_sampled(model) or self.extractor is not None or not (spec.is_image or is_point(spec)):
+            return None
         if self.metrics is None:
-            self.metrics = default_metrics(pl_module.spec.is_image)
-        if not pl_module.spec.is_image:
-            self._extractor = Identity(pl_module.spec.shape[0])
-            return
+            self.metrics = default_metrics(model.spec.is_image)
+        if is_point(spec):
+            self.extractor = Identity(model.spec.shape[0])
+            return None
         reason = extractor_available(self.source)
         if reason is None:
-            self._extractor = load_extractor(self.source)
-        else:
-            say(trainer, f"No sample scores in this run: {reason}")
+            self.extractor = load_extractor(self.source)
+        return reason
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         recorder = find_recorder(trainer)
@@ -104,31 +113,48 @@ class Evaluate(Callback):
             self._log(trainer, pl_module, "val", self.num_samples)
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.fast_dev_run:
+            self.add_noise()
         self._log(trainer, pl_module, "test", self.num_test_samples)
         if isinstance(pl_module, HasLikelihood):
             self._log_likelihood(trainer, pl_module)
 
     def score(self, trainer: Any, model: Model, num_samples: int) -> Scores | None:
         """Returns the model's scores, None where it or the extractor cannot give any."""
-        if self._extractor is None:
-            return None
         num = SMALLEST if trainer.fast_dev_run else num_samples
+        keep = trainer.state.fn == "test" and not trainer.fast_dev_run
+        self.last = self.score_model(model, trainer.datamodule, num, keep)
+        return self.last
+
+    def score_model(
+        self, model: Model, data: DataModule, num_samples: int | None = None, keep: bool = False
+    ) -> Scores | None:
+        """Returns a model's scores, by default of a test's number of samples; None without an extractor."""
+        if self.extractor is None:
+            return None
+        num = num_samples or self.num_test_samples
         was_training = model.training
         model.eval()
         try:
-            self.last = score(
+            return score(
                 model,
-                trainer.datamodule,
-                self._extractor,
+                data,
+                self.extractor,
                 self.metrics or [],
                 num,
                 self.split,
                 self.seed,
                 min(self.batch_size, num),
+                keep,
             )
         finally:
             model.train(was_training)
-        return self.last
+
+    def add_noise(self) -> None:
+        """Measures the sampling noise of FID too, where FID is measured."""
+        kinds = {type(metric) for metric in self.metrics or ()}
+        if FrechetDistance in kinds and FrechetNoise not in kinds:
+            self.metrics = [*(self.metrics or ()), FrechetNoise()]
 
     def _log_likelihood(self, trainer: Any, model: Any) -> None:
         num = SMALLEST if trainer.fast_dev_run else self.num_likelihood

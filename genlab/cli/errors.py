@@ -43,6 +43,8 @@ def readable(error: BaseException, options: Sequence[str] = ()) -> str:
             kinds = " or ".join("null" if kind == "NoneType" else kind for kind in dict.fromkeys(types))
             got = f", got {value.group(1)}" if value else ""
             return f"{place}{found.group(1)} must be {kinds}{got}."
+    if len(layers) > 1 and "\n" not in layers[0]:
+        return layers[0]  # what a class said of its values
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:1] + lines[-1:]) if len(lines) > 3 else " ".join(lines)
 

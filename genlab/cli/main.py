@@ -27,6 +27,8 @@ TRAINING = {
 OTHERS = {
     "resume": "continue a stopped run:       genlab resume RUN",
     "sample": "draw a grid and single PNGs:  genlab sample RUN -n 64 --seed 0",
+    "samples": "the same; training as a film: genlab samples RUN --film",
+    "neighbours": "nearest training images:      genlab neighbours RUN -n 12 --seed 0",
     "reconstruct": "encode and decode images:     genlab reconstruct RUN IMAGES...",
     "interpolate": "walk through latent space:    genlab interpolate RUN --seeds 0 1",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
@@ -65,10 +67,14 @@ def command(name: str) -> Callable[[list[str]], int]:
         return lambda rest: train(name, rest)
     if name == "resume":
         return resume
-    if name == "sample":
+    if name in ("sample", "samples"):
         from genlab.cli.sample import sample
 
         return sample
+    if name == "neighbours":
+        from genlab.cli.neighbours import neighbours
+
+        return neighbours
     if name == "reconstruct":
         from genlab.cli.reconstruct import reconstruct
 
@@ -104,14 +110,39 @@ def command(name: str) -> Callable[[list[str]], int]:
 
 def train(name: str, rest: list[str]) -> int:
     """Runs one of Lightning's commands, on a run folder where one is given instead of options."""
-    rest = short_options(rest)
+    again = name == "test" and "--again" in rest
+    given = [argument for argument in rest if not (again and argument == "--again")]
+    rest = short_options(given)
     if rest and not rest[0].startswith("-"):
-        run = open_run(rest[0])
+        run, given = open_run(rest[0]), given[1:]
+        if name == "test" and not again and show_stored_test(run, given):
+            return 0
         rest = run_arguments(run) + rest[1:]
     quieten()
     from genlab.cli.training import main as train_main
 
-    return train_main([name, *rest])
+    return train_main([name, *rest], given, again)
+
+
+def show_stored_test(run: Run, given: list[str]) -> bool:
+    """Prints what a test of the same checkpoint and options found before; False if it must be made."""
+    checkpoint = run.last_checkpoint
+    if checkpoint is None or not run.config.is_file() or any(g.startswith("--ckpt_path") for g in given):
+        return False
+    from genlab.report.test_table import table_of
+    from genlab.runs.tests import kept_test, kept_variants, stamp, variants_of
+
+    made_of, variants = stamp(run, checkpoint, given), variants_of(run)
+    entry, kept = kept_test(run, made_of), kept_variants(run, made_of, variants)
+    if entry is None or kept.keys() != variants.keys():
+        return False
+    table_of(entry, kept).show()
+    print(
+        f"Measured before, of this very {checkpoint.name} ({made_of.checkpoint_digest}); "
+        "--again measures anew.",
+        file=sys.stderr,
+    )
+    return True
 
 
 def resume(rest: list[str]) -> int:
@@ -187,6 +218,7 @@ def overview() -> str:
         "RUN is a folder such as outputs/dcgan_digits/20260101-120000; it needs no other setting.",
         "Options of a command: genlab fit --help (Lightning's, and budget, evaluate, samples, health).",
         "  --extractor NAME|RUN   features that sample scores use: inception, digits, or a classifier's run",
+        "  --again                measure what `genlab test RUN` has measured before, too",
         "  --allow PACKAGE        let a configuration name classes of this package",
         "  --debug                show the traceback of an error",
     ]

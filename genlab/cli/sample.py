@@ -20,6 +20,8 @@ def sample(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.num < 1:
         raise ValueError(f"-n must be at least 1, got {options.num}.")
+    if options.film:
+        return film(options)
     model, run = load(options)
     import torch
     from PIL import Image
@@ -46,6 +48,19 @@ def sample(arguments: list[str]) -> int:
         file=sys.stderr,
     )
     print(shown(folder / "grid.png" if model.spec.is_image else folder))
+    return 0
+
+
+def film(options: argparse.Namespace) -> int:
+    """Writes the run's training as an animated GIF, from the grids that it left."""
+    from genlab.report.film import film_of
+
+    target = options.output
+    if target is not None and target.suffix != ".gif":
+        target = target / "training.gif"
+    path, num = film_of(open_run(options.run), target)
+    print(f"{num} frames", file=sys.stderr)
+    print(shown(path))
     return 0
 
 
@@ -95,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="sample i of a seed is the same in any batch (0)")
     parser.add_argument("--label", type=int, help="class to draw, for models trained with labels")
     parser.add_argument("--output", type=Path, help="folder of the files (<run>/samples/seed<seed>)")
+    parser.add_argument(
+        "--film",
+        action="store_true",
+        help="draw nothing; the training's grids as a GIF (samples/training.gif)",
+    )
     parser.add_argument("--batch_size", type=int, default=100, help="samples drawn at a time (100)")
     return parser
 

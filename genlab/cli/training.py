@@ -10,6 +10,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +29,13 @@ from genlab.callbacks.progress import ProgressLine
 from genlab.callbacks.record import RunRecorder
 from genlab.callbacks.samples import SampleGrid, SampleWriter
 from genlab.cli.errors import readable
+from genlab.cli.testing import TestedRun, check_variants, entry_of
 from genlab.data.base import DataModule
-from genlab.evaluation.likelihood import Likelihood
 from genlab.evaluation.load import check_weights, read_checkpoint
-from genlab.evaluation.score import Scores
 from genlab.families.base import Model
-from genlab.report.table import metrics_table
+from genlab.report.test_table import table_of
 from genlab.runs.folder import Run, create_run, open_run
+from genlab.runs.tests import stamp
 from genlab.runs.trust import check_class_paths
 
 RUN_VARIABLE = "GENLAB_RUN"
@@ -78,6 +79,11 @@ class GenlabCLI(LightningCLI):
 
     run: Run | None = None
 
+    def __init__(self, *args: Any, given: Sequence[str] = (), again: bool = False, **kwargs: Any) -> None:
+        # The parent's constructor runs the command.
+        self.given, self.again = given, again
+        super().__init__(*args, **kwargs)
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         try:
             super().parse_arguments(parser, args)
@@ -105,6 +111,12 @@ class GenlabCLI(LightningCLI):
             type=list[Literal["wandb", "tensorboard"]],
             default=[],
             help="Loggers beside the run's own files, such as [wandb] (works offline) or [tensorboard].",
+        )
+        parser.add_argument(
+            "--variants",
+            type=dict[str, dict[str, Any]],
+            default={},
+            help="Other ways to sample from the same weights, which `test` scores too: settings by name.",
         )
         parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
 
@@ -137,9 +149,17 @@ class GenlabCLI(LightningCLI):
             self.run = run_of(self.checkpoint)
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not str(error).startswith("Does not validate"):
+                raise
+            raise ValueError(readable(error)) from error
         if self.checkpoint is not None:
             check_weights(self.model, read_checkpoint(self.checkpoint), self.checkpoint)
+        if self.subcommand == "fit":
+            values = self._values()
+            check_variants(self.model, plain(values["model"]), values["variants"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         values = self._values()
@@ -165,40 +185,61 @@ class GenlabCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         trains_here = subcommand == "fit" and self.run is not None and self.trainer.is_global_zero
         with self.run.lock() if self.run is not None and trains_here else nullcontext():
-            super()._run_subcommand(subcommand)
+            if subcommand == "test" and self._tested.kept is not None:
+                self.after_test()  # only variants are missing
+            else:
+                super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return {**kwargs, "verbose": False} if "verbose" in kwargs else kwargs
 
     def after_validate(self) -> None:
-        self._report("val")
+        evaluate = self._get(self.config_init, "evaluate")
+        self._show(entry_of(self._values_of("val"), evaluate.last, evaluate.likelihood))
 
     def after_test(self) -> None:
-        values, protocol = self._report("test")
-        if self.run is not None and self.trainer.is_global_zero and not self.is_trial():
-            self.run.update(
-                test={"values": values, "protocol": protocol, "checkpoint": Path(str(self.checkpoint)).name}
-            )
-            print(f"Written to {_shown(self.run.record)}", file=sys.stderr)
+        tested = self._tested
+        if self.is_trial():
+            self._show(tested.entry(self._values_of("test")))
+            return
+        if tested.kept is None:
+            tested.measure(self._values_of("test"))
+        tested.measure_variants()
+        if self.trainer.is_global_zero:
+            tested.table().show()
+            if self.run is not None:
+                print(f"Written to {_shown(self.run.record)}", file=sys.stderr)
 
     def after_predict(self) -> None:
         print(_shown(self._prediction_folder()))
 
-    def _report(self, stage: str) -> tuple[dict[str, float], dict[str, Any]]:
-        """Prints every score with its protocol; returns both."""
+    def _values_of(self, stage: str) -> dict[str, float]:
         found = {n: float(v) for n, v in self.trainer.callback_metrics.items() if n.startswith(f"{stage}/")}
-        values = {name.removeprefix(f"{stage}/"): value for name, value in found.items()}
-        evaluate = self._get(self.config_init, "evaluate")
-        scores, likelihood = evaluate.last, evaluate.likelihood
-        protocol = {} if scores is None else scores.protocol
-        if likelihood is not None:
-            protocol = {**protocol, "likelihood": likelihood.protocol}
+        return {name.removeprefix(f"{stage}/"): value for name, value in found.items()}
+
+    def _show(self, entry: dict[str, Any]) -> None:
         if self.trainer.is_global_zero:
-            metrics_table(
-                score_rows(values, scores, likelihood), ("metric", "value", "spread", "protocol")
-            ).show()
-        return values, protocol
+            table_of(entry, {}).show()
+
+    @cached_property
+    def _tested(self) -> TestedRun:
+        """What the run's record keeps of this very test, and what is still to be measured."""
+        values = self._values()
+        run = None if self.is_trial() else self.run
+        made_of = stamp(run, self.checkpoint, self.given) if run and self.checkpoint else None
+        return TestedRun(
+            run=run,
+            checkpoint=self.checkpoint,
+            made_of=made_of,
+            model=self.model,
+            config=plain(values["model"]),
+            variants=values["variants"],
+            data=self.datamodule,
+            evaluate=self._get(self.config_init, "evaluate"),
+            device=self.trainer.strategy.root_device,
+            again=self.again,
+        )
 
     def config_text(self) -> str:
         """Returns the resolved configuration, without what belongs to one command only."""
@@ -254,8 +295,14 @@ class GenlabCLI(LightningCLI):
         return TensorBoardLogger(self.run.path, name="", version="tensorboard")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs one of Lightning's commands; returns the exit code."""
+def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = False) -> int:
+    """Runs one of Lightning's commands; returns the exit code.
+
+    Args:
+        arguments: The command and its options.
+        given: The options as they were typed, for the record of a test.
+        again: Measure what a test has measured before, too.
+    """
     for room in (*MODEL_ROOMS, "data", "metrics", "callbacks"):
         import_room(room)
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -279,46 +326,10 @@ def main(arguments: Sequence[str]) -> int:
             "enable_model_summary": False,
         },
         args=list(arguments),
+        given=given,
+        again=again,
     )
     return cli.stop.exit_code
-
-
-def score_rows(
-    values: dict[str, float], scores: Scores | None, likelihood: Likelihood | None = None
-) -> list[dict[str, Any]]:
-    """Returns one row for each score; a standard deviation stands beside its score."""
-    spreads = {name.replace("_std", "", 1): value for name, value in values.items() if "_std" in name}
-    return [
-        {
-            "metric": name,
-            "value": value,
-            "spread": spreads.get(name),
-            "protocol": describe_protocol(name, scores, likelihood),
-        }
-        for name, value in values.items()
-        if "_std" not in name
-    ]
-
-
-def describe_protocol(name: str, scores: Scores | None, likelihood: Likelihood | None = None) -> str:
-    """Returns how a score was obtained, in one line; a loss says only that it is the model's own."""
-    if likelihood is not None and name in likelihood.values:
-        protocol = likelihood.protocol
-        size = "x".join(map(str, protocol["shape"]))
-        parts = [
-            f"{protocol['kind']}, {protocol['num_real']:,} {protocol['split']} items",
-            f"of {protocol['data']} {protocol['data_fingerprint'][:8]}, {size}, {protocol['levels']} levels",
-            protocol["estimator"],
-        ]
-        return " ".join(filter(None, parts))
-    if scores is None or name not in scores.values:
-        return "mean over the split"
-    protocol = scores.protocol
-    return (
-        f"{protocol['num_fake']:,} samples ({protocol['weights']}, seed {protocol['seed']}) "
-        f"against {protocol['num_real']:,} {protocol['split']} images of {protocol['data']} "
-        f"{protocol['data_fingerprint'][:8]}, {protocol['extractor']} {protocol['extractor_digest'][:8]}"
-    )
 
 
 def import_room(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from genlab.data.base import DataModule
 from genlab.families.base import Model
 from genlab.runs.folder import Run
 from genlab.runs.trust import check_class_paths
@@ -44,6 +46,44 @@ def build_model(config: dict[str, Any], spec: DataSpec) -> Model:
     namespace = parser.parse_object({"model": {**config, "init_args": _without_spec(config)}})
     namespace.model.init_args.spec = spec
     return parser.instantiate_classes(namespace).model
+
+
+def load_data(run: Run) -> DataModule:
+    """Returns the data that a run was trained on."""
+    config = yaml.safe_load(run.config.read_text())["data"]
+    check_class_paths(config)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DataModule, "data")
+    return parser.instantiate_classes(parser.parse_object({"data": config})).data
+
+
+def with_settings(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns a model's configuration with values put at dotted keys, such as `model.sampler: DDIM`.
+
+    The keys leave `init_args` out. A class that is named anew starts with its own defaults, not with what its
+    predecessor was given.
+
+    Raises:
+        ValueError: A key is none of the model's, or leads through a part without a class.
+    """
+    changed = deepcopy(config)
+    for key, value in settings.items():
+        first, *way, last = key.split(".") if "." in key else (key, "", key)
+        if first != "model" or not last:
+            raise ValueError(
+                f"there is no key '{key}': a variant changes keys of the model, such as model.sampler."
+            )
+        arguments = changed.setdefault("init_args", {})
+        for part in way:
+            inner = arguments.get(part)
+            if isinstance(inner, str):
+                inner = {"class_path": inner}
+            if not isinstance(inner, dict):
+                raise ValueError(f"{key} has nothing at '{part}': name its class first.")
+            arguments[part] = inner
+            arguments = inner.setdefault("init_args", {}) if "class_path" in inner else inner
+        arguments[last] = value
+    return changed
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -45,3 +46,21 @@ def grid(images: Tensor, num_levels: int = 256, columns: int | None = None, gap:
         top, left = gap + number // columns * height, gap + number % columns * width
         canvas[top : top + height - gap, left : left + width - gap] = image
     return canvas
+
+
+def joined(pictures: Sequence[np.ndarray], axis: int, gap: int = 8) -> np.ndarray:
+    """Returns pictures one after the other, with white between them and where one is smaller.
+
+    Args:
+        pictures: (height, width) or (height, width, 3) each.
+        axis: 0 puts them below each other, 1 beside each other.
+        gap: Pixels between them.
+    """
+    across = max(picture.shape[1 - axis] for picture in pictures)
+    parts: list[np.ndarray] = []
+    for number, picture in enumerate(pictures):
+        margins = [(0, 0)] * picture.ndim
+        margins[axis] = (gap if number else 0, 0)
+        margins[1 - axis] = (0, across - picture.shape[1 - axis])
+        parts.append(np.pad(picture, margins, constant_values=255))
+    return np.concatenate(parts, axis=axis)

@@ -14,12 +14,38 @@ from torch import Tensor
 
 from genlab.data.base import DataModule
 from genlab.families.base import Model, Samples
-from genlab.metrics.features import Extractor
-from genlab.metrics.reference import Reference, cached_reference, collect
+from genlab.metrics.features import Extractor, Features
+from genlab.metrics.reference import NUM_KEPT, Reference, cached_reference, collect, statistics
 from genlab.shapes import observed, to_levels
 
 ENOUGH_IMAGES = 10_000
 """Below this many images on either side, a score carries their number in its name."""
+
+KEPT_BYTES = 2**28
+"""Most bytes of samples that are kept; others are drawn again when they are wanted."""
+
+
+@dataclass
+class Drawn:
+    """The samples of one pass, for whatever else looks at them.
+
+    Attributes:
+        features: The statistics and features of all samples, or of 10,000 of them, over all devices.
+        seed: Their seed.
+        levels: Of samples drawn on this device, by number, as far as they fit into memory.
+    """
+
+    features: Reference
+    seed: int
+    levels: dict[int, Tensor]
+
+    def images(self, model: Model, numbers: Sequence[int]) -> Tensor:
+        """Returns numbered samples as levels, drawn again where they were not kept."""
+        missing = torch.tensor([number for number in numbers if number not in self.levels])
+        if len(missing):
+            again = sample_levels(model, missing, self.seed).cpu()
+            self.levels.update(zip(missing.tolist(), again, strict=True))
+        return torch.stack([self.levels[number] for number in numbers])
 
 
 @dataclass
@@ -30,11 +56,13 @@ class Scores:
         values: Number by name; a name such as `fid@797` says that fewer than 10,000 images were used.
         protocol: Everything that must be equal for two scores to be compared.
         seconds: Time for drawing and for scoring.
+        drawn: What was drawn, where it was to be kept.
     """
 
     values: dict[str, float]
     protocol: dict[str, Any]
     seconds: float = field(compare=False, default=0.0)
+    drawn: Drawn | None = field(compare=False, default=None)
 
 
 @torch.no_grad()
@@ -47,6 +75,7 @@ def score(
     split: str = "test",
     seed: int = 0,
     batch_size: int = 100,
+    keep: bool = False,
 ) -> Scores:
     """Draws samples, extracts features once and gives every metric a share of them.
 
@@ -62,6 +91,7 @@ def score(
         split: Split of the real images.
         seed: Seed of the samples.
         batch_size: Images drawn at a time on each device.
+        keep: Return the samples and their features too.
     """
     if not isinstance(model, Samples):
         raise ValueError(f"{type(model).__name__} cannot be sampled and has no sample scores.")
@@ -72,11 +102,24 @@ def score(
         metric.to(model.device)
         metric.set_reference(reference)
     extractor.to(model.device)
-    for index in batches_of(num_samples, batch_size):
-        levels = sample_levels(model, index, seed)
-        features = extractor(levels, model.spec.levels)
-        for metric in metrics:
-            metric.update(features, index)
+    kept: dict[int, Tensor] = {}
+
+    def extracted() -> Iterator[tuple[Features, Tensor]]:
+        for index in batches_of(num_samples, batch_size):
+            levels = sample_levels(model, index, seed)
+            features = extractor(levels, model.spec.levels)
+            for metric in metrics:
+                metric.update(features, index)
+            if keep and len(kept) * levels[0].nbytes < KEPT_BYTES:
+                kept.update(zip(index.tolist(), levels.cpu(), strict=True))
+            yield features, index
+
+    drawn = None
+    if keep:
+        drawn = Drawn(statistics(extracted(), extractor), seed, kept)
+    else:
+        for _ in extracted():
+            pass
     values = {name: float(value) for metric in metrics for name, value in metric.compute().items()}
     protocol = {
         "extractor": extractor.name,
@@ -93,7 +136,7 @@ def score(
         "metrics": {type(metric).__name__: metric.protocol() for metric in metrics},
     }
     named = {score_name(name, reference.num, num_samples): value for name, value in values.items()}
-    return Scores(named, protocol, time.monotonic() - start)
+    return Scores(named, protocol, time.monotonic() - start, drawn)
 
 
 def sample_levels(model: Model, index: Tensor, seed: int) -> Tensor:
@@ -104,9 +147,23 @@ def sample_levels(model: Model, index: Tensor, seed: int) -> Tensor:
 
 
 def reference_of(
-    data: DataModule, extractor: Extractor, split: str, batch_size: int, device: torch.device
+    data: DataModule,
+    extractor: Extractor,
+    split: str,
+    batch_size: int,
+    device: torch.device,
+    num_kept: int = NUM_KEPT,
 ) -> Reference:
-    """Returns the real images' statistics, from the disk where these very images were measured before."""
+    """Returns the real images' statistics, from the disk where these very images were measured before.
+
+    Args:
+        data: Holds the split.
+        extractor: Computes the features.
+        split: Name of the split.
+        batch_size: Images at a time on each device.
+        device: Where the features are computed.
+        num_kept: Images whose features are kept one by one.
+    """
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         rank, world_size = place()
@@ -118,7 +175,8 @@ def reference_of(
         data.fingerprint(split),
         extractor.digest,
         extractor.resize,
-        build=lambda: collect(batches(), extractor, data.spec.levels),
+        *([] if num_kept == NUM_KEPT else [num_kept]),
+        build=lambda: collect(batches(), extractor, data.spec.levels, num_kept),
     )
 
 

@@ -39,6 +39,8 @@ class Autoencoder(Model):
         x: (batch, channels, height, width) in [-1, 1], or (batch, dimensions).
     """
 
+    latent_type = "codes, fitted mixture"
+
     def __init__(
         self,
         spec: DataSpec,

@@ -43,7 +43,10 @@ class Samples(Protocol):
 
 @runtime_checkable
 class HasLatent(Protocol):
-    """Has a latent space that can be walked through."""
+    """Has a latent space that can be walked through.
+
+    What it is, in two or three words for a table, may be said by an attribute `latent_type`.
+    """
 
     def draw_latent(self, index: Tensor, seed: int = 0) -> Tensor: ...
 
@@ -57,6 +60,13 @@ class Reconstructs(Protocol):
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor: ...
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class HasPosterior(Protocol):
+    """Gives each image a distribution of its latent, whose mean `encode` returns."""
+
+    def posterior(self, x: Tensor, label: Tensor | None = None) -> Any: ...
 
 
 @runtime_checkable

@@ -63,6 +63,8 @@ class Diffusion(Model):
         z: As x, standard normal: the noise that a deterministic sampler starts from.
     """
 
+    latent_type = "noise"
+
     def __init__(
         self,
         spec: DataSpec,

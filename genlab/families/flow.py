@@ -53,6 +53,8 @@ class Flow(Model):
         z: (batch, dimensions); of an image, channels * height * width.
     """
 
+    latent_type = "bijection"
+
     def __init__(
         self,
         spec: DataSpec,

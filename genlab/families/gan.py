@@ -46,6 +46,7 @@ class GAN(Model):
     """
 
     alternating = True
+    latent_type = "normal prior"
 
     def __init__(
         self,

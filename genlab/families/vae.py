@@ -56,6 +56,7 @@ class VAE(Model):
     """
 
     likelihood_kind = "<="
+    latent_type = "normal prior"
 
     def __init__(
         self,

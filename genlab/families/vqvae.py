@@ -41,6 +41,7 @@ class VQVAE(Model):
         z: (batch, code_dim, height, width) of the map; code numbers: (batch, height, width).
     """
 
+    latent_type = "codebook"
     cannot_sample = "its codes need a prior, which is trained on top of it"
 
     def __init__(

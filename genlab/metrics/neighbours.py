@@ -47,3 +47,16 @@ def neighbour_distances(a: Tensor, b: Tensor | None = None, k: int = 1) -> Tenso
             squared.diagonal(offset=rows.start).fill_(torch.inf)
         nearest.append(squared.kthvalue(k, dim=1).values if k > 1 else squared.amin(dim=1))
     return torch.cat(nearest)
+
+
+def nearest_rows(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the distances of every row of a to its k nearest rows of b, and their places, nearest first.
+
+    Shapes:
+        a: (n, d); b: (m, d), m >= k. Returns (n, k), float64, and (n, k), int64.
+    """
+    a, b = exact(a), exact(b)
+    found = [
+        squared_distances(a[rows], b).topk(k, dim=1, largest=False) for rows in row_chunks(len(a), len(b))
+    ]
+    return torch.cat([part.values for part in found]).sqrt(), torch.cat([part.indices for part in found])

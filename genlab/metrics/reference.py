@@ -24,6 +24,9 @@ from genlab.metrics.cache import cache_folder, replacing
 from genlab.metrics.features import Extractor, Features
 from genlab.metrics.frechet import Moments, covariance_factor
 
+NUM_KEPT = 10_000
+"""Images whose features are kept one by one, unless told otherwise."""
+
 _FORMAT = 1  # of the cached files; counts up when their meaning changes
 
 
@@ -57,7 +60,7 @@ def collect(
     batches: Iterable[tuple[Tensor, Tensor]],
     extractor: Extractor,
     num_levels: int = 256,
-    num_kept: int = 10_000,
+    num_kept: int = NUM_KEPT,
 ) -> Reference:
     """Returns the statistics of real images, over all processes; each gives its own share of them.
 
@@ -69,11 +72,26 @@ def collect(
             one; chosen by number where there are more.
     """
     device = next((weights.device for weights in extractor.parameters()), torch.device("cpu"))
+    extracted = ((extractor(levels.to(device), num_levels), index) for levels, index in batches)
+    return statistics(extracted, extractor, num_kept)
+
+
+def statistics(
+    extracted: Iterable[tuple[Features, Tensor]], extractor: Extractor, num_kept: int = NUM_KEPT
+) -> Reference:
+    """Returns the statistics of features, as `collect` does of images.
+
+    Args:
+        extracted: Pairs of features and the images' numbers.
+        extractor: Computed them.
+        num_kept: Number of images whose features are kept.
+    """
+    device = next((weights.device for weights in extractor.parameters()), torch.device("cpu"))
     collector = _Collector(extractor.num_features, num_kept).to(device)
-    for levels, index in batches:
-        collector.update(extractor(levels.to(device), num_levels), index)
+    for features, index in extracted:
+        collector.update(features, index)
     with collector.sync_context():
-        num, mean, covariance, features, index = collector.compute_all()
+        num, mean, covariance, features_kept, index = collector.compute_all()
     protocol = {
         "extractor": extractor.name,
         "extractor_digest": extractor.digest,
@@ -81,7 +99,7 @@ def collect(
         "num_real": num,
         "num_kept": len(index),
     }
-    return Reference(num, mean, covariance, features, index, protocol)
+    return Reference(num, mean, covariance, features_kept, index, protocol)
 
 
 class _Collector(Moments):

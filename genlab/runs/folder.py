@@ -138,6 +138,11 @@ class Run:
         with lock.exclusive(self.path):
             atomic.write_json(self.record, _merged(self.read(), fields))
 
+    def replace(self, **fields: Any) -> None:
+        """Sets fields of the record in one step, whatever they held before."""
+        with lock.exclusive(self.path):
+            atomic.write_json(self.record, {**self.read(), **fields})
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps every other training process out of this folder; only the first rank takes it.

@@ -1,0 +1,87 @@
+"""`genlab neighbours`: the training images that a run's samples are nearest to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from genlab.cli.sample import add_run_options, load, shown
+
+COLUMNS = ("sample", "distance", "of_threshold", "training_images")
+
+
+def neighbours(arguments: list[str]) -> int:
+    """Draws samples and shows each beside its nearest training images, the nearest sample first."""
+    options = parser().parse_args(arguments)
+    if options.num < 1:
+        raise ValueError(f"-n must be at least 1, got {options.num}.")
+    model, run = load(options)
+    import torch
+    from PIL import Image
+
+    from genlab.cli.training import import_room
+    from genlab.evaluation import gallery
+    from genlab.evaluation.copies import find_copies
+    from genlab.evaluation.examine import Examination
+    from genlab.evaluation.load import load_data
+    from genlab.evaluation.score import sample_levels
+    from genlab.families.base import Samples
+    from genlab.metrics.features import load_extractor
+    from genlab.report.table import metrics_table
+    from genlab.runs.tests import read_config
+
+    if not isinstance(model, Samples) or not model.spec.is_image:
+        raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot draw images.")
+    import_room("data")
+    extractor = load_extractor(options.extractor or read_config(run)["evaluate"]["extractor"]).to(
+        model.device
+    )
+    examination = Examination(load_data(run), extractor, (), "test", options.batch_size, options.seed)
+    batches = torch.arange(options.num).split(options.batch_size)
+    levels = torch.cat([sample_levels(model, index, options.seed).cpu() for index in batches])
+    parts = [extractor(part.to(model.device), model.spec.levels).pool for part in levels.split(100)]
+    features = torch.cat(parts)
+    train, test = examination.train_reference(model), examination.reference(model)
+    copies = find_copies(features.cpu(), train.features, test.features)
+    order = copies.distances[:, 0].argsort()
+    numbers = train.index[copies.neighbours]
+    images = gallery.train_images(examination.data, numbers[order])
+    file = options.output or run.path / "samples" / f"neighbours_seed{options.seed}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(gallery.neighbours(levels[order], images, model.spec.levels)).save(file)
+    metrics_table(rows(order.tolist(), copies, numbers), COLUMNS).show()
+    print(
+        f"{copies.share:.1%} of {options.num} samples are as near to one of {len(train.index):,} training "
+        f"images as only 5 % of {test.num:,} unseen ones (distance {copies.threshold:.4g}, {extractor.name})."
+    )
+    print(shown(file))
+    return 0
+
+
+def rows(order: list[int], copies: Any, numbers: Any) -> list[dict[str, Any]]:
+    """Returns one row for each sample: its distance, in that of an honest 5 %, and whom it is near."""
+    nearest = copies.distances[:, 0].tolist()
+    return [
+        {
+            "sample": sample,
+            "distance": nearest[sample],
+            "of_threshold": nearest[sample] / copies.threshold if copies.threshold else None,
+            "training_images": ", ".join(map(str, numbers[sample].tolist())),
+        }
+        for sample in order
+    ]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="genlab neighbours", description="Show samples beside their nearest training images."
+    )
+    add_run_options(parser)
+    parser.add_argument("-n", "--num", type=int, default=12, help="number of samples (12)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
+    parser.add_argument("--extractor", help="features to compare in (those of the run's scores)")
+    parser.add_argument("--batch_size", type=int, default=100, help="images at a time (100)")
+    parser.add_argument("--output", type=Path, help="the picture's file (in <run>/samples)")
+    return parser

@@ -1,0 +1,168 @@
+"""`genlab test`: what still holds is kept, the rest is measured, and each result is written at once."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentError
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genlab.callbacks.evaluate import Evaluate
+from genlab.cli.errors import readable
+from genlab.data.base import DataModule
+from genlab.evaluation.examine import Examination
+from genlab.evaluation.likelihood import Likelihood
+from genlab.evaluation.load import build_model, load_weights, mismatches, read_checkpoint, with_settings
+from genlab.evaluation.score import Scores, place
+from genlab.families.base import Model, can_be_sampled
+from genlab.report.table import MetricsTable
+from genlab.report.test_table import table_of
+from genlab.runs.folder import Run, folder_name
+from genlab.runs.tests import Stamp, kept_test, kept_variants
+from genlab.shapes import DataSpec
+
+
+@dataclass
+class TestedRun:
+    """A run under test.
+
+    Args:
+        run: Where entries and pictures are written; None writes nothing.
+        checkpoint: The weights' file, which variants load too.
+        made_of: What the test is made of; entries made of the same are kept.
+        model: The run's model, with its weights once the trainer has tested it.
+        config: Its configuration.
+        variants: Settings of each variant.
+        data: The run's data.
+        evaluate: Scores samples.
+        device: Where measuring is done.
+        again: Keep nothing.
+    """
+
+    run: Run | None
+    checkpoint: Path | None
+    made_of: Stamp | None
+    model: Model
+    config: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    data: DataModule
+    evaluate: Evaluate
+    device: torch.device
+    again: bool = False
+    kept: dict[str, Any] | None = field(init=False, default=None)
+    entries: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.run is not None and self.made_of is not None and not self.again:
+            self.kept = kept_test(self.run, self.made_of)
+            self.entries = kept_variants(self.run, self.made_of, self.variants)
+
+    def entry(self, values: dict[str, float]) -> dict[str, Any]:
+        """Returns the trainer's part of the entry: losses, scores, likelihood."""
+        return entry_of(values, self.evaluate.last, self.evaluate.likelihood)
+
+    def measure(self, values: dict[str, float]) -> None:
+        """Measures the run's own way to sample and its latent space."""
+        model = self.model.to(self.device).eval()
+        entry = self._stamped(self.entry(values), model, self.evaluate.last)
+        examination = self._examination()
+        sampling = examination.of_sampling(model, self.evaluate.last)
+        if place()[0] != 0:
+            return
+        weights, reconstruction = examination.of_latents(model)
+        if reconstruction:
+            entry["values"]["reconstruction_mse"] = reconstruction["mse"]
+            entry["protocol"]["reconstruction"] = {k: v for k, v in reconstruction.items() if k != "mse"}
+        pictures = {**sampling.pop("pictures", {}), **weights.pop("pictures", {})}
+        self.kept = {**entry, **sampling, **weights, "pictures": pictures}
+        if self.run is not None:
+            self.run.replace(test=self.kept, variants=self.entries)
+
+    def measure_variants(self) -> None:
+        """Measures the variants that are missing, with the weights of the checkpoint."""
+        missing = {name: s for name, s in self.variants.items() if name not in self.entries}
+        if not missing:
+            return
+        if self.checkpoint is None:
+            raise ValueError("Variants are scored with trained weights: give --ckpt_path or a run.")
+        state = read_checkpoint(self.checkpoint)
+        self.evaluate.prepare(self.model)
+        self.evaluate.add_noise()
+        for name, settings in missing.items():
+            if place()[0] == 0:
+                print(f"Variant {name} ...", file=sys.stderr)
+            model = built_variant(self.config, settings, self.model.spec, name)
+            load_weights(model, state, self.checkpoint)
+            self._measure_variant(name, model.to(self.device).eval())
+
+    def table(self) -> MetricsTable:
+        """Returns what was found."""
+        return table_of(self.kept or {}, {name: self.entries[name] for name in self.variants})
+
+    def _measure_variant(self, name: str, model: Model) -> None:
+        scores = self.evaluate.score_model(model, self.data, keep=True)
+        entry = self._stamped(entry_of({**scores.values} if scores else {}, scores), model, scores)
+        found = self._examination().of_sampling(model, scores, f"test/{folder_name(name)}")
+        self.entries[name] = {**entry, "settings": self.variants[name], **found}
+        if self.run is not None and place()[0] == 0:
+            self.run.replace(variants=self.entries)
+
+    def _stamped(self, entry: dict[str, Any], model: Model, scores: Scores | None) -> dict[str, Any]:
+        made_of = {} if self.made_of is None else self.made_of.to_dict()
+        if scores is None and can_be_sampled(model):
+            made_of["checkpoint_digest"] = None  # incomplete: once there is an extractor, it is made again
+        return {**entry, **made_of}
+
+    def _examination(self) -> Examination:
+        evaluate = self.evaluate
+        return Examination(
+            self.data,
+            evaluate.extractor,
+            evaluate.metrics or [],
+            evaluate.split,
+            evaluate.batch_size,
+            evaluate.seed,
+            None if self.run is None else self.run.path,
+        )
+
+
+def entry_of(
+    values: dict[str, float], scores: Scores | None, likelihood: Likelihood | None = None
+) -> dict[str, Any]:
+    """Returns values with their protocols; `split_means` names those that are means over the split alone."""
+    protocol: dict[str, Any] = {} if scores is None else dict(scores.protocol)
+    measured = {} if scores is None else dict(scores.values)
+    if likelihood is not None:
+        protocol["likelihood"] = likelihood.protocol
+        measured |= likelihood.values
+    return {
+        "values": dict(values),
+        "protocol": protocol,
+        "split_means": [name for name in values if name not in measured],
+    }
+
+
+def check_variants(model: Model, config: dict[str, Any], variants: dict[str, dict[str, Any]]) -> None:
+    """Refuses variants that could not be made, or that are another network, before any training.
+
+    Raises:
+        ValueError: With the variant, the key and the nearest valid one.
+    """
+    for name, settings in variants.items():
+        with torch.random.fork_rng():
+            variant = built_variant(config, settings, model.spec, name)
+        problems = mismatches(variant, model.state_dict())
+        if problems:
+            raise ValueError(f"variants.{name} changes the network: {'; '.join(problems[:2])}.")
+
+
+def built_variant(config: dict[str, Any], settings: dict[str, Any], spec: DataSpec, name: str) -> Model:
+    """Returns the model of a configuration with a variant's settings, without weights."""
+    try:
+        folder_name(name)
+        return build_model(with_settings(config, settings), spec)
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(f"variants.{name}: {readable(error)}") from error

@@ -1,0 +1,63 @@
+"""What the scores would be for samples that are real: the training split's images in their place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from genlab.evaluation.score import score_name
+from genlab.metrics.base import chosen_rows
+from genlab.metrics.cache import cache_folder, replacing
+from genlab.metrics.features import Features
+from genlab.metrics.reference import Reference
+
+
+def floor_scores(
+    train: Reference, test: Reference, metrics: Sequence[Any], num_samples: int, key: Sequence[str]
+) -> dict[str, float]:
+    """Returns the scores of training images against unseen images, by the names that samples' scores have.
+
+    A model that had learned the data perfectly would score about as much; hence the floor of a comparison.
+    As many training images as samples are taken, or all where there are fewer. Metrics of class
+    probabilities, such as IS, are left out: a reference keeps features only.
+
+    Args:
+        train: The training images' statistics.
+        test: Those of the images that samples are compared with.
+        metrics: What to compute; their state is replaced.
+        num_samples: Of the model.
+        key: What else the numbers depend on: both splits' fingerprints, the extractor's digest and resizing.
+    """
+    metrics = [metric for metric in metrics if metric.needs <= {"sums", "features"}]
+    rows = chosen_rows(train.index, num_samples)
+    applied = {type(metric).__name__: metric.protocol() for metric in metrics}
+    content = json.dumps([1, *key, len(rows), test.num, applied], sort_keys=True)
+    path = cache_folder() / "floors" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    features, index = Features(train.features[rows]), train.index[rows]
+    values: dict[str, float] = {}
+    for metric in metrics:
+        values |= _alone(metric, test, features, index)
+    floor = {score_name(name, test.num, len(rows)): value for name, value in values.items()}
+    with replacing(path) as file:
+        file.write_text(json.dumps(floor))
+    return floor
+
+
+def _alone(metric: Any, test: Reference, features: Features, index: Any) -> dict[str, float]:
+    """Returns a metric's values of all rows on this process, without asking the others."""
+    synchronised = metric.sync_on_compute
+    metric.reset()
+    metric.to("cpu")
+    metric.sync_on_compute = False
+    try:
+        metric.set_reference(test)
+        metric.update(features, index)
+        return {name: float(value) for name, value in metric.compute().items()}
+    finally:
+        metric.sync_on_compute = synchronised
+        metric.reset()

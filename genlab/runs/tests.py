@@ -1,0 +1,101 @@
+"""What a run's record keeps of its tests, and whether that still holds.
+
+`run.json` holds one entry under `test`, for the model's own way to sample, and one under `variants.<name>`
+for each variant of its configuration: the same weights, sampled otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import genlab
+from genlab.runs.environment import command_line
+from genlab.runs.folder import Run
+
+DIGEST_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a test was made of: an entry holds as long as all of it is the same.
+
+    Attributes:
+        checkpoint: Name of the checkpoint's file.
+        checkpoint_digest: Of its bytes.
+        config_digest: Of the run's configuration without its variants.
+        arguments: Options of the command.
+        genlab: Version.
+    """
+
+    checkpoint: str
+    checkpoint_digest: str
+    config_digest: str
+    arguments: list[str]
+    genlab: str = genlab.__version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the stamp as an entry keeps it."""
+        return dict(self.__dict__)
+
+    def fits(self, entry: Any) -> bool:
+        """Returns whether an entry was made of the same."""
+        return isinstance(entry, dict) and all(entry.get(k) == v for k, v in self.to_dict().items())
+
+
+def stamp(run: Run, checkpoint: Path, arguments: Sequence[str]) -> Stamp:
+    """Returns what a test of this checkpoint with these options is made of."""
+    config = {name: part for name, part in read_config(run).items() if name != "variants"}
+    text = json.dumps(config, sort_keys=True, default=str)
+    return Stamp(
+        checkpoint.name,
+        file_digest(checkpoint),
+        hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH],
+        command_line(["genlab", *arguments])[1:],
+    )
+
+
+def file_digest(path: Path) -> str:
+    """Returns the first 16 digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
+
+
+def read_config(run: Run) -> dict[str, Any]:
+    """Returns a run's configuration.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{run.config} cannot be read ({error}); restore it.") from error
+    return config if isinstance(config, dict) else {}
+
+
+def variants_of(run: Run) -> dict[str, dict[str, Any]]:
+    """Returns the settings of each variant that a run's configuration names."""
+    return read_config(run).get("variants") or {}
+
+
+def kept_test(run: Run, made_of: Stamp) -> dict[str, Any] | None:
+    """Returns the stored entry of the model's own way to sample, None where it must be measured."""
+    entry = run.read().get("test")
+    return entry if made_of.fits(entry) else None
+
+
+def kept_variants(run: Run, made_of: Stamp, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the stored entries of variants that still hold, in the configuration's order."""
+    stored = run.read().get("variants") or {}
+    return {
+        name: stored[name]
+        for name, settings in variants.items()
+        if made_of.fits(stored.get(name)) and stored[name].get("settings") == settings
+    }
