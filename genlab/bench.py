@@ -7,17 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from torch import nn
 
 from genlab.bijections.base import BijectionFactory
 from genlab.bijections.elementwise import Affine
 from genlab.bijections.flows import CouplingFlow, Glow
+from genlab.data.torchvision_sets import MNIST
+from genlab.families.base import Model
 from genlab.families.flow import Flow
+from genlab.families.vae import VAE
+from genlab.families.vqvae import perplexity, straight_through
+from genlab.losses.likelihoods import Bernoulli
+from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner
+from genlab.networks.quantizer import EMACodebook
 from genlab.shapes import DataSpec
+
+QUIET: Any = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def flow2d_train(ctx: Any) -> dict[str, Any]:
@@ -46,6 +62,48 @@ def glow_sample(ctx: Any) -> dict[str, Any]:
     return _flow_sampling(DataSpec("images", ctx.image, levels=0), _glow(ctx), ctx)
 
 
+def vae_step(ctx: Any) -> dict[str, Any]:
+    """Trains a VAE of one hidden layer on one batch of black and white images."""
+    model = _vae(DataSpec("images", (1, 28, 28), levels=2), ctx)
+    batch = torch.randint(2, (ctx.batch, 1, 28, 28)) * 2.0 - 1.0
+    return _training(model, model.configure_optimizers(), {"image": batch}, ctx)
+
+
+def vae_train(ctx: Any) -> dict[str, Any]:
+    """Trains a VAE of one hidden layer for an epoch of binarised MNIST, by the trainer and its loader."""
+    folder = Path(ctx.data) / f"mnist{ctx.images}" / "data"
+    data = MNIST(path=str(folder), binarize=True, batch_size=ctx.batch)
+    model = _vae(DataSpec("mnist", (1, 28, 28), levels=2), ctx)
+
+    def run(number: int) -> int:
+        trainer = Trainer(max_epochs=1, accelerator="cpu", limit_val_batches=0, **QUIET)
+        trainer.fit(model, data)
+        return int(trainer.global_step) * ctx.batch
+
+    return {"run": run, "params": _num_parameters(model)}
+
+
+def vq_step(ctx: Any) -> dict[str, Any]:
+    """Finds the nearest codes of vectors, moves the codes, and passes the gradient straight through."""
+    book = EMACodebook(ctx.dim, ctx.codes).train()
+    z = torch.randn(ctx.batch, ctx.grid**2, ctx.dim, requires_grad=True)
+
+    def step() -> None:
+        index = book(z)
+        codes = book.look_up(index)
+        perplexity(book.update(z, index))
+        commitment = (z - codes).square().mean()
+        (straight_through(z, codes).square().mean() + 0.25 * commitment).backward()
+
+    return _rounds(step, ctx, book, ctx.batch * ctx.grid**2)
+
+
+def _vae(spec: DataSpec, ctx: Any) -> VAE:
+    networks = partial(MLPEncoder, hidden=[ctx.hidden]), partial(MLPDecoder, hidden=[ctx.hidden])
+    optimizer = partial(torch.optim.Adam, lr=ctx.lr, fused=True)
+    return VAE(spec, *networks, Bernoulli, optimizer, latent_dim=ctx.latent)
+
+
 def _vectors(ctx: Any) -> BijectionFactory:
     network = partial(MLPConditioner, hidden=ctx.hidden)
     return partial(
@@ -66,15 +124,17 @@ def _glow(ctx: Any) -> BijectionFactory:
 def _flow_training(
     spec: DataSpec, bijection: BijectionFactory, ctx: Any, compiled: bool = False
 ) -> dict[str, Any]:
-    model = Flow(spec, bijection, partial(torch.optim.Adam, lr=ctx.lr, fused=True), compile=compiled).train()
-    model.setup("fit")
-    optimizer = model.configure_optimizers()["optimizer"]
-    batch = torch.randn(ctx.batch, *spec.shape) * 0.5
-    name = "image" if spec.is_image else "point"
+    model = Flow(spec, bijection, partial(torch.optim.Adam, lr=ctx.lr, fused=True), compile=compiled)
+    batch = {"image" if spec.is_image else "point": torch.randn(ctx.batch, *spec.shape) * 0.5}
+    return _training(model, model.configure_optimizers()["optimizer"], batch, ctx)
+
+
+def _training(model: Model, optimizer: Any, batch: Any, ctx: Any) -> dict[str, Any]:
+    model.train().setup("fit")
 
     def step() -> None:
         optimizer.zero_grad()
-        model.losses({name: batch})["loss"].backward()  # type: ignore[misc]
+        model.losses(batch)["loss"].backward()
         optimizer.step()
 
     return _rounds(step, ctx, model)
@@ -89,12 +149,18 @@ def _flow_sampling(spec: DataSpec, bijection: BijectionFactory, ctx: Any) -> dic
     return _rounds(step, ctx, model)
 
 
-def _rounds(step: Callable[[], None], ctx: Any, model: nn.Module) -> dict[str, Any]:
+def _rounds(
+    step: Callable[[], None], ctx: Any, model: nn.Module, num_items: int | None = None
+) -> dict[str, Any]:
     def run(number: int) -> int:
         num = ctx.steps if number >= 0 else max(1, ctx.steps // 4)
         for _ in range(num):
             step()
-        return num * ctx.batch
+        return num * (num_items or ctx.batch)
 
     step()  # compiles before the warm-up
-    return {"run": run, "params": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    return {"run": run, "params": _num_parameters(model)}
+
+
+def _num_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

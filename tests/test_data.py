@@ -868,6 +868,22 @@ def test_idx_files_are_read_where_torchvision_puts_them(kind, inside, ending, tm
     assert data.split("train").labels.tolist() == list(range(7))
 
 
+@pytest.mark.parametrize("size", [14, 7])
+def test_a_small_mnist_holds_the_rounded_means_of_its_blocks(size, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
+    for name in ("train", "t10k"):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", images)
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", np.arange(5, dtype=np.uint8))
+    data = MNIST(str(tmp_path), image_size=size)
+    block = 28 // size
+    expected = torch.nn.functional.avg_pool2d(torch.from_numpy(images)[:, None].double(), block)
+    assert data.spec.shape == (1, size, size)
+    assert (torch.from_numpy(data.split("test").images) - expected).abs().max() <= 0.5
+    assert data.preprocessing() == {"border": 0, "mean_of_blocks": block}
+    with pytest.raises(ValueError, match="image_size must be 7 or 14"):
+        MNIST(str(tmp_path), image_size=20)
+
+
 def binarized_mnist(folder, brightness=None, **options):
     images = np.full((300, 28, 28), 51, np.uint8) if brightness is None else brightness
     for name in ("train", "t10k"):

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.distributions import MultivariateNormal
 
 from genlab.data.digits import Digits
+from genlab.data.packed import Packed
 from genlab.data.random_images import RandomImages
 from genlab.evaluation.likelihood import score_likelihood
 from genlab.evaluation.pictures import as_pixels, grid
@@ -20,7 +22,7 @@ from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
 from genlab.metrics.reference import Reference
 from genlab.metrics.wasserstein import WassersteinDistance, wasserstein_1d
-from genlab.shapes import DataSpec, to_float
+from genlab.shapes import DataSpec, to_float, to_levels
 
 
 class Memory(Model):
@@ -205,6 +207,52 @@ def test_a_uniform_model_has_exactly_the_bits_of_its_levels(levels):
     assert result.protocol["num_real"] == 37 and result.protocol["shape"] == [3, 4, 4]
     first = score_likelihood(Uniform(data.spec), data, max_items=12, batch_size=10)
     assert first.protocol["num_real"] == 12 and first.values == pytest.approx(result.values)
+
+
+class FullGaussian(Model):
+    """One normal distribution with full covariance, fitted in closed form to the levels' bins."""
+
+    likelihood_kind, likelihood_estimator = "<=", "uniform dequantisation, k = 1"
+
+    def __init__(self, spec, data):
+        super().__init__(spec)
+        levels = torch.from_numpy(data.split("train").images).flatten(1).double()
+        # A number drawn evenly from a level's bin of width 1 has variance 1/12.
+        covariance = levels.T.cov(correction=0) + torch.eye(levels.shape[1]) / 12
+        self.density = MultivariateNormal(levels.mean(dim=0) + 0.5, covariance)
+
+    def log_prob(self, x, label=None):
+        drawn = self.draw_uniform("dequantisation", len(x), tuple(x.shape[1:]))
+        return self.density.log_prob((to_levels(x, self.spec.levels) + drawn.double()).flatten(1))
+
+
+class IndependentPixels(RandomImages):
+    """Every level of every pixel equally probable."""
+
+    def _draw(self, first, num):
+        draws = np.random.default_rng(first).integers(self.spec.levels, size=(num, *self.spec.shape))
+        return Packed(draws.astype(np.uint8), None)
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+def test_a_gaussian_of_independent_uniform_pixels_has_its_closed_form(levels):
+    data = IndependentPixels((1, 4, 4), levels=levels, num_train=20_000, num_test=4_000)
+    result = score_likelihood(FullGaussian(data.spec, data), data)
+    # -log2 of a normal density at numbers of its own variance, levels^2 / 12
+    expected = 0.5 * math.log2(2 * math.pi * math.e * levels**2 / 12)
+    assert result.values["bits_per_dim"] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_gaussian_gains_what_neighbouring_pixels_share():
+    digits = Digits()
+    bits = score_likelihood(FullGaussian(digits.spec, digits), digits).values["bits_per_dim"]
+    levels = torch.from_numpy(digits.split("train").images).flatten(1).double()
+    alone = 0.5 * (2 * math.pi * math.e * (levels.var(dim=0) + 1 / 12)).log2().mean().item()
+    assert bits < min(alone, math.log2(17)) - 0.4
+    assert (
+        bits
+        == score_likelihood(FullGaussian(digits.spec, digits), digits, batch_size=7).values["bits_per_dim"]
+    )
 
 
 def test_pixels_of_a_grid_are_the_images_enlarged_without_smoothing():

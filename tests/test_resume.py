@@ -12,6 +12,10 @@ SMALL = (
     "--model.discriminator.init_args.base_channels",
     "4",
 )
+CODES = (
+    *("--model.encoder.init_args.base_channels", "4", "--model.decoder.init_args.base_channels", "4"),
+    *("--trainer.callbacks", "[]"),
+)
 CASES = {
     "convolutions": SMALL,
     "three_discriminator_steps": (
@@ -29,13 +33,29 @@ CASES = {
     "reading_processes": (*MLP, "--data.num_workers", "2"),
     "bfloat16": (*SMALL, "--trainer.precision", "bf16-mixed"),
 }
+AUTOENCODERS = {
+    "vae_with_warmup_and_free_bits": (
+        *("vae_digits", "--model.warmup_images", "2000", "--model.free_bits", "0.1"),
+        *("--model.decay_images", "2560"),
+    ),
+    "importance_weighted_augmented_vae": (
+        *("cvae_digits", "--model.num_train_samples", "3", "--model.augment", "AffineAugment"),
+        *("--trainer.callbacks", "[]"),
+    ),
+    "vqvae_with_dead_codes": ("vqvae_digits", *CODES, "--model.codebook.init_args.reset_below", "0.9"),
+    "autoencoder_with_noise": (
+        *("autoencoder_digits", *CODES, "--model.noise_std", "0.2"),
+        *("--model.sampler.init_args.num_components", "3"),
+    ),
+}
 WALL_CLOCK = ("seconds",)
 
 
 @pytest.fixture
-def common(tiny_extractor):
-    return (
-        *("--config", "experiments/dcgan_digits.yaml", "--extractor", tiny_extractor(1)),
+def options_of(tiny_extractor):
+    """The options of a short run of an experiment."""
+    return lambda experiment: (
+        *("--config", f"experiments/{experiment}.yaml", "--extractor", tiny_extractor(1)),
         *("--evaluate.num_samples", "16", "--samples.num", "4", "--trainer.log_every_n_steps", "1"),
         *("--trainer.accelerator", "cpu", "--budget.evaluate_every", "640"),
     )
@@ -65,15 +85,16 @@ def lines(run):
     return [{name: value for name, value in row.items() if name not in WALL_CLOCK} for row in rows]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *AUTOENCODERS])
 @pytest.mark.parametrize("stop_at", [640, 1280], ids=["mid_first_epoch", "mid_second_epoch"])
 def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
-    case, stop_at, common, genlab_command, tmp_path, monkeypatch
+    case, stop_at, options_of, genlab_command, tmp_path, monkeypatch
 ):
     """An epoch has 15 batches of 64; the run is stopped after 10 or 20 and goes on to 40."""
+    experiment, *options = AUTOENCODERS.get(case) or ("dcgan_digits", *CASES[case])
     for name, budget in (("whole", 2560), ("parts", stop_at)):
         monkeypatch.setenv("GENLAB_OUTPUTS", str(tmp_path / name))
-        code, _, error = genlab_command("fit", *common, *CASES[case], "--budget.images", budget)
+        code, _, error = genlab_command("fit", *options_of(experiment), *options, "--budget.images", budget)
         assert code == 0, error
     parts, whole = only_run(tmp_path / "parts"), only_run(tmp_path / "whole")
     code, _, error = genlab_command("resume", parts, "--budget.images", "2560")
@@ -84,9 +105,9 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
     assert lines(whole) == lines(parts)
 
 
-def test_lines_written_after_the_last_checkpoint_are_written_once(common, genlab_command, tmp_path):
+def test_lines_written_after_the_last_checkpoint_are_written_once(options_of, genlab_command, tmp_path):
     """A killed run has logged more than it has saved; the resumed one writes those lines again."""
-    code, _, error = genlab_command("fit", *common, *MLP, "--budget.images", "1280")
+    code, _, error = genlab_command("fit", *options_of("dcgan_digits"), *MLP, "--budget.images", "1280")
     assert code == 0, error
     run = only_run(tmp_path / "outputs")
     with (run / "metrics.jsonl").open("a") as file:

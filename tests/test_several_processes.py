@@ -27,7 +27,7 @@ SGD = tuple(
 )
 
 
-def fit(folder, extractor, *options):
+def fit(folder, extractor, *options, experiment="dcgan_digits"):
     """Trains in processes of its own; returns the run's folder."""
     folder.mkdir()
     environment = {
@@ -37,7 +37,7 @@ def fit(folder, extractor, *options):
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "genlab", "fit", "--config", "experiments/dcgan_digits.yaml"]
+    command = [sys.executable, "-m", "genlab", "fit", "--config", f"experiments/{experiment}.yaml"]
     command += ["--allow", "rank_weights", "--trainer.callbacks+=rank_weights.SaveWeights"]
     command += ["--extractor", str(extractor), "--evaluate.num_samples", "31", "--samples.num", "4"]
     command += ["--budget.images", "640", "--budget.evaluate_every", "320", "--trainer.accelerator", "cpu"]
@@ -100,3 +100,22 @@ def test_batch_norm_buffers_are_equal_before_an_evaluation(tmp_path, tiny_extrac
     weights = [torch.load(tmp_path / "norm" / f"rank{rank}.pt") for rank in range(2)]
     parameters = [name for name in weights[0] if name.endswith(("weight", "bias"))]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in parameters)
+
+
+def test_two_processes_learn_the_codebook_and_the_networks_of_one(tmp_path, tiny_extractor):
+    """With plain SGD; dead codes start anew in the first batch and after it."""
+    options = (
+        *("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"),
+        *("--model.encoder.init_args.base_channels", "4", "--model.decoder.init_args.base_channels", "4"),
+        *("--model.codebook.init_args.reset_below", "0.9", "--data.flip", "true"),
+    )
+    split = ("--data.batch_size", "32", "--trainer.devices", "2")
+    one = fit(tmp_path / "one", tiny_extractor(1), *options, experiment="vqvae_digits")
+    two = fit(tmp_path / "two", tiny_extractor(1), *options, *split, experiment="vqvae_digits")
+    alone = torch.load(tmp_path / "one" / "rank0.pt")
+    first, second = (torch.load(tmp_path / "two" / f"rank{rank}.pt") for rank in range(2))
+    assert alone["codebook.num_updates"] == 10
+    assert all(torch.equal(first[name], second[name]) for name in alone)
+    assert all(torch.allclose(first[name], alone[name], atol=1e-5) for name in alone)
+    a, b = last_scores(one), last_scores(two)
+    assert a["val/perplexity"] > 2 and all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a)

@@ -184,6 +184,12 @@ def test_beta_and_the_warmup_weigh_the_kl_alone():
     assert losses_of(warming.eval(), batch)["loss"].item() == pytest.approx(weighed["loss"].item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("max_steps", "share"), [(2, 0.5 + math.sqrt(0.125)), (4, 0.5), (8, 0.0), (9, 0.0)])
+def test_the_learning_rate_falls_along_a_cosine_of_the_images_seen(max_steps, share):
+    trainer = fit(vae(decay_images=64), max_steps=max_steps)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * share)
+
+
 def test_free_bits_are_nats_of_the_kl_and_not_of_its_weighted_share():
     model, batch = vae(beta=3.0, free_bits=0.05), a_batch()
     loss = losses_of(model, batch)

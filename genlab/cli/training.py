@@ -308,6 +308,8 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     check_config_files(arguments)
+    # A CPU multiplies numbers below 1e-38 many times slower; importance weights are full of them.
+    torch.set_flush_denormal(True)
     cli = GenlabCLI(
         Model,
         DataModule,

@@ -75,7 +75,8 @@ class MNIST(DataModule):
     Args:
         path: Folder to search; None means ./data and the cache.
         download: Let torchvision fetch what is missing.
-        image_size: 28, or more for a black border, such as the 32 of many networks.
+        image_size: 28; more for a black border, such as the 32 of many networks; 14 or 7 for the means of
+            blocks of 2x2 or 4x4 pixels, which train in a fraction of the time.
         binarize: Make pixels 0 or 1, a pixel's brightness being its probability of a 1, anew in each epoch
             (Salakhutdinov and Murray 2008); the draw that is scored on is fixed, the same for all models.
         base: Arguments that every data set has.
@@ -93,8 +94,11 @@ class MNIST(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        if image_size < 28:
-            raise ValueError(f"image_size must be 28 or more (a border is added), got {image_size}.")
+        if image_size < 28 and image_size not in (7, 14):
+            raise ValueError(
+                f"image_size must be 7 or 14 (blocks are averaged), or 28 or more (a border is added), "
+                f"got {image_size}."
+            )
         self.path, self.download, self.image_size = path, download, image_size
         self.binarize = binarize
 
@@ -121,19 +125,29 @@ class MNIST(DataModule):
 
     def preprocessing(self) -> dict[str, Any]:
         binarized = {"binarized": "anew in each epoch"} if self.binarize else {}
-        return {"border": (self.image_size - 28) // 2, **binarized}
+        shrunk = {"mean_of_blocks": 28 // self.image_size} if self.image_size < 28 else {}
+        return {"border": max(0, self.image_size - 28) // 2, **shrunk, **binarized}
 
     def _read(self, folder: Path, prefix: str) -> Packed:
         images = read_idx(folder / f"{prefix}-images-idx3-ubyte")
-        before = (self.image_size - 28) // 2
-        border = (before, self.image_size - 28 - before)
         labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte").astype(np.int64)
-        return Packed(np.pad(images, ((0, 0), border, border))[:, None], labels)
+        return Packed(_resized(images, self.image_size)[:, None], labels)
 
     def _fetch(self, folder: str) -> object:
         from torchvision import datasets
 
         return getattr(datasets, type(self).__name__)(folder, download=True)
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+    """Returns images of side 28 with a black border, or with blocks averaged, (num, size, size)."""
+    if size < 28:
+        block = 28 // size
+        blocks = images.reshape(-1, size, block, size, block)
+        return (blocks.mean(axis=(2, 4), dtype=np.float32) + 0.5).astype(np.uint8)
+    before = (size - 28) // 2
+    border = (before, size - 28 - before)
+    return np.pad(images, ((0, 0), border, border))
 
 
 class FashionMNIST(MNIST):

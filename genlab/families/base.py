@@ -261,6 +261,14 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
     return average.requires_grad_(False).eval()
 
 
+def cosine_decay(images: int, decay_images: int) -> float:
+    """Returns the share of its learning rate that is left: from 1 along half a cosine to 0 at decay_images.
+
+    Loshchilov and Hutter 2017 (arXiv:1608.03983), without restarts.
+    """
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, images / decay_images)))
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Puts a network into evaluation mode for a while: batch norm by running statistics, no dropout."""

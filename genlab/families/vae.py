@@ -9,9 +9,10 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
+from torch.optim.lr_scheduler import LambdaLR
 
 from genlab import randomness
-from genlab.families.base import CodingFactory, Model, evaluating, indices
+from genlab.families.base import CodingFactory, Model, cosine_decay, evaluating, indices
 from genlab.losses.divergences import DiagonalNormal, free_bits, importance_bound, standard_normal_log_prob
 from genlab.losses.likelihoods import LikelihoodFactory
 from genlab.shapes import Batch, DataSpec, observed, to_float, to_levels
@@ -43,6 +44,8 @@ class VAE(Model):
         beta: Weight of the KL; above 1 the code says less, below 1 the loss is no bound.
         free_bits: Nats of KL that each dimension of z may use without being charged.
         warmup_images: Images over which the KL's weight grows from 0; 0 charges it from the start.
+        decay_images: Images at which the learning rate has fallen to 0 along a cosine, usually the budget's;
+            0 for no fall.
         num_train_samples: k of the bound that is trained; 1 is the ELBO, with the KL in closed form.
         num_test_samples: k of the bound that `log_prob` returns; 5,000 is usual in papers, and slow.
         conditional: Give both networks the labels.
@@ -69,6 +72,7 @@ class VAE(Model):
         beta: float = 1.0,
         free_bits: float = 0.0,
         warmup_images: int = 0,
+        decay_images: int = 0,
         num_train_samples: int = 1,
         num_test_samples: int = 64,
         conditional: bool = False,
@@ -100,11 +104,16 @@ class VAE(Model):
         self.beta = beta
         self.free_bits = free_bits
         self.warmup_images = warmup_images
+        self.decay_images = decay_images
         self.num_train_samples = num_train_samples
         self.num_test_samples = num_test_samples
 
     def configure_optimizers(self) -> Any:
-        return self.optimizer(self.parameters())
+        optimizer = self.optimizer(self.parameters())
+        if not self.decay_images:
+            return optimizer
+        schedule = LambdaLR(optimizer, lambda _: cosine_decay(self.images_seen, self.decay_images))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss and its parts in nats: distortion -E log p(x | z), rate KL, and the ELBO."""

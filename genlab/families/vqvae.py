@@ -108,11 +108,10 @@ class VQVAE(Model):
 
     def _count(self, z: Tensor, index: Tensor) -> Tensor:
         """Returns the batch's uses of each code; in training the codes learn from it."""
-        counts = self.codebook.counts(index)  # type: ignore[operator]
         if self.training:
-            self.codebook.update(z.flatten(1, -2), index.flatten(1))  # type: ignore[operator]
-        else:
-            self._usage = counts if self._usage is None else self._usage + counts
+            return self.codebook.update(z.flatten(1, -2), index.flatten(1))  # type: ignore[operator]
+        counts = self.codebook.counts(index)  # type: ignore[operator]
+        self._usage = counts if self._usage is None else self._usage + counts
         return counts
 
     def _log_usage(self, stage: str) -> None:

@@ -167,7 +167,8 @@ class DiscretizedLogistic(PixelLikelihood):
         if num_components < 1:
             raise ValueError(f"num_components must be at least 1, got {num_components}.")
         self.num_components = num_components
-        self.num_parameters = 3 * num_components
+        # One component has no weight to choose.
+        self.num_parameters = 3 * num_components if num_components > 1 else 2
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         logits, means, log_scales = self._mixture(parameters)
@@ -176,21 +177,25 @@ class DiscretizedLogistic(PixelLikelihood):
         by_component = log_logistic_interval(
             (low - means) * inverse, (high - means) * inverse, is_lowest, is_highest
         )
+        if logits is None:
+            return by_component[:, 0]
         return (logits.log_softmax(dim=1) + by_component).logsumexp(dim=1)
 
     def mean(self, parameters: Tensor) -> Tensor:
         logits, means, _ = self._mixture(parameters.float())
-        return (logits.softmax(dim=1) * means.clamp(-1.0, 1.0)).sum(dim=1)
+        weights = torch.ones_like(means) if logits is None else logits.softmax(dim=1)
+        return (weights * means.clamp(-1.0, 1.0)).sum(dim=1)
 
-    def _mixture(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, means, log_scales = self._split(parameters).chunk(3, dim=1)
-        if self.num_components > 1:
+    def _mixture(self, parameters: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Returns the components' logits, where there are several, their means and log scales."""
+        *logits, means, log_scales = self._split(parameters).split(self.num_components, dim=1)
+        if logits:
             # Apart from the start: components that begin alike have equal gradients and stay alike.
             means = means + torch.linspace(-0.5, 0.5, self.num_components).to(means).reshape(
                 1, -1, *[1] * (means.dim() - 2)
             )
         # Shifted, so that a decoder that still says 0 gives a scale of a seventh of the range.
-        return logits, means, (log_scales - 2.0).clamp(*LOG_SCALES)
+        return logits[0] if logits else None, means, (log_scales - 2.0).clamp(*LOG_SCALES)
 
 
 def log_logistic_interval(low: Tensor, high: Tensor, is_lowest: Tensor, is_highest: Tensor) -> Tensor:
@@ -199,8 +204,8 @@ def log_logistic_interval(low: Tensor, high: Tensor, is_lowest: Tensor, is_highe
     sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)).
     """
     log_width = torch.log(-torch.expm1((low - high).clamp(max=-1e-6)))
-    inside = logsigmoid(high) + logsigmoid(-low) + log_width
-    return torch.where(is_lowest, logsigmoid(high), torch.where(is_highest, logsigmoid(-low), inside))
+    below, above = logsigmoid(high), logsigmoid(-low)
+    return torch.where(is_lowest, below, torch.where(is_highest, above, below + above + log_width))
 
 
 def log_normal_interval(low: Tensor, high: Tensor, is_lowest: Tensor, is_highest: Tensor) -> Tensor:

