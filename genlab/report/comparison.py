@@ -95,7 +95,31 @@ class Comparison:
             and found.low is not None
             and found.high is not None
         ]
-        return lines + self._troubles()
+        return lines + self._likelihoods() + self._fastest(first) + self._troubles()
+
+    def _likelihoods(self) -> list[str]:
+        bits = chosen(["bits_per_dim"])[1]
+        alike: dict[str, list[Row]] = {}  # exact ones and bounds, of the same images
+        for row in _in_order([row for row in self.rows if row.numbers(*bits.place)], bits):
+            alike.setdefault(str(fairness.facts(row, fairness.LIKELIHOOD)), []).append(row)
+        lines = []
+        for first, *others in alike.values():
+            kind = "an upper bound" if bits.cell(first).sign else "an exact likelihood"
+            compared = [(row, self.against(row, first, bits)) for row in others]
+            tied = [row.name for row, found in compared if found is not None and found.outcome == "tie"]
+            also = f"; tied with it: {', '.join(tied)}" if tied else ""
+            lowest = f"{first.name} has the lowest bits/dim, {bits.cell(first)}{also}"
+            lines += [f"Of the {1 + len(others)} models with {kind}, {lowest}."] if others else []
+        return lines
+
+    def _fastest(self, best: Row) -> list[str]:
+        ms = chosen(["ms"])[1]
+        timed = [row for row in _in_order(self.rows, ms) if row.numbers(*ms.place)]
+        if len(timed) < 2 or len({fairness.hardware(row) for row in timed}) > 1:
+            return []
+        line = f"{timed[0].name} draws a sample fastest, in {ms.cell(timed[0]).text} ms"
+        slower = f"; {best.name} takes {ms.cell(best).text} ms" if best in timed[1:] else ""
+        return [f"{line}{slower}."]
 
     def _troubles(self) -> list[str]:
         troubled = [row for row in self.rows if row.stability.problems and not row.variant]
