@@ -19,6 +19,7 @@ from genlab.report.table import MetricsTable, printable
 
 FLOOR = "training split (floor)"
 """The training split scored in place of samples: the best that can be expected."""
+_MOST_LINES = 15  # of a verdict: what follows is in the table
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Comparison:
             lines[0] += " One training seed has no interval: nothing is decided about it."
         compared = [(row, self.against(row, first, fid)) for row in others]
         lines += _ties(first, compared) + _undecided(compared)
-        lines += [
+        higher = [
             f"{row.name} has {found.value:.2f} times its FID [{found.low:.2f}, {found.high:.2f}]."
             for row, found in compared
             if found is not None
@@ -95,6 +96,9 @@ class Comparison:
             and found.low is not None
             and found.high is not None
         ]
+        lines += higher[:_MOST_LINES]
+        if len(higher) > _MOST_LINES:
+            lines.append(f"{len(higher) - _MOST_LINES} further models have a higher FID, too.")
         return lines + self._likelihoods() + self._fastest(first) + self._troubles()
 
     def _likelihoods(self) -> list[str]:
