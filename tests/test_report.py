@@ -331,6 +331,14 @@ def test_seeds_with_images_as_their_budget_may_train_on_any_machine(tmp_path):
     assert not compare([tmp_path]).apart
 
 
+def test_a_budget_of_images_differs_from_one_of_seconds_by_itself_alone(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_seeds(tmp_path, "b", [1.0, 1.1])
+    write_seeds(tmp_path, "odd", [2.0, 2.1], **{"bench.budget": {"seconds": None, "images": 320_000}})
+    ((_, fields),) = compare([tmp_path]).apart
+    assert [str(field) for field in fields] == ["budget: 320,000 images instead of 90 s"]
+
+
 def test_averaged_weights_are_a_part_of_a_method_and_a_choice_within_one(tmp_path):
     write_seeds(tmp_path, "gan", [1.0, 1.1], **{"test.protocol.weights": "ema"})
     write_seeds(tmp_path, "vae", [2.0, 2.1], "VAE")
@@ -403,6 +411,15 @@ def test_one_seed_leaves_the_rank_open_and_says_so(tmp_path):
     lines = comparison.verdict()
     assert "One training seed has no interval" in lines[0]
     assert any("Undecided" in line and "b" in line for line in lines)
+
+
+def test_the_verdict_gives_ratios_of_geometric_means(tmp_path):
+    low, high = [0.5, 1.0, 2.0], [8.0, 16.0, 32.0]
+    write_seeds(tmp_path, "low", low)
+    write_seeds(tmp_path, "high", high)
+    half = T_4 * math.sqrt(2 * math.log(2) ** 2 / 3)  # equal variances: Welch's degrees of freedom are 4
+    ends = f"[{16 * math.exp(-half):.2f}, {16 * math.exp(half):.2f}]"
+    assert f"high has 16.00 times its FID {ends}." in compare([tmp_path]).verdict()
 
 
 def test_the_verdict_tells_likelihoods_apart_by_their_kind(tmp_path):

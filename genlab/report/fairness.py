@@ -15,7 +15,8 @@ SAMPLES, LIKELIHOOD, RECONSTRUCTION = "samples", "likelihood", "reconstruction"
 SPEED, TRAINING = "speed", "training"
 """What a number was measured on: decides what must be equal beside it. A protocol's sections are so named."""
 
-_METRIC = "metric "
+_METRIC, _HARDWARE = "metric ", "hardware"
+_WHERE_BOTH_HAVE_IT = (_METRIC, _HARDWARE)  # a metric that one lacks is an empty cell
 _NOT_OF_THE_SAMPLES = ("weights", "extractor_digest")
 
 
@@ -52,8 +53,8 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
         scope: What the numbers in question were measured on; one of the constants of this file.
     """
     found = {"budget": row.first.budget, "training data": training_data(row)}
-    if row.first.budget.endswith(" s") or scope in (SPEED, TRAINING):
-        found["hardware"] = hardware(row)  # a second of another machine is another budget
+    if " s" in row.first.budget or scope in (SPEED, TRAINING):
+        found[_HARDWARE] = hardware(row)  # a second of another machine is another budget
     if scope == SAMPLES and row.protocol:
         found |= _sample_protocol(row.protocol)
     if scope in (LIKELIHOOD, RECONSTRUCTION):
@@ -185,7 +186,7 @@ def _unequal(found: Mapping[str, str], usual: Mapping[str, str]) -> list[Unequal
         Unequal(name, found.get(name, ""), usual.get(name, ""))
         for name in fields
         if found.get(name, "") != usual.get(name, "")
-        and not (name.startswith(_METRIC) and (name not in found or name not in usual))  # an empty cell
+        and not (name.startswith(_WHERE_BOTH_HAVE_IT) and (name not in found or name not in usual))
     ]
 
 
