@@ -248,6 +248,7 @@ def test_a_last_fid_far_above_the_best_is_a_collapse(tmp_path, last, word):
         ([{"recall": 0.9}, {"recall": 0.4}], "0/1, 1 collapsed"),
         ([{"recall": 0.9}, {"recall": 0.5}], "1/1"),
         ([{"recall": 0.4}, {"recall": 0.9}], "1/1"),
+        ([{"recall": 0.02}, {"recall": 0.0}], "1/1"),
         ([{"duplicates": 0.1}, {"duplicates": 0.4}], "0/1, 1 collapsed"),
         ([{"duplicates": 0.9}, {"duplicates": 0.1}], "1/1"),
     ],
@@ -517,6 +518,23 @@ def test_a_record_of_another_shape_breaks_neither_table_nor_report(tmp_path, fie
     assert "a" in [row.name for row in comparison.all_rows]
     csv_table(comparison)
     page(comparison)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, True, "1.0"])
+def test_a_score_that_is_no_number_is_an_empty_cell(tmp_path, value):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_run(tmp_path, record("a", seed=2, **{"test.values.fid@797": value}), pictures=False)
+    (line, _) = csv_rows(compare([tmp_path]))
+    assert (float(line["fid"]), line["seeds"]) == (pytest.approx(math.sqrt(1.1)), "3")
+
+
+def test_the_trials_of_a_bench_are_no_results(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_seeds(tmp_path / "trials", "a", [9.0])
+    assert len(gather([tmp_path]).runs) == 3
+    (tmp_path / "bench.json").write_text("{}")
+    assert len(gather([tmp_path]).runs) == 2
+    assert len(gather([tmp_path / "trials"]).runs) == 1
 
 
 def test_an_untested_run_is_named_with_the_command_that_tests_it(tmp_path, monkeypatch):

@@ -198,8 +198,11 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     if not children.keys().isdisjoint(_SIGNS_OF_A_RUN):
         yield folder
     elif depth:
+        # The trials that chose a bench's settings are no results of it.
+        ignored = {"trials"} if "bench.json" in children else set()
         for name in sorted(name for name, is_folder in children.items() if is_folder and name[0] != "."):
-            yield from _below(folder / name, depth - 1)
+            if name not in ignored:
+                yield from _below(folder / name, depth - 1)
 
 
 def _read_into(gathered: Gathered, run: Run) -> None:

@@ -15,6 +15,7 @@ COLLAPSE_FACTOR = 3.0
 """A run has collapsed when its last FID is more than this many times the best of its own evaluations, ..."""
 COLLAPSE_RECALL = 0.5
 """... when its last recall is below this share of the best of its own evaluations, ..."""
+_ANY_RECALL = 0.1  # who never had more has no modes to lose
 COLLAPSE_DUPLICATES = 0.25
 """... or when more than this share of its last samples are near-duplicates of each other."""
 LAST_EVALUATIONS = 5
@@ -139,7 +140,7 @@ def collapse(trained: Trained) -> str:
     if not trend:
         return ""
     recalls = [value for signs in trend if (value := number(signs.get("recall"))) is not None]
-    if recalls and recalls[-1] < COLLAPSE_RECALL * max(recalls):
+    if max(recalls, default=0.0) >= _ANY_RECALL and recalls[-1] < COLLAPSE_RECALL * max(recalls):
         return f"recall fell to {recalls[-1]:.2f} from {max(recalls):.2f}"
     duplicates = number(trend[-1].get("duplicates"))
     if duplicates is not None and duplicates > COLLAPSE_DUPLICATES:
