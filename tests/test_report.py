@@ -988,13 +988,24 @@ def test_the_numbers_of_every_chart_can_be_read(html):
     assert all("<table>" in figure and figure.count("<svg") == 2 for figure in charts)
 
 
-def test_the_speed_curve_of_a_run_is_drawn_whatever_else_is_in_it(tmp_path):
+def test_a_speed_file_of_another_shape_is_passed_over(tmp_path):
     folder = write_run(tmp_path, record("ddpm", "Diffusion"), pictures=False)
     for text in ("{", "[]", '{"rows": 5}', '{"rows": [5, {"nfe": "x"}, {"fid@797": 1.0}]}'):
         (folder / "speed.json").write_text(text)
         assert 'id="steps"' not in page(compare([tmp_path]))
-    rows = [{"sampler": "DDIM", "nfe": n, "fid@797": 9.0 / n} for n in (2, 5, 20)]
-    (folder / "speed.json").write_text(json.dumps({"rows": rows}))
+    (folder / "speed.json").unlink()
+
+
+@pytest.mark.parametrize("place", ["speed.json", "speed/speed.json"])
+def test_a_speed_curve_stands_beside_scores_of_its_protocol_alone(tmp_path, place):
+    made = record("ddpm", "Diffusion")
+    folder = write_run(tmp_path, made, pictures=False)
+    lines = [{"sampler": "DDIM", "passes": n, "metric": "fid@797", "value": 9.0 / n} for n in (2, 5, 20)]
+    protocol = {**made["test"]["protocol"], "metrics": {}}
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / place).write_text(json.dumps({"protocol": {**protocol, "split": "val"}, "points": lines}))
+    assert 'id="steps"' not in page(compare([tmp_path]))
+    (folder / place).write_text(json.dumps({"protocol": protocol, "points": lines}))
     section = re.search(r'<section id="steps".*?</section>', page(compare([tmp_path])), re.S).group(0)
     assert "ddpm/ddim" in section
     assert "0.450" in section

@@ -367,6 +367,8 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _cut(text: str, letters: float) -> str:
+    if len(text) > letters:
+        text = text.rpartition("/")[2]  # what tells a model's samplers apart
     return text if len(text) <= letters else text[: max(1, int(letters) - 1)] + "…"
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
+from genlab.report import fairness
 from genlab.report.chart import Axis, Chart, Series, room_for, steps
 from genlab.report.columns import shown
 from genlab.report.comparison import Comparison
@@ -267,7 +269,7 @@ def _lines(series: list[Series], label: str, told: str, log_x: bool = False, bar
     y = Axis.around([y for one in series for y in _heights(one)], "FID", log=True)
 
     def draw(width: int) -> Chart:
-        right = room_for([one.label for one in series], 170 if width == WIDE else 104)
+        right = room_for([one.label for one in series], 220 if width == WIDE else 112)
         height = max(400 if width == WIDE else 340, 90 + 15 * len(series))
         chart = Chart(x, y, told, width, height, right)
         for one in series:
@@ -322,20 +324,27 @@ def _sampler(name: str) -> str:
 
 
 def _speed_file(row: Row) -> list[tuple[str, _Point]]:
-    """Returns sampler and point of each line of a run's speed.json, whatever else is in it."""
+    """Returns sampler and point of each line that `genlab speed` wrote and whose protocol is the row's."""
     if row.variant:
         return []
-    try:
-        held = json.loads((row.first.run.path / "speed.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    held: Any = {}
+    for file in (row.first.run.path / "speed" / "speed.json", row.first.run.path / "speed.json"):
+        with suppress(OSError, ValueError):
+            held = json.loads(file.read_text(encoding="utf-8"))
+            break
+    if not isinstance(held, dict) or not fairness.is_scored_alike(row, part(held, "protocol")):
         return []
-    lines = held.get("rows") if isinstance(held, dict) else held
+    lines = held.get("points") or held.get("rows")
     points: list[tuple[str, _Point]] = []
     for line in lines if isinstance(lines, list) else []:
-        if isinstance(line, dict):
-            fid, nfe = score(line, "fid"), number(line.get("nfe"))
-            if fid and nfe and fid[1] > 0:
-                points.append((str(line.get("sampler", "")).lower(), (nfe, fid[1], None, None)))
+        found = (
+            score({str(line.get("metric")): line.get("value"), **line}, "fid")
+            if isinstance(line, dict)
+            else None
+        )
+        passes = number(line.get("passes", line.get("nfe"))) if found else None
+        if found and passes and found[1] > 0 < passes:
+            points.append((str(line.get("sampler", "")).lower(), (passes, found[1], None, None)))
     return points
 
 

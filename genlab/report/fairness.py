@@ -147,6 +147,15 @@ def _most_are_others(names: Mapping[str, list[str]]) -> list[tuple[str, str]]:
     return [*rest, (most, "all others" if len(names[most]) > 2 else ", ".join(names[most]))]
 
 
+def is_scored_alike(row: Row, protocol: Mapping[str, Any]) -> bool:
+    """Returns whether scores of another file belong beside a row's: no field that both name differs."""
+    return not _unequal_where_both(_sample_protocol(protocol), _sample_protocol(row.protocol))
+
+
+def _unequal_where_both(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
+    return [name for name in first.keys() & second.keys() if first[name] != second[name]]
+
+
 def trials(row: Row) -> str:
     """Returns the number of tuning trials behind a row's settings, "" where it is not recorded."""
     counts = {str(part(t.record, "bench").get("tuning_trials", "")) for t in row.runs}

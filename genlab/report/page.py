@@ -454,7 +454,7 @@ def _facts_of(trained: Trained) -> Iterator[tuple[str, str]]:
     yield f"{label}, run", f"{trained.name}, {trained.status}"
     command = environment.get("command")
     if isinstance(command, list):
-        yield f"{label}, command", " ".join(map(str, command))
+        yield f"{label}, command", " ".join(map(str, command)).replace("__main__.py", "genlab", 1)
     yield (
         f"{label}, test",
         " ".join(["genlab test", trained.name, *map(str, trained.entry().get("arguments") or [])]),
