@@ -182,6 +182,14 @@ def test_other_settings_of_an_experiment_are_another_row(tmp_path):
     assert all("ema_decay" in name for name in names)
 
 
+def test_seconds_of_another_machine_are_another_row(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_run(tmp_path, record("a", seed=2, fid=9.0, threads=8), pictures=False)
+    comparison = compare([tmp_path])
+    assert [row.name for row in comparison.rows] == ["a [1 x cpu, 1 thread, 32-true]"]
+    assert [row.name for row, _ in comparison.apart] == ["a [1 x cpu, 8 threads, 32-true]"]
+
+
 def test_the_training_seed_alone_makes_no_other_row(tmp_path):
     write_seeds(tmp_path, "a", [1.0, 1.1])
     texts = {path.read_text() for path in tmp_path.glob("*/*/config.yaml")}
@@ -1182,6 +1190,7 @@ def test_the_keyboard_sorts_and_empty_cells_come_last(open_page):
     head.locator("button").press("Enter")
     _, names = column(opened, "model")
     assert names[0] == "cvae_digits"
+    assert opened.locator("th[aria-sort=ascending], th[aria-sort=descending]").count() == 1
     assert names.index("ddpm_digits/ddim-5") < names.index("ddpm_digits/ddim-10")
 
 

@@ -119,7 +119,7 @@ class Comparison:
     def _fastest(self, best: Row) -> list[str]:
         ms = chosen(["ms"])[1]
         timed = [row for row in _in_order(self.rows, ms) if row.numbers(*ms.place)]
-        if len(timed) < 2 or len({fairness.hardware(row) for row in timed}) > 1:
+        if len(timed) < 2 or len({row.first.hardware for row in timed}) > 1:
             return []
         line = f"{timed[0].name} draws a sample fastest, in {ms.cell(timed[0]).text} ms"
         slower = f"; {best.name} takes {ms.cell(best).text} ms" if best in timed[1:] else ""

@@ -53,8 +53,8 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
         scope: What the numbers in question were measured on; one of the constants of this file.
     """
     found = {"budget": row.first.budget, "training data": training_data(row)}
-    if " s" in row.first.budget or scope in (SPEED, TRAINING):
-        found[_HARDWARE] = hardware(row)  # a second of another machine is another budget
+    if row.first.is_timed or scope in (SPEED, TRAINING):
+        found[_HARDWARE] = row.first.hardware  # a second of another machine is another budget
     if scope == SAMPLES and row.protocol:
         found |= _sample_protocol(row.protocol)
     if scope in (LIKELIHOOD, RECONSTRUCTION):
@@ -167,15 +167,6 @@ def training_data(row: Row) -> str:
     data = part(row.first.record, "data")
     count, mark = part(data, "counts").get("train"), part(data, "fingerprints").get("train")
     return " ".join(str(word) for word in (data.get("name"), count, str(mark)[:8] if mark else None) if word)
-
-
-def hardware(row: Row) -> str:
-    """Returns what a row was trained on, with whatever changes its speed."""
-    record = row.first.record
-    threads = record.get("threads")
-    words = [f"{record.get('num_devices', 1)} x {record.get('device', 'unknown device')}"]
-    words += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads is not None else []
-    return ", ".join([*words, *([str(record["precision"])] if "precision" in record else [])])
 
 
 def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:

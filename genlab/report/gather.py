@@ -97,6 +97,19 @@ class Trained:
         seen = number(self.record.get("images_seen"))
         return "" if seen is None else f"{seen:,.0f} images"
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether the budget holds seconds, which buy more on a faster machine."""
+        return " s" in self.budget
+
+    @property
+    def hardware(self) -> str:
+        """What it was trained on, with whatever changes its speed."""
+        record, threads = self.record, self.record.get("threads")
+        words = [f"{record.get('num_devices', 1)} x {record.get('device', 'unknown device')}"]
+        words += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads is not None else []
+        return ", ".join([*words, *([str(record["precision"])] if "precision" in record else [])])
+
     @cached_property
     def evaluations(self) -> list[Evaluation]:
         """The FID of every evaluation during training, in order."""

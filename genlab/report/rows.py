@@ -194,7 +194,8 @@ def settings_that_differ(first: Trained, second: Trained) -> list[str]:
 
 def _training_key(trained: Trained) -> tuple[Any, ...]:
     data = part(trained.record, "data", "fingerprints").get("train")
-    return trained.experiment, trained.family, trained.settings, trained.budget, str(data)
+    machine = trained.hardware if trained.is_timed else ""
+    return trained.experiment, trained.family, trained.settings, trained.budget, machine, str(data)
 
 
 def _rows_of_one_training(runs: list[Trained]) -> list[Row]:
@@ -237,6 +238,8 @@ def _told_apart(rows: list[Row]) -> list[Row]:
 def _mark(row: Row, other: Row, place: int) -> str:
     if row.first.budget != other.first.budget:
         return row.first.budget
+    if row.first.is_timed and row.first.hardware != other.first.hardware:
+        return row.first.hardware
     for field, value in row.protocol.items():
         if other.protocol.get(field) != value and isinstance(value, str | int | float):
             return f"{field} {value}"
