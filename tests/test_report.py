@@ -31,15 +31,17 @@ from PIL import Image
 
 from genlab.report.chart import Axis, Chart, Series
 from genlab.report.columns import COLUMNS, shown
-from genlab.report.comparison import compare, csv_table, markdown_table, remarks
+from genlab.report.comparison import compare
 from genlab.report.curves import frontier
 from genlab.report.fairness import Incomparable
+from genlab.report.forms import csv_table, markdown_table, text_table
 from genlab.report.gather import gather
 from genlab.report.intervals import difference, log_interval, spread_of_logs, t_interval
 from genlab.report.markup import tag
 from genlab.report.page import page
 from genlab.report.pictures import LOSSLESS_UP_TO, Album, encoded
 from genlab.report.rows import COLLAPSE_FACTOR
+from genlab.report.verdict import remarks, verdict
 from genlab.runs.folder import NotARun, Run
 
 T_2 = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # Student's 97.5 % quantile of 2 degrees of freedom, in closed form
@@ -272,8 +274,8 @@ def test_the_best_evaluation_is_shown_and_never_the_result(tmp_path):
     (row,) = comparison.rows
     assert (row.stability.best.value, row.stability.last.value) == pytest.approx((1.0, 2.0))
     assert row.over_seeds("values", "fid").value == 2.0
-    assert "0.5" not in comparison.verdict()[0]
-    assert "FID, 2 of one" in comparison.verdict()[0]
+    assert "0.5" not in verdict(comparison)[0]
+    assert "FID, 2 of one" in verdict(comparison)[0]
 
 
 def test_the_wobble_is_of_the_last_five_evaluations(tmp_path):
@@ -318,7 +320,7 @@ def test_a_row_of_another_protocol_is_set_apart_and_its_field_named(tmp_path, fi
     ((row, fields),) = comparison.apart
     assert row.name == "odd"
     assert field in [unequal.field for unequal in fields]
-    assert "odd" not in comparison.verdict()[0]
+    assert "odd" not in verdict(comparison)[0]
 
 
 @pytest.mark.parametrize("field", UNEQUAL)
@@ -346,6 +348,15 @@ def test_a_budget_of_images_differs_from_one_of_seconds_by_itself_alone(tmp_path
     write_seeds(tmp_path, "odd", [2.0, 2.1], **{"bench.budget": {"seconds": None, "images": 320_000}})
     ((_, fields),) = compare([tmp_path]).apart
     assert [str(field) for field in fields] == ["budget: 320,000 images instead of 90 s"]
+
+
+def test_speeds_are_ranked_on_one_device_whatever_the_budget(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_seeds(tmp_path, "b", [2.0, 2.1], **{"test.speed.ms_per_sample": 1.0})
+    compare([tmp_path], rank="ms")
+    write_seeds(tmp_path, "gpu", [2.0, 2.1], **{"test.speed.device": "H200"})
+    with pytest.raises(Incomparable, match="gpu has speed device: H200 instead of cpu"):
+        compare([tmp_path], rank="ms")
 
 
 def test_averaged_weights_are_a_part_of_a_method_and_a_choice_within_one(tmp_path):
@@ -398,7 +409,7 @@ def test_ranks_count_only_what_an_interval_decides(tmp_path):
     comparison = compare([tmp_path], rank="fid")
     ranks = dict(zip([row.name for row in comparison.rows], comparison.ranks(comparison.ranked), strict=True))
     assert ranks == {"best": "1", "near": "1", "far": "3"}
-    assert any("Tied with it" in line and "near" in line for line in comparison.verdict())
+    assert any("Tied with it" in line and "near" in line for line in verdict(comparison))
 
 
 def test_a_higher_precision_ranks_first(tmp_path):
@@ -417,7 +428,7 @@ def test_one_seed_leaves_the_rank_open_and_says_so(tmp_path):
     write_seeds(tmp_path, "b", [2.0, 2.1])
     comparison = compare([tmp_path], rank="fid")
     assert comparison.ranks(comparison.ranked) == ["?", "?"]
-    lines = comparison.verdict()
+    lines = verdict(comparison)
     assert "One training seed has no interval" in lines[0]
     assert any("Undecided" in line and "b" in line for line in lines)
 
@@ -428,7 +439,7 @@ def test_the_verdict_gives_ratios_of_geometric_means(tmp_path):
     write_seeds(tmp_path, "high", high)
     half = T_4 * math.sqrt(2 * math.log(2) ** 2 / 3)  # equal variances: Welch's degrees of freedom are 4
     ends = f"[{16 * math.exp(-half):.2f}, {16 * math.exp(half):.2f}]"
-    assert f"high has 16.00 times its FID {ends}." in compare([tmp_path]).verdict()
+    assert f"high has 16.00 times its FID {ends}." in verdict(compare([tmp_path]))
 
 
 def test_the_verdict_tells_likelihoods_apart_by_their_kind(tmp_path):
@@ -441,7 +452,7 @@ def test_the_verdict_tells_likelihoods_apart_by_their_kind(tmp_path):
         for seed in range(3):
             changes = {**with_likelihood(kind), "test.values.bits_per_dim": bits + 0.01 * seed}
             write_run(tmp_path, record(name, seed=seed, **changes), pictures=False)
-    lines = compare([tmp_path]).verdict()
+    lines = verdict(compare([tmp_path]))
     assert "Of the 2 models with an exact likelihood, flow has the lowest bits/dim, 2.01 ±0.025." in lines
     assert (
         "Of the 2 models with an upper bound, vae has the lowest bits/dim, ≤ 1.01 ±0.025; tied with it: vae2."
@@ -453,9 +464,9 @@ def test_the_verdict_names_the_fastest_on_one_machine_only(tmp_path):
     write_seeds(tmp_path, "slow", [1.0, 1.1], **{"test.speed.ms_per_sample": 240.0})
     write_seeds(tmp_path, "fast", [2.0, 2.1])
     said = "fast draws a sample fastest, in 3 ms; slow takes 240 ms."
-    assert said in compare([tmp_path]).verdict()
+    assert said in verdict(compare([tmp_path]))
     write_seeds(tmp_path, "elsewhere", [3.0, 3.1], threads=8, **{"bench.budget": {"images": 5}})
-    assert said in compare([tmp_path]).verdict()  # the row is set apart
+    assert said in verdict(compare([tmp_path]))  # the row is set apart
 
 
 def test_a_column_without_better_or_worse_cannot_rank(tmp_path):
@@ -629,8 +640,6 @@ def test_no_name_can_break_out_of_a_markdown_cell(tmp_path):
 
 
 def test_a_narrow_terminal_drops_the_least_important_columns(comparison):
-    from genlab.report.comparison import text_table
-
     wide, narrow = text_table(comparison, width=400), text_table(comparison, width=80)
     assert narrow.width <= 80
     assert {"model", "FID@797"} <= set(narrow.columns) < set(wide.columns)

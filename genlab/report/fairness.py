@@ -52,16 +52,15 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
         row: A row.
         scope: What the numbers in question were measured on; one of the constants of this file.
     """
+    if scope == SPEED:
+        return _speed_facts(row)
     found = {"budget": row.first.budget, "training data": training_data(row)}
-    if row.first.is_timed or scope in (SPEED, TRAINING):
+    if row.first.is_timed or scope == TRAINING:
         found[_HARDWARE] = row.first.hardware  # a second of another machine is another budget
     if scope == SAMPLES and row.protocol:
         found |= _sample_protocol(row.protocol)
     if scope in (LIKELIHOOD, RECONSTRUCTION):
         found |= {f"{scope} {name}": text_of(value) for name, value in part(row.protocol, scope).items()}
-    if scope == SPEED and row.entries:
-        speed = part(row.entries[0], "speed")
-        found |= {f"speed {name}": text_of(speed[name]) for name in ("device", "threads") if name in speed}
     return found
 
 
@@ -167,6 +166,16 @@ def training_data(row: Row) -> str:
     data = part(row.first.record, "data")
     count, mark = part(data, "counts").get("train"), part(data, "fingerprints").get("train")
     return " ".join(str(word) for word in (data.get("name"), count, str(mark)[:8] if mark else None) if word)
+
+
+def _speed_facts(row: Row) -> dict[str, str]:
+    # How fast a model is does not depend on how long it was trained.
+    speed = part(row.entries[0], "speed") if row.entries else {}
+    shape = part(row.first.record, "spec").get("shape", "")
+    return {
+        "shape": text_of(shape),
+        **{f"speed {name}": text_of(speed.get(name, "")) for name in ("device", "threads")},
+    }
 
 
 def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:

@@ -11,8 +11,8 @@ from importlib import resources
 import genlab
 from genlab.report import curves, fairness
 from genlab.report.adjectives import QUALITIES, beside_measurements
-from genlab.report.columns import COLUMNS, Cell, Column, filled
-from genlab.report.comparison import FLOOR, Comparison, heading
+from genlab.report.columns import COLUMNS, Cell, Column, filled, heading
+from genlab.report.comparison import FLOOR, Comparison
 from genlab.report.gather import Trained, part
 from genlab.report.markup import Markup, joined, tag
 from genlab.report.pictures import Album
@@ -24,6 +24,7 @@ from genlab.report.rows import (
     collapse,
     how_it_ended,
 )
+from genlab.report.verdict import verdict
 from genlab.runs.environment import without_private
 
 FRAMES = 12
@@ -111,7 +112,7 @@ def _header(comparison: Comparison) -> Markup:
 
 
 def _verdict(comparison: Comparison, album: Album) -> Markup:
-    first, *others = comparison.verdict()
+    first, *others = verdict(comparison)
     others = [tag("li", line) for line in others]
     return joined(
         [
