@@ -352,8 +352,9 @@ def test_a_budget_of_images_differs_from_one_of_seconds_by_itself_alone(tmp_path
 
 def test_speeds_are_ranked_on_one_device_whatever_the_budget(tmp_path):
     write_seeds(tmp_path, "a", [1.0, 1.1])
-    write_seeds(tmp_path, "b", [2.0, 2.1], **{"test.speed.ms_per_sample": 1.0})
-    compare([tmp_path], rank="ms")
+    other = {"test.speed.ms_per_sample": 1.0, "bench.budget": {"seconds": 5.0}}
+    write_seeds(tmp_path, "b", [2.0, 2.1], **other)
+    assert compare([tmp_path], rank="ms").ranked.key == "ms"
     write_seeds(tmp_path, "gpu", [2.0, 2.1], **{"test.speed.device": "H200"})
     with pytest.raises(Incomparable, match="gpu has speed device: H200 instead of cpu"):
         compare([tmp_path], rank="ms")
