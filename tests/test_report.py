@@ -999,6 +999,27 @@ def test_the_frontier_holds_what_nothing_else_beats():
     assert frontier(points) == [4, 0, 2, 5]
 
 
+def test_a_model_has_one_colour_in_every_figure(html):
+    styles = {}
+    for section in ("verdict", "time", "images", "speed", "stability"):
+        text = re.search(rf'<section id="{section}".*?</section>', html, re.S).group(0)
+        for name, style in re.findall(r'class="(?:mark|hollow) (c\d d\d)"><title>([^:,/]*)', text):
+            styles.setdefault(style.removesuffix("_digits"), set()).add(name)
+    assert len(styles) == 7
+    assert all(len(found) == 1 for found in styles.values())
+    assert len({*map(min, styles.values())}) == 7
+
+
+def test_records_alone_give_the_same_scores(bench, comparison, tmp_path):
+    for file in bench.glob("*/*/run.json"):
+        (tmp_path / file.parent.relative_to(bench)).mkdir(parents=True)
+        shutil.copy(file, tmp_path / file.relative_to(bench))
+    stored = {line["name"]: line for line in csv_rows(compare([tmp_path]))}
+    for line in csv_rows(comparison):
+        for key in ("fid", "fid_low", "fid_high", "precision", "ms", "comparable"):
+            assert stored[line["name"]][key] == line[key]
+
+
 def test_the_numbers_of_every_chart_can_be_read(html):
     figures = re.findall(r"<figure>.*?</figure>", html, re.S)
     charts = [figure for figure in figures if "<svg" in figure]

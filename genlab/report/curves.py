@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from genlab.report import fairness
@@ -52,7 +53,7 @@ def forest(comparison: Comparison) -> Markup | None:
     floor = comparison.floor.get("fid")
     ends = [end for _, f in rows for end in (f.value, f.low, f.high) if end is not None]
     axis = Axis.around([*ends, *([floor.value] if floor and floor.value else [])], "FID", log=True)
-    names = _short_names([row for row, _ in rows])
+    names, places = _short_names([row for row, _ in rows]), _places(comparison.all_rows)
 
     def draw(width: int) -> Chart:
         title = "FID of every comparable model with its 95 % interval over training seeds"
@@ -62,7 +63,8 @@ def forest(comparison: Comparison) -> Markup | None:
             chart.upright(floor.value, "floor")
         for place, (row, found) in enumerate(rows):
             height = len(rows) - place - 0.5
-            one = Series(row.name, place, [(found.value, height)], [found.low], [found.high])
+            colour = places[row.first.run.path]
+            one = Series(row.name, colour, [(found.value, height)], [found.low], [found.high])
             chart.bars(one, sideways=True)
             chart.marks(one)
         return chart
@@ -115,10 +117,10 @@ def pareto(comparison: Comparison) -> Markup | None:
     if not found:
         return None
     best = frontier([(ms, fid.value) for _, ms, fid in found])
-    names = _short_names([row for row, _, _ in found])
+    names, places = _short_names([row for row, _, _ in found]), _places(comparison.all_rows)
     series = [
-        Series(name, n, [(ms, f.value)], [f.low], [f.high])
-        for n, (name, (_, ms, f)) in enumerate(zip(names, found, strict=True))
+        Series(name, places[row.first.run.path], [(ms, f.value)], [f.low], [f.high])
+        for name, (row, ms, f) in zip(names, found, strict=True)
     ]
     y = Axis.around(
         [e for _, _, f in found for e in (f.value, f.low, f.high) if e is not None], "FID", log=True
@@ -156,7 +158,7 @@ def seeds(rows: Sequence[Row]) -> Markup | None:
     shown_rows = [row for row in rows if any(t.evaluations for t in row.runs)]
     if not shown_rows:
         return None
-    names = _short_names(shown_rows)
+    names, places = _short_names(shown_rows), _places(rows)
     values = [
         f
         for row in shown_rows
@@ -179,15 +181,15 @@ def seeds(rows: Sequence[Row]) -> Markup | None:
             rows=_fitting(names, width),
         )
         for place, row in enumerate(shown_rows):
-            height = len(shown_rows) - place - 0.5
+            height, colour = len(shown_rows) - place - 0.5, places[row.first.run.path]
             runs = [t for t in row.runs if t.evaluations]
             bad = frozenset(n for n, t in enumerate(runs) if how_it_ended(t) != "sound")
             last = [(t.evaluations[-1].fid, height) for t in runs]
             best = [(min(e.fid for e in t.evaluations), height) for t in runs]
             for (a, _), (b, _) in zip(best, last, strict=True):
-                chart.bars(Series("", place, [(a, height)], [a], [b]), sideways=True)
-            chart.marks(Series(f"{row.name}, best", place, best), hollow=True)
-            chart.marks(Series(f"{row.name}, last", place, last, crosses=bad))
+                chart.bars(Series("", colour, [(a, height)], [a], [b]), sideways=True)
+            chart.marks(Series(f"{row.name}, best", colour, best), hollow=True)
+            chart.marks(Series(f"{row.name}, last", colour, last, crosses=bad))
         return chart
 
     numbers = [
@@ -234,16 +236,16 @@ def _through_training(rows: Sequence[Row], where: Callable[[Evaluation], float],
     found = [(row, curve) for row in rows if (curve := _over_seeds(row, where))]
     if not found:
         return None
-    names = _short_names([row for row, _ in found])
+    names, places = _short_names([row for row, _ in found]), _places(rows)
     series = [
         Series(
             name,
-            place,
+            places[row.first.run.path],
             [(x, y) for x, y, _, _ in curve],
             [low for _, _, low, _ in curve],
             [high for *_, high in curve],
         )
-        for place, (name, (_, curve)) in enumerate(zip(names, found, strict=True))
+        for name, (row, curve) in zip(names, found, strict=True)
     ]
     told = (
         f"FID of each evaluation against {label}: the line is the geometric mean over seeds, the band "
@@ -346,6 +348,11 @@ def _speed_file(row: Row) -> list[tuple[str, _Point]]:
         if found and passes and found[1] > 0 < passes:
             points.append((str(line.get("sampler", "")).lower(), (passes, found[1], None, None)))
     return points
+
+
+def _places(rows: Sequence[Row]) -> dict[Path, int]:
+    """Returns a number for each training: it has the same colour in every figure."""
+    return {path: number for number, path in enumerate(dict.fromkeys(row.first.run.path for row in rows))}
 
 
 def _short_names(rows: Sequence[Row]) -> list[str]:
