@@ -1020,6 +1020,16 @@ def test_records_alone_give_the_same_scores(bench, comparison, tmp_path):
             assert stored[line["name"]][key] == line[key]
 
 
+@pytest.mark.parametrize(("section", "last"), [("time", "9"), ("images", "32,000")])
+def test_curves_are_geometric_means_of_the_seeds(tmp_path, section, last):
+    write_seeds(tmp_path, "a", [1.0, 1.1], curves={0: [8.0, 2.0], 1: [2.0, 18.0]})
+    text = re.search(rf'<section id="{section}".*?</section>', page(compare([tmp_path])), re.S).group(0)
+    cells = re.findall(
+        r'<th scope="row">a</th><td class="number">(.*?)</td><td class="number">(.*?)</td>', text
+    )
+    assert cells == [("0", "4"), (last, "6")]
+
+
 def test_the_numbers_of_every_chart_can_be_read(html):
     figures = re.findall(r"<figure>.*?</figure>", html, re.S)
     charts = [figure for figure in figures if "<svg" in figure]
