@@ -15,7 +15,7 @@ from genlab.report.columns import shown
 from genlab.report.comparison import Comparison
 from genlab.report.gather import Evaluation, number, part, score
 from genlab.report.intervals import log_interval
-from genlab.report.markup import Markup, tag
+from genlab.report.markup import Markup, breakable, tag
 from genlab.report.rows import Row, how_it_ended
 
 WIDE, NARROW = 760, 370
@@ -36,7 +36,11 @@ def figure(draw: Callable[[int], Chart], told: str, heads: Sequence[str], number
     charts = [draw(WIDE).svg("wide"), draw(NARROW).svg("narrow")]
     head = tag("tr", [tag("th", text, scope="col") for text in heads])
     lines = [
-        tag("tr", tag("th", line[0], scope="row"), [tag("td", text, class_="number") for text in line[1:]])
+        tag(
+            "tr",
+            tag("th", breakable(line[0]), scope="row"),
+            [tag("td", text, class_="number") for text in line[1:]],
+        )
         for line in numbers
     ]
     table = tag("table", tag("caption", told, class_="unseen"), tag("thead", head), tag("tbody", lines))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 
@@ -14,7 +13,7 @@ from genlab.report.adjectives import QUALITIES, beside_measurements
 from genlab.report.columns import COLUMNS, Cell, Column, filled, heading
 from genlab.report.comparison import FLOOR, Comparison
 from genlab.report.gather import Trained, part
-from genlab.report.markup import Markup, joined, tag
+from genlab.report.markup import Markup, breakable, joined, tag
 from genlab.report.pictures import Album
 from genlab.report.rows import (
     COLLAPSE_DUPLICATES,
@@ -209,7 +208,9 @@ def _line(row: Row, columns: Sequence[Column], apart: bool = False) -> Markup:
     name = columns[0].cell(row)
     mark = tag("abbr", name.mark, title="trained with labels") if name.mark else None
     note = tag("span", "not comparable", class_="tagged") if apart else None
-    first = tag("th", _named(name.text), " " if mark else None, mark, note, scope="row", data_value=name.text)
+    first = tag(
+        "th", breakable(name.text), " " if mark else None, mark, note, scope="row", data_value=name.text
+    )
     return tag(
         "tr",
         first,
@@ -235,11 +236,6 @@ def _caption(text: str) -> Markup:
     return tag("caption", tag("span", text))  # the span stays in view where the table is wider
 
 
-def _named(name: str) -> Markup:
-    """Returns a name that may be broken between its words and nowhere else, where that is enough."""
-    return joined([piece for word in re.split(r"(?<=[_/])", name) for piece in (word, tag("wbr"))][:-1])
-
-
 def _adjectives(comparison: Comparison, album: Album) -> Markup | None:
     lines = []
     for row, pairs in beside_measurements(comparison):
@@ -247,7 +243,7 @@ def _adjectives(comparison: Comparison, album: Album) -> Markup | None:
             tag("td", tag("strong", adjective), tag("span", measured or "not measured", class_="interval"))
             for adjective, measured in pairs
         ]
-        lines.append(tag("tr", tag("th", _named(row.name), scope="row"), tag("td", row.family), cells))
+        lines.append(tag("tr", tag("th", breakable(row.name), scope="row"), tag("td", row.family), cells))
     if not lines:
         return None
     head = tag("tr", [tag("th", name, scope="col") for name in ("model", "family", *QUALITIES)])
@@ -272,7 +268,9 @@ def _stability(comparison: Comparison, album: Album) -> Markup | None:
         cells = [by_key[key].cell(row) for key in ("stability", "best", "last", "wobble")]
         lines.append(
             tag(
-                "tr", tag("th", _named(row.name), scope="row"), [_cell(cell, by_key["fid"]) for cell in cells]
+                "tr",
+                tag("th", breakable(row.name), scope="row"),
+                [_cell(cell, by_key["fid"]) for cell in cells],
             )
         )
     head = tag(
@@ -360,7 +358,10 @@ def _film(row: Row, album: Album) -> Markup | None:
             )
             images.append(image)
         caption = tag(
-            "figcaption", tag("strong", _named(row.name)), " ", tag("span", f"{last:,} images", class_="when")
+            "figcaption",
+            tag("strong", breakable(row.name)),
+            " ",
+            tag("span", f"{last:,} images", class_="when"),
         )
         return tag("figure", images, caption)
     return None
@@ -392,7 +393,9 @@ def _picture(row: Row, kind: str, alt: str, album: Album) -> Markup | None:
         image = album.image(trained.run, path, f"{alt} {row.name}") if path else None
         if image:
             return tag(
-                "figure", image, tag("figcaption", tag("strong", _named(row.name)), f" seed {trained.seed}")
+                "figure",
+                image,
+                tag("figcaption", tag("strong", breakable(row.name)), f" seed {trained.seed}"),
             )
     return None
 
