@@ -320,7 +320,7 @@ def test_a_row_of_another_protocol_is_set_apart_and_its_field_named(tmp_path, fi
     ((row, fields),) = comparison.apart
     assert row.name == "odd"
     assert field in [unequal.field for unequal in fields]
-    assert "odd" not in verdict(comparison)[0]
+    assert not any("odd" in line for line in verdict(comparison))
 
 
 @pytest.mark.parametrize("field", UNEQUAL)
