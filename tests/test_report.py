@@ -320,7 +320,7 @@ def test_a_row_of_another_protocol_is_set_apart_and_its_field_named(tmp_path, fi
     ((row, fields),) = comparison.apart
     assert row.name == "odd"
     assert field in [unequal.field for unequal in fields]
-    assert not any("odd" in line for line in verdict(comparison))
+    assert "odd" not in verdict(comparison)[0]
 
 
 @pytest.mark.parametrize("field", UNEQUAL)
@@ -333,6 +333,13 @@ def test_a_ranking_of_unequal_protocols_is_refused_by_name(tmp_path, genlab_comm
     code, out, err = genlab_command("compare", tmp_path, "--rank", "fid")
     assert (code, out) == (2, "")
     assert field in err
+
+
+def test_a_row_that_is_set_apart_is_in_no_line_of_the_verdict(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_seeds(tmp_path, "b", [2.0, 2.1])
+    write_seeds(tmp_path, "odd", [9.0, 9.1], **UNEQUAL["split"])
+    assert not any("odd" in line for line in verdict(compare([tmp_path])))
 
 
 def test_seeds_with_images_as_their_budget_may_train_on_any_machine(tmp_path):
