@@ -9,16 +9,10 @@ import textwrap
 from pathlib import Path
 
 from genlab.report.columns import COLUMNS, Column, chosen
-from genlab.report.comparison import (
-    Comparison,
-    as_markdown,
-    compare,
-    csv_table,
-    markdown_table,
-    remarks,
-    text_table,
-)
+from genlab.report.comparison import Comparison, compare
+from genlab.report.forms import as_markdown, csv_table, markdown_table, text_table
 from genlab.report.table import printable
+from genlab.report.verdict import remarks
 from genlab.runs.folder import outputs_root
 
 

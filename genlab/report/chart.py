@@ -203,6 +203,7 @@ class Chart:
                 transform=f"translate({edge + 15:.1f} {y:.1f})",
                 class_=f"mark {style}",
             )
+            self._boxes.append((end_x, min(end_y, y) - 8, float(self.width), max(end_y, y) + 8))
             self._text(edge + 24, y + 4, _cut(one.label, (self.right - 26) / _LETTER))
 
     def point_labels(self, series: Sequence[Series], texts: Sequence[Sequence[str]]) -> None:
@@ -273,6 +274,8 @@ class Chart:
             )
             if fits and not any(_overlap(box, other) for other in self._boxes):
                 self._boxes.append(box)
+                if abs(dx) > _NEAR:
+                    self._segment((x, y), (box[0] if dx > 0 else box[2], y + dy), "lead")
                 self._text(left, y + dy + 3, text)
                 return
 
@@ -301,17 +304,15 @@ def short(value: float) -> str:
 
 
 _AROUND = (
-    (11, 1),
-    (-11, 1),
-    (0, -14),
-    (0, 17),
-    (11, -12),
-    (11, 14),
-    (-11, -12),
-    (-11, 14),
-    (14, 28),
-    (14, -26),
+    *((11, 1), (-11, 1), (0, -14), (0, 17), (11, -12), (11, 14), (-11, -12), (-11, 14)),
+    *(
+        (s * dx, dy)
+        for dx, dy in ((22, -26), (22, 28), (30, -42), (30, 44), (60, -20), (60, 22))
+        for s in (1, -1)
+    ),
 )
+_NEAR = 15
+"""A label farther away than this is joined to its point by a line."""
 _cross = "M-5 -5L5 5M-5 5L5 -5"
 
 
@@ -366,6 +367,8 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _cut(text: str, letters: float) -> str:
+    if len(text) > letters:
+        text = text.rpartition("/")[2]  # what tells a model's samplers apart
     return text if len(text) <= letters else text[: max(1, int(letters) - 1)] + "…"
 
 

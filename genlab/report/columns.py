@@ -383,3 +383,15 @@ def chosen(keys: Sequence[str]) -> list[Column]:
 def filled(rows: Sequence[Row]) -> list[Column]:
     """Returns the columns in which any row has something to show."""
     return [column for column in COLUMNS if any(column.cell(row).text for row in rows)]
+
+
+def heading(column: Column, rows: Sequence[Row]) -> str:
+    """Returns a column's heading; the number of images is part of a score's name."""
+    if column.scope != fairness.SAMPLES or not column.place:
+        return column.heading
+    for row in rows:
+        for entry in row.entries:
+            for name in entry["values"]:
+                if name.split("@")[0] == column.place[-1] and "@" in name:
+                    return f"{column.heading}@{name.split('@', 1)[1]}"
+    return column.heading

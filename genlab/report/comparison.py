@@ -1,21 +1,18 @@
-"""Runs to one comparison: rows in order, those set apart, the verdict in words, what was left out."""
+"""Runs to one comparison: rows in order, those set apart, what was left out."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from genlab.report import fairness
-from genlab.report.columns import COLUMNS, Cell, Column, chosen, filled, shown
+from genlab.report.columns import COLUMNS, Cell, Column, chosen, shown
 from genlab.report.fairness import Unequal
 from genlab.report.gather import gather
 from genlab.report.intervals import Difference, difference
 from genlab.report.rows import Row, rows_of
-from genlab.report.table import MetricsTable, printable
 
 FLOOR = "training split (floor)"
 """The training split scored in place of samples: the best that can be expected."""
@@ -74,38 +71,6 @@ class Comparison:
                 ranks.append(str(1 + outcomes.count(better)))
         return ranks
 
-    def verdict(self) -> list[str]:
-        """Returns what the FIDs of the comparable rows say, in sentences."""
-        fid = chosen(["fid"])[1]
-        scored = [row for row in self.rows if row.numbers(*fid.place)]
-        if not scored:
-            return ["No comparable row has an FID yet."]
-        first, *others = scored
-        seeds = len(first.numbers(*fid.place))
-        lines = [f"{first.name} has the lowest FID, {fid.cell(first)}{_of_seeds(seeds)}."]
-        if seeds == 1:
-            lines[0] += " One training seed has no interval: nothing is decided about it."
-        compared = [(row, self.against(row, first, fid)) for row in others]
-        lines += _ties(first, compared) + _undecided(compared)
-        lines += [
-            f"{row.name} has {found.value:.2f} times its FID [{found.low:.2f}, {found.high:.2f}]."
-            for row, found in compared
-            if found is not None
-            and found.outcome == "higher"
-            and found.low is not None
-            and found.high is not None
-        ]
-        return lines + self._troubles()
-
-    def _troubles(self) -> list[str]:
-        troubled = [row for row in self.rows if row.stability.problems and not row.variant]
-        lines = []
-        for row in troubled:
-            num = len(row.numbers("values", "fid"))
-            shown_fid = f"its FID is of the {num} that have one" if num else "none of them has an FID"
-            lines.append(f"{row.name}: {row.stability} of its trainings; {shown_fid}.")
-        return lines
-
 
 def compare(paths: Sequence[Path], rank: str | None = None) -> Comparison:
     """Reads runs and puts them side by side.
@@ -133,149 +98,12 @@ def compare(paths: Sequence[Path], rank: str | None = None) -> Comparison:
     apart = fairness.set_apart(rows)
     fair = [row for place, row in enumerate(rows) if place not in apart]
     others = [(row, apart[place]) for place, row in enumerate(rows) if place in apart]
-    return Comparison(_in_order(fair, column), others, gathered.problems + notes, column if rank else None)
+    return Comparison(in_order(fair, column), others, gathered.problems + notes, column if rank else None)
 
 
-def text_table(
-    comparison: Comparison, columns: Sequence[Column] | None = None, width: int | None = None
-) -> MetricsTable:
-    """Returns the comparable rows and the floor as a table for people.
+def in_order(rows: list[Row], column: Column) -> list[Row]:
+    """Returns the rows with the best in a column first, those without a number last."""
 
-    Args:
-        comparison: What to show.
-        columns: Which columns; those that hold anything if None.
-        width: Characters of a terminal; columns of little importance are dropped until the table fits.
-    """
-    wanted = list(columns or filled(comparison.rows))
-    brief = width is not None  # a terminal has room for more columns if only FID shows its interval
-    table = _table(comparison, wanted, brief)
-    while columns is None and width is not None and table.width > width and len(wanted) > 2:
-        wanted.remove(max(wanted, key=lambda column: column.importance))
-        table = _table(comparison, wanted, brief)
-    return table
-
-
-def remarks(comparison: Comparison) -> list[str]:
-    """Returns what stands below a table: verdict, what is set apart and why, what is unequal, notes."""
-    lines = comparison.verdict()
-    lines += [
-        f"Not comparable: {row.name} has {', '.join(map(str, fields))}." for row, fields in comparison.apart
-    ]
-    lines += [
-        f"Not held equal: {name} ({values})." for name, values in fairness.not_held_equal(comparison.rows)
-    ]
-    if any(row.uses_labels for row in comparison.all_rows):
-        lines.append("† was trained with labels, which the others did not see.")
-    return lines + comparison.notes
-
-
-def csv_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> str:
-    """Returns every row as CSV: a column of numbers has two more, `_low` and `_high`, for its interval.
-
-    `_sign` has ≤ for an upper bound. `comparable` tells the rows that were set apart, `differs` why.
-    """
-    wanted = list(columns or filled(comparison.all_rows))
-    shapes = {column.key: _shape(column, comparison.all_rows) for column in wanted}
-    ranked = comparison.ranked
-    ranks = comparison.ranks(ranked) if ranked else [""] * len(comparison.rows)
-    lines = [
-        ([column.cell(row) for column in wanted], rank, "yes", "")
-        for row, rank in zip(comparison.rows, ranks, strict=True)
-    ]
-    for row, fields in comparison.apart:
-        lines.append(([column.cell(row) for column in wanted], "", "no", "; ".join(map(str, fields))))
-    if comparison.floor:
-        lines.append(([_floor_cell(comparison, column) for column in wanted], "", "floor", ""))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    heads = [column.key + part for column in wanted for part in ("", *shapes[column.key])]
-    writer.writerow([*heads, *(["rank"] if ranked else []), "comparable", "differs"])
-    for cells, rank, comparable, differs in lines:
-        exported = [
-            text
-            for column, cell in zip(wanted, cells, strict=True)
-            for text in _exported(cell, shapes[column.key])
-        ]
-        writer.writerow([*exported, *([rank] if ranked else []), comparable, differs])
-    return out.getvalue()
-
-
-def markdown_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> str:
-    """Returns the table and its remarks as Markdown."""
-    table = _table(comparison, list(columns or filled(comparison.rows)))
-    return (
-        "\n\n".join(
-            [as_markdown(table), "\n".join(f"- {_markdown_text(line)}" for line in remarks(comparison))]
-        )
-        + "\n"
-    )
-
-
-def as_markdown(table: MetricsTable) -> str:
-    """Returns a table as Markdown; no cell can end its column or become a tag."""
-    rule = ["--:" if numeric else ":--" for numeric in table.numeric]
-    lines = [
-        list(map(_markdown_text, table.columns)),
-        rule,
-        *(list(map(_markdown_text, row)) for row in table.cells),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _table(comparison: Comparison, columns: list[Column], brief: bool = False) -> MetricsTable:
-    cells = [
-        [c.cell(row).text if brief and c.is_numeric and c.key != "fid" else str(c.cell(row)) for c in columns]
-        for row in comparison.rows
-    ]
-    if comparison.floor and any(column.key in comparison.floor for column in columns):
-        cells.append([str(_floor_cell(comparison, column)) for column in columns])
-    headings = [heading(column, comparison.rows) for column in columns]
-    numeric = [column.is_numeric for column in columns]
-    if comparison.ranked:
-        ranks = comparison.ranks(comparison.ranked) + [""] * (len(cells) - len(comparison.rows))
-        cells = [[rank, *row] for rank, row in zip(ranks, cells, strict=True)]
-        headings, numeric = [f"rank ({comparison.ranked.key})", *headings], [True, *numeric]
-    return MetricsTable(
-        [printable(text) for text in headings], [list(map(printable, row)) for row in cells], numeric
-    )
-
-
-def heading(column: Column, rows: Sequence[Row]) -> str:
-    """Returns a column's heading; the number of images is part of a score's name."""
-    if column.scope != fairness.SAMPLES or not column.place:
-        return column.heading
-    for row in rows:
-        for entry in row.entries:
-            for name in entry["values"]:
-                if name.split("@")[0] == column.place[-1] and "@" in name:
-                    return f"{column.heading}@{name.split('@', 1)[1]}"
-    return column.heading
-
-
-def _floor_cell(comparison: Comparison, column: Column) -> Cell:
-    return Cell(FLOOR) if column.key == "name" else comparison.floor.get(column.key, Cell())
-
-
-def _shape(column: Column, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Returns the further fields that a column needs in a file: the ends of intervals, the sign of bounds."""
-    cells = [column.cell(row) for row in rows]
-    ends = ("_low", "_high") if any(cell.low is not None for cell in cells) else ()
-    return (*ends, "_sign") if any(cell.sign for cell in cells) else ends
-
-
-def _exported(cell: Cell, shape: tuple[str, ...]) -> list[str]:
-    fields = {"_low": cell.low, "_high": cell.high, "_sign": cell.sign}
-    value = cell.text if cell.value is None else cell.value
-    return [_plain(field) for field in (value, *map(fields.__getitem__, shape))]
-
-
-def _plain(field: str | float | None) -> str:
-    if isinstance(field, float):
-        return f"{field:.0f}" if field.is_integer() and abs(field) < 1e15 else repr(field)
-    return field or ""
-
-
-def _in_order(rows: list[Row], column: Column) -> list[Row]:
     def key(row: Row) -> tuple[bool, float]:
         found = row.over_seeds(*column.place)
         sign = -1.0 if column.better == "higher" else 1.0
@@ -292,32 +120,3 @@ def _rank_column(key: str) -> Column:
             f"Rows cannot be ranked by '{key}', which has no better or worse. There are: {rankable}."
         )
     return column
-
-
-def _ties(first: Row, compared: list[tuple[Row, Difference | None]]) -> list[str]:
-    tied = [row.name for row, found in compared if found is not None and found.outcome == "tie"]
-    if not tied:
-        return []
-    return [f"Tied with it (the 95 % interval of the difference of log FID contains 0): {', '.join(tied)}."]
-
-
-def _undecided(compared: list[tuple[Row, Difference | None]]) -> list[str]:
-    open_ = [row.name for row, found in compared if found is not None and found.outcome == "undecided"]
-    return [f"Undecided, since one training seed has no interval: {', '.join(open_)}."] if open_ else []
-
-
-def _of_seeds(num: int) -> str:
-    return f" over {num} training seeds" if num > 1 else " of one training seed"
-
-
-def _markdown_text(text: str) -> str:
-    for letter, written in (
-        ("\\", "\\\\"),
-        ("|", "\\|"),
-        ("<", "&lt;"),
-        ("`", "\\`"),
-        ("[", "\\["),
-        ("*", "\\*"),
-    ):
-        text = text.replace(letter, written)
-    return text

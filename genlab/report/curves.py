@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from genlab.report import fairness
 from genlab.report.chart import Axis, Chart, Series, room_for, steps
 from genlab.report.columns import shown
 from genlab.report.comparison import Comparison
 from genlab.report.gather import Evaluation, number, part, score
 from genlab.report.intervals import log_interval
-from genlab.report.markup import Markup, tag
+from genlab.report.markup import Markup, breakable, tag
 from genlab.report.rows import Row, how_it_ended
 
 WIDE, NARROW = 760, 370
@@ -33,7 +36,11 @@ def figure(draw: Callable[[int], Chart], told: str, heads: Sequence[str], number
     charts = [draw(WIDE).svg("wide"), draw(NARROW).svg("narrow")]
     head = tag("tr", [tag("th", text, scope="col") for text in heads])
     lines = [
-        tag("tr", tag("th", line[0], scope="row"), [tag("td", text, class_="number") for text in line[1:]])
+        tag(
+            "tr",
+            tag("th", breakable(line[0]), scope="row"),
+            [tag("td", text, class_="number") for text in line[1:]],
+        )
         for line in numbers
     ]
     table = tag("table", tag("caption", told, class_="unseen"), tag("thead", head), tag("tbody", lines))
@@ -50,7 +57,7 @@ def forest(comparison: Comparison) -> Markup | None:
     floor = comparison.floor.get("fid")
     ends = [end for _, f in rows for end in (f.value, f.low, f.high) if end is not None]
     axis = Axis.around([*ends, *([floor.value] if floor and floor.value else [])], "FID", log=True)
-    names = _short_names([row for row, _ in rows])
+    names, places = _short_names([row for row, _ in rows]), _places(comparison.all_rows)
 
     def draw(width: int) -> Chart:
         title = "FID of every comparable model with its 95 % interval over training seeds"
@@ -60,7 +67,8 @@ def forest(comparison: Comparison) -> Markup | None:
             chart.upright(floor.value, "floor")
         for place, (row, found) in enumerate(rows):
             height = len(rows) - place - 0.5
-            one = Series(row.name, place, [(found.value, height)], [found.low], [found.high])
+            colour = places[row.first.run.path]
+            one = Series(row.name, colour, [(found.value, height)], [found.low], [found.high])
             chart.bars(one, sideways=True)
             chart.marks(one)
         return chart
@@ -113,10 +121,10 @@ def pareto(comparison: Comparison) -> Markup | None:
     if not found:
         return None
     best = frontier([(ms, fid.value) for _, ms, fid in found])
-    names = _short_names([row for row, _, _ in found])
+    names, places = _short_names([row for row, _, _ in found]), _places(comparison.all_rows)
     series = [
-        Series(name, n, [(ms, f.value)], [f.low], [f.high])
-        for n, (name, (_, ms, f)) in enumerate(zip(names, found, strict=True))
+        Series(name, places[row.first.run.path], [(ms, f.value)], [f.low], [f.high])
+        for name, (row, ms, f) in zip(names, found, strict=True)
     ]
     y = Axis.around(
         [e for _, _, f in found for e in (f.value, f.low, f.high) if e is not None], "FID", log=True
@@ -154,7 +162,7 @@ def seeds(rows: Sequence[Row]) -> Markup | None:
     shown_rows = [row for row in rows if any(t.evaluations for t in row.runs)]
     if not shown_rows:
         return None
-    names = _short_names(shown_rows)
+    names, places = _short_names(shown_rows), _places(rows)
     values = [
         f
         for row in shown_rows
@@ -177,15 +185,15 @@ def seeds(rows: Sequence[Row]) -> Markup | None:
             rows=_fitting(names, width),
         )
         for place, row in enumerate(shown_rows):
-            height = len(shown_rows) - place - 0.5
+            height, colour = len(shown_rows) - place - 0.5, places[row.first.run.path]
             runs = [t for t in row.runs if t.evaluations]
             bad = frozenset(n for n, t in enumerate(runs) if how_it_ended(t) != "sound")
             last = [(t.evaluations[-1].fid, height) for t in runs]
             best = [(min(e.fid for e in t.evaluations), height) for t in runs]
             for (a, _), (b, _) in zip(best, last, strict=True):
-                chart.bars(Series("", place, [(a, height)], [a], [b]), sideways=True)
-            chart.marks(Series(f"{row.name}, best", place, best), hollow=True)
-            chart.marks(Series(f"{row.name}, last", place, last, crosses=bad))
+                chart.bars(Series("", colour, [(a, height)], [a], [b]), sideways=True)
+            chart.marks(Series(f"{row.name}, best", colour, best), hollow=True)
+            chart.marks(Series(f"{row.name}, last", colour, last, crosses=bad))
         return chart
 
     numbers = [
@@ -232,16 +240,16 @@ def _through_training(rows: Sequence[Row], where: Callable[[Evaluation], float],
     found = [(row, curve) for row in rows if (curve := _over_seeds(row, where))]
     if not found:
         return None
-    names = _short_names([row for row, _ in found])
+    names, places = _short_names([row for row, _ in found]), _places(rows)
     series = [
         Series(
             name,
-            place,
+            places[row.first.run.path],
             [(x, y) for x, y, _, _ in curve],
             [low for _, _, low, _ in curve],
             [high for *_, high in curve],
         )
-        for place, (name, (_, curve)) in enumerate(zip(names, found, strict=True))
+        for name, (row, curve) in zip(names, found, strict=True)
     ]
     told = (
         f"FID of each evaluation against {label}: the line is the geometric mean over seeds, the band "
@@ -267,7 +275,7 @@ def _lines(series: list[Series], label: str, told: str, log_x: bool = False, bar
     y = Axis.around([y for one in series for y in _heights(one)], "FID", log=True)
 
     def draw(width: int) -> Chart:
-        right = room_for([one.label for one in series], 170 if width == WIDE else 104)
+        right = room_for([one.label for one in series], 220 if width == WIDE else 112)
         height = max(400 if width == WIDE else 340, 90 + 15 * len(series))
         chart = Chart(x, y, told, width, height, right)
         for one in series:
@@ -322,21 +330,33 @@ def _sampler(name: str) -> str:
 
 
 def _speed_file(row: Row) -> list[tuple[str, _Point]]:
-    """Returns sampler and point of each line of a run's speed.json, whatever else is in it."""
+    """Returns sampler and point of each line that `genlab speed` wrote and whose protocol is the row's."""
     if row.variant:
         return []
-    try:
-        held = json.loads((row.first.run.path / "speed.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    held: Any = {}
+    for file in (row.first.run.path / "speed" / "speed.json", row.first.run.path / "speed.json"):
+        with suppress(OSError, ValueError):
+            held = json.loads(file.read_text(encoding="utf-8"))
+            break
+    if not isinstance(held, dict) or not fairness.is_scored_alike(row, part(held, "protocol")):
         return []
-    lines = held.get("rows") if isinstance(held, dict) else held
+    lines = held.get("points") or held.get("rows")
     points: list[tuple[str, _Point]] = []
     for line in lines if isinstance(lines, list) else []:
-        if isinstance(line, dict):
-            fid, nfe = score(line, "fid"), number(line.get("nfe"))
-            if fid and nfe and fid[1] > 0:
-                points.append((str(line.get("sampler", "")).lower(), (nfe, fid[1], None, None)))
+        found = (
+            score({str(line.get("metric")): line.get("value"), **line}, "fid")
+            if isinstance(line, dict)
+            else None
+        )
+        passes = number(line.get("passes", line.get("nfe"))) if found else None
+        if found and passes and found[1] > 0 < passes:
+            points.append((str(line.get("sampler", "")).lower(), (passes, found[1], None, None)))
     return points
+
+
+def _places(rows: Sequence[Row]) -> dict[Path, int]:
+    """Returns a number for each training: it has the same colour in every figure."""
+    return {path: number for number, path in enumerate(dict.fromkeys(row.first.run.path for row in rows))}
 
 
 def _short_names(rows: Sequence[Row]) -> list[str]:

@@ -15,7 +15,8 @@ SAMPLES, LIKELIHOOD, RECONSTRUCTION = "samples", "likelihood", "reconstruction"
 SPEED, TRAINING = "speed", "training"
 """What a number was measured on: decides what must be equal beside it. A protocol's sections are so named."""
 
-_METRIC = "metric "
+_METRIC, _HARDWARE = "metric ", "hardware"
+_WHERE_BOTH_HAVE_IT = (_METRIC, _HARDWARE)  # a metric that one lacks is an empty cell
 _NOT_OF_THE_SAMPLES = ("weights", "extractor_digest")
 
 
@@ -51,16 +52,15 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
         row: A row.
         scope: What the numbers in question were measured on; one of the constants of this file.
     """
+    if scope == SPEED:
+        return _speed_facts(row)
     found = {"budget": row.first.budget, "training data": training_data(row)}
-    if row.first.budget.endswith(" s") or scope in (SPEED, TRAINING):
-        found["hardware"] = hardware(row)  # a second of another machine is another budget
+    if row.first.is_timed or scope == TRAINING:
+        found[_HARDWARE] = row.first.hardware  # a second of another machine is another budget
     if scope == SAMPLES and row.protocol:
         found |= _sample_protocol(row.protocol)
     if scope in (LIKELIHOOD, RECONSTRUCTION):
         found |= {f"{scope} {name}": text_of(value) for name, value in part(row.protocol, scope).items()}
-    if scope == SPEED and row.entries:
-        speed = part(row.entries[0], "speed")
-        found |= {f"speed {name}": text_of(speed[name]) for name in ("device", "threads") if name in speed}
     return found
 
 
@@ -146,6 +146,15 @@ def _most_are_others(names: Mapping[str, list[str]]) -> list[tuple[str, str]]:
     return [*rest, (most, "all others" if len(names[most]) > 2 else ", ".join(names[most]))]
 
 
+def is_scored_alike(row: Row, protocol: Mapping[str, Any]) -> bool:
+    """Returns whether scores of another file belong beside a row's: no field that both name differs."""
+    return not _unequal_where_both(_sample_protocol(protocol), _sample_protocol(row.protocol))
+
+
+def _unequal_where_both(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
+    return [name for name in first.keys() & second.keys() if first[name] != second[name]]
+
+
 def trials(row: Row) -> str:
     """Returns the number of tuning trials behind a row's settings, "" where it is not recorded."""
     counts = {str(part(t.record, "bench").get("tuning_trials", "")) for t in row.runs}
@@ -159,13 +168,14 @@ def training_data(row: Row) -> str:
     return " ".join(str(word) for word in (data.get("name"), count, str(mark)[:8] if mark else None) if word)
 
 
-def hardware(row: Row) -> str:
-    """Returns what a row was trained on, with whatever changes its speed."""
-    record = row.first.record
-    threads = record.get("threads")
-    words = [f"{record.get('num_devices', 1)} x {record.get('device', 'unknown device')}"]
-    words += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads is not None else []
-    return ", ".join([*words, *([str(record["precision"])] if "precision" in record else [])])
+def _speed_facts(row: Row) -> dict[str, str]:
+    # How fast a model is does not depend on how long it was trained.
+    speed = part(row.entries[0], "speed") if row.entries else {}
+    shape = part(row.first.record, "spec").get("shape", "")
+    return {
+        "shape": text_of(shape),
+        **{f"speed {name}": text_of(speed.get(name, "")) for name in ("device", "threads")},
+    }
 
 
 def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
@@ -185,7 +195,7 @@ def _unequal(found: Mapping[str, str], usual: Mapping[str, str]) -> list[Unequal
         Unequal(name, found.get(name, ""), usual.get(name, ""))
         for name in fields
         if found.get(name, "") != usual.get(name, "")
-        and not (name.startswith(_METRIC) and (name not in found or name not in usual))  # an empty cell
+        and not (name.startswith(_WHERE_BOTH_HAVE_IT) and (name not in found or name not in usual))
     ]
 
 

@@ -97,6 +97,19 @@ class Trained:
         seen = number(self.record.get("images_seen"))
         return "" if seen is None else f"{seen:,.0f} images"
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether the budget holds seconds, which buy more on a faster machine."""
+        return " s" in self.budget
+
+    @property
+    def hardware(self) -> str:
+        """What it was trained on, with whatever changes its speed."""
+        record, threads = self.record, self.record.get("threads")
+        words = [f"{record.get('num_devices', 1)} x {record.get('device', 'unknown device')}"]
+        words += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads is not None else []
+        return ", ".join([*words, *([str(record["precision"])] if "precision" in record else [])])
+
     @cached_property
     def evaluations(self) -> list[Evaluation]:
         """The FID of every evaluation during training, in order."""
@@ -198,8 +211,11 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     if not children.keys().isdisjoint(_SIGNS_OF_A_RUN):
         yield folder
     elif depth:
+        # The trials that chose a bench's settings are no results of it.
+        ignored = {"trials"} if "bench.json" in children else set()
         for name in sorted(name for name, is_folder in children.items() if is_folder and name[0] != "."):
-            yield from _below(folder / name, depth - 1)
+            if name not in ignored:
+                yield from _below(folder / name, depth - 1)
 
 
 def _read_into(gathered: Gathered, run: Run) -> None:

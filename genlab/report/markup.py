@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
-_WITHOUT_END = frozenset({"br", "col", "hr", "img", "input", "link", "meta"})
+_WITHOUT_END = frozenset({"br", "col", "hr", "img", "input", "link", "meta", "wbr"})
 
 
 class Markup(str):
@@ -38,6 +39,11 @@ def joined(children: Any) -> Markup:
     if isinstance(children, list | tuple):
         return Markup("".join(map(joined, children)))
     return Markup(escape(_printable(str(children))))
+
+
+def breakable(name: str) -> Markup:
+    """Returns a name that may be broken between its words and nowhere else, where that is enough."""
+    return joined([piece for word in re.split(r"(?<=[_/])", name) for piece in (word, tag("wbr"))][:-1])
 
 
 def _attribute(key: str, value: Any) -> str:

@@ -10,10 +10,10 @@ from importlib import resources
 import genlab
 from genlab.report import curves, fairness
 from genlab.report.adjectives import QUALITIES, beside_measurements
-from genlab.report.columns import COLUMNS, Cell, Column, filled
-from genlab.report.comparison import FLOOR, Comparison, heading
+from genlab.report.columns import COLUMNS, Cell, Column, filled, heading
+from genlab.report.comparison import FLOOR, Comparison
 from genlab.report.gather import Trained, part
-from genlab.report.markup import Markup, joined, tag
+from genlab.report.markup import Markup, breakable, joined, tag
 from genlab.report.pictures import Album
 from genlab.report.rows import (
     COLLAPSE_DUPLICATES,
@@ -23,6 +23,7 @@ from genlab.report.rows import (
     collapse,
     how_it_ended,
 )
+from genlab.report.verdict import verdict
 from genlab.runs.environment import without_private
 
 FRAMES = 12
@@ -110,7 +111,7 @@ def _header(comparison: Comparison) -> Markup:
 
 
 def _verdict(comparison: Comparison, album: Album) -> Markup:
-    first, *others = comparison.verdict()
+    first, *others = verdict(comparison)
     others = [tag("li", line) for line in others]
     return joined(
         [
@@ -166,8 +167,7 @@ def _table(comparison: Comparison, album: Album) -> Markup | None:
         foot = tag("tfoot", tag("tr", tag("th", FLOOR, scope="row"), cells))
     table = tag(
         "table",
-        tag(
-            "caption",
+        _caption(
             "A button in the head sorts by its column. An empty cell: the model does not have this.",
         ),
         tag("thead", tag("tr", head)),
@@ -208,7 +208,9 @@ def _line(row: Row, columns: Sequence[Column], apart: bool = False) -> Markup:
     name = columns[0].cell(row)
     mark = tag("abbr", name.mark, title="trained with labels") if name.mark else None
     note = tag("span", "not comparable", class_="tagged") if apart else None
-    first = tag("th", name.text, " " if mark else None, mark, note, scope="row", data_value=name.text)
+    first = tag(
+        "th", breakable(name.text), " " if mark else None, mark, note, scope="row", data_value=name.text
+    )
     return tag(
         "tr",
         first,
@@ -230,6 +232,10 @@ def _cell(cell: Cell, column: Column) -> Markup:
     )
 
 
+def _caption(text: str) -> Markup:
+    return tag("caption", tag("span", text))  # the span stays in view where the table is wider
+
+
 def _adjectives(comparison: Comparison, album: Album) -> Markup | None:
     lines = []
     for row, pairs in beside_measurements(comparison):
@@ -237,11 +243,11 @@ def _adjectives(comparison: Comparison, album: Album) -> Markup | None:
             tag("td", tag("strong", adjective), tag("span", measured or "not measured", class_="interval"))
             for adjective, measured in pairs
         ]
-        lines.append(tag("tr", tag("th", row.name, scope="row"), tag("td", row.family), cells))
+        lines.append(tag("tr", tag("th", breakable(row.name), scope="row"), tag("td", row.family), cells))
     if not lines:
         return None
     head = tag("tr", [tag("th", name, scope="col") for name in ("model", "family", *QUALITIES)])
-    caption = tag("caption", "What textbooks say of a family, and below it what was measured here.")
+    caption = _caption("What textbooks say of a family, and below it what was measured here.")
     table = tag("table", caption, tag("thead", head), tag("tbody", lines))
     return tag(
         "div", table, class_="scroll words", tabindex="0", role="region", aria_label="Table of adjectives"
@@ -261,13 +267,17 @@ def _stability(comparison: Comparison, album: Album) -> Markup | None:
     for row in rows:
         cells = [by_key[key].cell(row) for key in ("stability", "best", "last", "wobble")]
         lines.append(
-            tag("tr", tag("th", row.name, scope="row"), [_cell(cell, by_key["fid"]) for cell in cells])
+            tag(
+                "tr",
+                tag("th", breakable(row.name), scope="row"),
+                [_cell(cell, by_key["fid"]) for cell in cells],
+            )
         )
     head = tag(
         "tr", [tag("th", text, scope="col", class_="number" if n else None) for n, text in enumerate(heads)]
     )
-    caption = tag(
-        "caption", "Best and last of each run's own evaluations, over seeds; the best one is not the result."
+    caption = _caption(
+        "Best and last of each run's own evaluations, over seeds; the best one is not the result."
     )
     table = tag("table", caption, tag("thead", head), tag("tbody", lines))
     troubles = [tag("li", f"{t.name}: {text}") for row in rows for t in row.runs if (text := _trouble(t))]
@@ -348,7 +358,10 @@ def _film(row: Row, album: Album) -> Markup | None:
             )
             images.append(image)
         caption = tag(
-            "figcaption", tag("strong", row.name), " ", tag("span", f"{last:,} images", class_="when")
+            "figcaption",
+            tag("strong", breakable(row.name)),
+            " ",
+            tag("span", f"{last:,} images", class_="when"),
         )
         return tag("figure", images, caption)
     return None
@@ -379,7 +392,11 @@ def _picture(row: Row, kind: str, alt: str, album: Album) -> Markup | None:
         path = part(trained.entry(row.variant), "pictures").get(kind)
         image = album.image(trained.run, path, f"{alt} {row.name}") if path else None
         if image:
-            return tag("figure", image, tag("figcaption", tag("strong", row.name), f" seed {trained.seed}"))
+            return tag(
+                "figure",
+                image,
+                tag("figcaption", tag("strong", breakable(row.name)), f" seed {trained.seed}"),
+            )
     return None
 
 
@@ -441,7 +458,7 @@ def _facts_of(trained: Trained) -> Iterator[tuple[str, str]]:
     yield f"{label}, run", f"{trained.name}, {trained.status}"
     command = environment.get("command")
     if isinstance(command, list):
-        yield f"{label}, command", " ".join(map(str, command))
+        yield f"{label}, command", " ".join(map(str, command)).replace("__main__.py", "genlab", 1)
     yield (
         f"{label}, test",
         " ".join(["genlab test", trained.name, *map(str, trained.entry().get("arguments") or [])]),

@@ -15,6 +15,7 @@ COLLAPSE_FACTOR = 3.0
 """A run has collapsed when its last FID is more than this many times the best of its own evaluations, ..."""
 COLLAPSE_RECALL = 0.5
 """... when its last recall is below this share of the best of its own evaluations, ..."""
+_ANY_RECALL = 0.1  # who never had more has no modes to lose
 COLLAPSE_DUPLICATES = 0.25
 """... or when more than this share of its last samples are near-duplicates of each other."""
 LAST_EVALUATIONS = 5
@@ -139,7 +140,7 @@ def collapse(trained: Trained) -> str:
     if not trend:
         return ""
     recalls = [value for signs in trend if (value := number(signs.get("recall"))) is not None]
-    if recalls and recalls[-1] < COLLAPSE_RECALL * max(recalls):
+    if max(recalls, default=0.0) >= _ANY_RECALL and recalls[-1] < COLLAPSE_RECALL * max(recalls):
         return f"recall fell to {recalls[-1]:.2f} from {max(recalls):.2f}"
     duplicates = number(trend[-1].get("duplicates"))
     if duplicates is not None and duplicates > COLLAPSE_DUPLICATES:
@@ -193,7 +194,8 @@ def settings_that_differ(first: Trained, second: Trained) -> list[str]:
 
 def _training_key(trained: Trained) -> tuple[Any, ...]:
     data = part(trained.record, "data", "fingerprints").get("train")
-    return trained.experiment, trained.family, trained.settings, trained.budget, str(data)
+    machine = trained.hardware if trained.is_timed else ""
+    return trained.experiment, trained.family, trained.settings, trained.budget, machine, str(data)
 
 
 def _rows_of_one_training(runs: list[Trained]) -> list[Row]:
@@ -236,6 +238,8 @@ def _told_apart(rows: list[Row]) -> list[Row]:
 def _mark(row: Row, other: Row, place: int) -> str:
     if row.first.budget != other.first.budget:
         return row.first.budget
+    if row.first.is_timed and row.first.hardware != other.first.hardware:
+        return row.first.hardware
     for field, value in row.protocol.items():
         if other.protocol.get(field) != value and isinstance(value, str | int | float):
             return f"{field} {value}"

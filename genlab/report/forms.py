@@ -1,0 +1,139 @@
+"""A comparison as a table for people, as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from genlab.report.columns import Cell, Column, filled, heading
+from genlab.report.comparison import FLOOR, Comparison
+from genlab.report.rows import Row
+from genlab.report.table import MetricsTable, printable
+from genlab.report.verdict import remarks
+
+
+def text_table(
+    comparison: Comparison, columns: Sequence[Column] | None = None, width: int | None = None
+) -> MetricsTable:
+    """Returns the comparable rows and the floor as a table for people.
+
+    Args:
+        comparison: What to show.
+        columns: Which columns; those that hold anything if None.
+        width: Characters of a terminal; columns of little importance are dropped until the table fits.
+    """
+    wanted = list(columns or filled(comparison.rows))
+    brief = width is not None  # a terminal has room for more columns if only FID shows its interval
+    table = _table(comparison, wanted, brief)
+    while columns is None and width is not None and table.width > width and len(wanted) > 2:
+        wanted.remove(max(wanted, key=lambda column: column.importance))
+        table = _table(comparison, wanted, brief)
+    return table
+
+
+def csv_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> str:
+    """Returns every row as CSV: a column of numbers has two more, `_low` and `_high`, for its interval.
+
+    `_sign` has ≤ for an upper bound. `comparable` tells the rows that were set apart, `differs` why.
+    """
+    wanted = list(columns or filled(comparison.all_rows))
+    shapes = {column.key: _shape(column, comparison.all_rows) for column in wanted}
+    ranked = comparison.ranked
+    ranks = comparison.ranks(ranked) if ranked else [""] * len(comparison.rows)
+    lines = [
+        ([column.cell(row) for column in wanted], rank, "yes", "")
+        for row, rank in zip(comparison.rows, ranks, strict=True)
+    ]
+    for row, fields in comparison.apart:
+        lines.append(([column.cell(row) for column in wanted], "", "no", "; ".join(map(str, fields))))
+    if comparison.floor:
+        lines.append(([_floor_cell(comparison, column) for column in wanted], "", "floor", ""))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    heads = [column.key + part for column in wanted for part in ("", *shapes[column.key])]
+    writer.writerow([*heads, *(["rank"] if ranked else []), "comparable", "differs"])
+    for cells, rank, comparable, differs in lines:
+        exported = [
+            text
+            for column, cell in zip(wanted, cells, strict=True)
+            for text in _exported(cell, shapes[column.key])
+        ]
+        writer.writerow([*exported, *([rank] if ranked else []), comparable, differs])
+    return out.getvalue()
+
+
+def markdown_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> str:
+    """Returns the table and its remarks as Markdown."""
+    table = _table(comparison, list(columns or filled(comparison.rows)))
+    return (
+        "\n\n".join(
+            [as_markdown(table), "\n".join(f"- {_markdown_text(line)}" for line in remarks(comparison))]
+        )
+        + "\n"
+    )
+
+
+def as_markdown(table: MetricsTable) -> str:
+    """Returns a table as Markdown; no cell can end its column or become a tag."""
+    rule = ["--:" if numeric else ":--" for numeric in table.numeric]
+    lines = [
+        list(map(_markdown_text, table.columns)),
+        rule,
+        *(list(map(_markdown_text, row)) for row in table.cells),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _table(comparison: Comparison, columns: list[Column], brief: bool = False) -> MetricsTable:
+    cells = [
+        [c.cell(row).text if brief and c.is_numeric and c.key != "fid" else str(c.cell(row)) for c in columns]
+        for row in comparison.rows
+    ]
+    if comparison.floor and any(column.key in comparison.floor for column in columns):
+        cells.append([str(_floor_cell(comparison, column)) for column in columns])
+    headings = [heading(column, comparison.rows) for column in columns]
+    numeric = [column.is_numeric for column in columns]
+    if comparison.ranked:
+        ranks = comparison.ranks(comparison.ranked) + [""] * (len(cells) - len(comparison.rows))
+        cells = [[rank, *row] for rank, row in zip(ranks, cells, strict=True)]
+        headings, numeric = [f"rank ({comparison.ranked.key})", *headings], [True, *numeric]
+    return MetricsTable(
+        [printable(text) for text in headings], [list(map(printable, row)) for row in cells], numeric
+    )
+
+
+def _floor_cell(comparison: Comparison, column: Column) -> Cell:
+    return Cell(FLOOR) if column.key == "name" else comparison.floor.get(column.key, Cell())
+
+
+def _shape(column: Column, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Returns the further fields that a column needs in a file: the ends of intervals, the sign of bounds."""
+    cells = [column.cell(row) for row in rows]
+    ends = ("_low", "_high") if any(cell.low is not None for cell in cells) else ()
+    return (*ends, "_sign") if any(cell.sign for cell in cells) else ends
+
+
+def _exported(cell: Cell, shape: tuple[str, ...]) -> list[str]:
+    fields = {"_low": cell.low, "_high": cell.high, "_sign": cell.sign}
+    value = cell.text if cell.value is None else cell.value
+    return [_plain(field) for field in (value, *map(fields.__getitem__, shape))]
+
+
+def _plain(field: str | float | None) -> str:
+    if isinstance(field, float):
+        return f"{field:.0f}" if field.is_integer() and abs(field) < 1e15 else repr(field)
+    return field or ""
+
+
+def _markdown_text(text: str) -> str:
+    for letter, written in (
+        ("\\", "\\\\"),
+        ("|", "\\|"),
+        ("<", "&lt;"),
+        ("`", "\\`"),
+        ("[", "\\["),
+        ("*", "\\*"),
+    ):
+        text = text.replace(letter, written)
+    return text
