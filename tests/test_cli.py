@@ -95,10 +95,15 @@ def test_test_of_a_run_prints_every_score_with_its_protocol_and_keeps_it(trained
 
 
 def test_the_same_test_by_configuration_and_checkpoint_gives_the_same_scores(trained, genlab_command):
-    _, by_run, _ = genlab_command("test", trained)
     arguments = ("--config", trained / "config.yaml", "--ckpt_path", trained / "checkpoints/last.ckpt")
-    _, by_files, _ = genlab_command("test", *arguments)
-    assert by_run == by_files
+    entries = []
+    for given in ((trained,), arguments):
+        assert genlab_command("test", *given)[0] == 0
+        entries.append(json.loads((trained / "run.json").read_text())["test"])
+    by_run, by_files = entries
+    assert by_run["arguments"] != by_files["arguments"]
+    for part in ("values", "protocol", "copies", "latent", "floor"):
+        assert by_run[part] == by_files[part]
 
 
 def test_samples_of_a_run_need_no_configuration_and_are_numbered(trained, genlab_command, tmp_path):

@@ -308,6 +308,25 @@ def test_each_family_takes_its_known_number_of_network_evaluations(build, expect
         assert counted.per_sample == expected
 
 
+class Recurrent(nn.Module):
+    """Uses one layer several times, which is its own affair."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(self.layer(self.layer(x.flatten(1)))).reshape(x.shape)
+
+
+def test_what_a_network_does_inside_is_one_evaluation():
+    model = Slow(0.0, 2)
+    model.network = Recurrent()
+    with Evaluations(5).counting(model) as counted:
+        model.sample(torch.arange(5))
+    assert counted.per_sample == 2
+
+
 def test_counting_leaves_no_hook_behind():
     model = gan()
     with Evaluations(1).counting(model):
@@ -413,23 +432,23 @@ def test_a_linear_probe_does_not_see_the_codes_scale_or_constants():
     assert 0.4 < probe(z) < 1.0
 
 
-@pytest.mark.parametrize("noise", [0.1, 3.0])
-def test_the_strength_of_the_ridge_is_chosen_as_by_fitting_without_each_row(noise):
-    torch.manual_seed(0)
-    z = torch.randn(30, 12).double()
+@pytest.mark.parametrize("seed", range(20))
+def test_the_strength_of_the_ridge_is_chosen_as_by_fitting_without_each_row(seed):
+    torch.manual_seed(seed)
+    z = torch.randn(9, 5).double()
     z -= z.mean(dim=0)
-    targets = z @ torch.randn(12, 2).double() + noise * torch.randn(30, 2).double() + 1.0
+    targets = z @ torch.randn(5, 2).double() + torch.randn(9, 2).double() + 1.0
 
     def fitted(z, targets, strength):
         centred = z - z.mean(dim=0)
-        gram = centred.mT @ centred + strength * torch.eye(12).double()
+        gram = centred.mT @ centred + strength * torch.eye(5).double()
         weights = torch.linalg.solve(gram, centred.mT @ (targets - targets.mean(dim=0)))
         return weights, targets.mean(dim=0) - z.mean(dim=0) @ weights
 
     def left_out_error(strength):
         total = 0.0
-        for row in range(30):
-            others = torch.arange(30) != row
+        for row in range(9):
+            others = torch.arange(9) != row
             weights, constant = fitted(z[others], targets[others], strength)
             total += float((z[row] @ weights + constant - targets[row]).square().sum())
         return total

@@ -52,6 +52,21 @@ def last_scores(run):
     return {name: value for name, value in rows[-1].items() if name.startswith("val/")}
 
 
+def tested(run, *options):
+    """Tests a run in processes of its own; returns its record."""
+    environment = {
+        **os.environ,
+        "GENLAB_TEST_FOLDER": str(run),
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "genlab", "test", str(run), "--allow", "rank_weights"]
+    command += ["--trainer.accelerator", "cpu", "--evaluate.num_test_samples", "31"]
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return json.loads((run / "run.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def joined_and_split(tmp_path_factory, tiny_extractor):
     """One process with batches of 64, and two with 32 each; without batch norm, and with plain SGD."""
@@ -81,6 +96,20 @@ def test_two_processes_give_the_scores_of_one(joined_and_split):
     a, b = last_scores(one), last_scores(two)
     assert a.keys() == b.keys() and any("fid" in name for name in a)
     assert all(a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5) for name in a)
+
+
+def test_two_processes_test_as_one_and_measure_what_one_measures(joined_and_split):
+    _, one, _ = joined_and_split
+    variants = ("--variants", json.dumps({"same": {"model.discriminator_steps": 3}}))
+    alone, both = (tested(one, *variants, "--trainer.devices", number) for number in ("1", "2"))
+    assert alone["test"]["arguments"] != both["test"]["arguments"]
+    for a, b in ((alone["test"], both["test"]), (alone["variants"]["same"], both["variants"]["same"])):
+        assert a.keys() == b.keys() and a["values"].keys() == b["values"].keys()
+        assert all(
+            a["values"][name] == pytest.approx(b["values"][name], rel=1e-4, abs=1e-5) for name in a["values"]
+        )
+        assert a["copies"]["share"] == b["copies"]["share"] and a["floor"] == pytest.approx(b["floor"])
+        assert b["speed"]["nfe"] == 1 and b["pictures"]
 
 
 def test_two_processes_count_the_images_of_both(joined_and_split):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 import genlab
 from genlab.cli.main import main
-from genlab.evaluation import latent_space
+from genlab.evaluation import examine, latent_space
 from genlab.report.film import film_of
 from genlab.runs import tests as stored
 from genlab.runs.folder import Run, list_runs
@@ -39,6 +40,13 @@ def fit_arguments(extractor, variants=VARIANTS):
     )
 
 
+def quick(patch):
+    """Makes a test of a diffusion model short: its encoding takes 200 network evaluations."""
+    patch.setattr(latent_space, "FEW", 16)
+    patch.setattr(latent_space, "NUM_POINTS", 3)
+    patch.setattr(examine, "measure_speed", partial(examine.measure_speed, seconds=0.05))
+
+
 @pytest.fixture(scope="module")
 def tested(tmp_path_factory, tiny_extractor):
     """The folder of a diffusion run with two variants, trained and tested."""
@@ -47,7 +55,7 @@ def tested(tmp_path_factory, tiny_extractor):
         patch.setenv("GENLAB_OUTPUTS", str(folder))
         patch.setenv("GENLAB_CACHE", str(folder / "cache"))
         patch.delenv("GENLAB_RUN", raising=False)
-        patch.setattr(latent_space, "FEW", 16)
+        quick(patch)
         assert main(fit_arguments(tiny_extractor(1))) == 0
         run = list_runs(folder)[-1].path
         patch.delenv("GENLAB_RUN", raising=False)
@@ -58,7 +66,7 @@ def tested(tmp_path_factory, tiny_extractor):
 @pytest.fixture
 def run(tested, tmp_path, monkeypatch):
     """A copy of the tested run, to be changed."""
-    monkeypatch.setattr(latent_space, "FEW", 16)  # encoding takes 200 network evaluations
+    quick(monkeypatch)
     return Run(shutil.copytree(tested, tmp_path / "outputs" / tested.parent.name / tested.name))
 
 

@@ -50,14 +50,14 @@ def floor_scores(
 
 def _alone(metric: Any, test: Reference, features: Features, index: Any) -> dict[str, float]:
     """Returns a metric's values of all rows on this process, without asking the others."""
-    synchronised = metric.sync_on_compute
+    together = metric.distributed_available_fn
     metric.reset()
     metric.to("cpu")
-    metric.sync_on_compute = False
+    metric.distributed_available_fn = lambda: False
     try:
         metric.set_reference(test)
         metric.update(features, index)
         return {name: float(value) for name, value in metric.compute().items()}
     finally:
-        metric.sync_on_compute = synchronised
+        metric.distributed_available_fn = together
         metric.reset()

@@ -220,19 +220,23 @@ def path_length(model: Any, extractor: Extractor, seed: int = 0, num_pairs: int 
         num_pairs: Pairs of latents.
     """
     device = model.device
-    z = model.draw_latent(torch.arange(2 * num_pairs, device=device), seed)
-    pairs = z.unflatten(0, (num_pairs, 2))
+    z = model.draw_latent(torch.arange(2 * num_pairs, device=device), seed).unflatten(0, (num_pairs, 2))
     features: list[Tensor] = []
-    while len(features) < num_pairs:
-        number = len(features)
+    wanted = num_pairs
+    while len(features) < wanted:
+        # The first pair alone tells the cost.
+        numbers = range(len(features), min(len(features) + 8, wanted) if features else 1)
+        points = torch.cat([slerp(z[number, 0], z[number, 1], NUM_POINTS) for number in numbers])
         label = None
         if model.uses_labels:
-            label = torch.full((NUM_POINTS,), number % model.spec.num_classes, device=device)
-        with Evaluations(NUM_POINTS).counting(model) as counted:
-            x = model.decode(slerp(pairs[number, 0], pairs[number, 1], NUM_POINTS), label)
-        features.append(extractor(to_levels(x, model.spec.levels), model.spec.levels).pool.double())
-        if counted.per_sample > MANY_EVALUATIONS and len(features) >= num_pairs / 8:
-            break
+            each = torch.tensor(numbers, device=device) % model.spec.num_classes
+            label = each.repeat_interleave(NUM_POINTS)
+        with Evaluations(len(points)).counting(model) as counted:
+            x = model.decode(points, label)
+        found = extractor(to_levels(x, model.spec.levels), model.spec.levels).pool.double()
+        features += found.unflatten(0, (len(numbers), NUM_POINTS))
+        if counted.per_sample > MANY_EVALUATIONS:
+            wanted = math.ceil(num_pairs / 8)
     f = torch.stack(features)
     ways = (f[:, 1:] - f[:, :-1]).norm(dim=2).sum(dim=1)
     straight = (f[:, -1] - f[:, 0]).norm(dim=1)
