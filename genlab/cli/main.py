@@ -29,6 +29,9 @@ OTHERS = {
     "sample": "draw a grid and single PNGs:  genlab sample RUN -n 64 --seed 0",
     "reconstruct": "encode and decode images:     genlab reconstruct RUN IMAGES...",
     "interpolate": "walk through latent space:    genlab interpolate RUN --seeds 0 1",
+    "inpaint": "fill in a part of a picture:   genlab inpaint RUN IMAGE MASK",
+    "restore": "denoise, deblur, enlarge:      genlab restore RUN IMAGES... --noise 50",
+    "speed": "FID against network passes:    genlab speed RUN",
     "runs": "list the runs and their scores",
     "data": "look at images before use:    genlab data check PATH",
 }
@@ -74,6 +77,18 @@ def command(name: str) -> Callable[[list[str]], int]:
         from genlab.cli.interpolate import interpolate
 
         return interpolate
+    if name == "inpaint":
+        from genlab.cli.inpaint import inpaint
+
+        return inpaint
+    if name == "restore":
+        from genlab.cli.restore import restore
+
+        return restore
+    if name == "speed":
+        from genlab.cli.speed import speed
+
+        return speed
     if name == "runs":
         from genlab.cli.runs import runs
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from genlab.data.base import DataModule
 from genlab.families.base import Model
 from genlab.runs.folder import Run
 from genlab.runs.trust import check_class_paths
@@ -34,6 +35,18 @@ def load_run(run: Run, checkpoint: Path | None = None, device: str | torch.devic
     model = build_model(config["model"], DataSpec(**state["genlab"]["spec"]))
     load_weights(model, state, checkpoint)
     return model.eval().to(device)
+
+
+def load_data(run: Run) -> tuple[DataModule, dict[str, Any]]:
+    """Returns the data that a run was trained on, and how its configuration has it evaluated."""
+    config = yaml.safe_load(run.config.read_text())
+    check_class_paths(config["data"])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    data.prepare_data()
+    data.setup("test")
+    return data, config.get("evaluate") or {}
 
 
 def build_model(config: dict[str, Any], spec: DataSpec) -> Model:

@@ -73,6 +73,30 @@ class HasLikelihood(Protocol):
         """Returns log p(x) in nats, one number an image; images as probabilities of their discrete levels."""
 
 
+@runtime_checkable
+class Denoises(Protocol):
+    """Walks from noise to data, so that any sampler can be put in, one that agrees with a picture too."""
+
+    process: Any
+    """How data become noise (`processes.base.Process`)."""
+
+    sampler: Any
+    """How samples are drawn (`samplers.base.Sampler`)."""
+
+    sampling_network: Any
+    """The network that is asked at every step, averaged where there is an average."""
+
+    def sample_with(
+        self,
+        sampler: Any,
+        index: int | Tensor,
+        seed: int = 0,
+        label: Tensor | None = None,
+        clip: bool | None = None,
+    ) -> Tensor:
+        """Returns samples by another sampler than the model's own; clip overrides the model's."""
+
+
 class Model(pl.LightningModule):
     """A LightningModule with named losses and a count of the images it has seen.
 
