@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from genlab.cli.sample import add_run_options, label_of, load, shown
-
-if TYPE_CHECKING:
-    from genlab.runs.folder import Run
+from genlab.cli.sample import add_run_options, label_of, load_walking, shown
 
 
 def inpaint(arguments: list[str]) -> int:
@@ -53,19 +50,6 @@ def sampler(x: Any, known: Any, options: argparse.Namespace) -> Any:
     if options.resamplings:
         return RePaint(x, known, UniformGrid(options.steps), options.resamplings)
     return Restoration(Masking(known), known * x, 0.01, RatioGrid(options.steps))
-
-
-def load_walking(options: argparse.Namespace) -> tuple[Any, Run]:
-    """Returns the model and the run that the options name; refuses a model without a walk to images."""
-    model, run = load(options)
-    from genlab.families.base import Denoises
-
-    if not isinstance(model, Denoises) or not model.spec.is_image:
-        raise ValueError(
-            f"{run.path} is a {type(model).__name__} of {model.spec.name}: this command needs a diffusion "
-            "model of images, such as experiments/ddpm_mnist.yaml trains."
-        )
-    return model, run
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.inpaint import load_walking
-from genlab.cli.sample import add_run_options, label_of, shown
+from genlab.cli.sample import add_run_options, label_of, load_walking, shown
 
 SMALLEST_STD = 0.01
 """Noise, in values of [-1, 1], that an exact measurement is taken to have: about a level of a byte."""

@@ -21,6 +21,8 @@ def sample(arguments: list[str]) -> int:
     if options.num < 1:
         raise ValueError(f"-n must be at least 1, got {options.num}.")
     model, run = load(options)
+    if options.image:
+        require_walk(model, run)
     import torch
     from PIL import Image
 
@@ -52,7 +54,14 @@ def sample(arguments: list[str]) -> int:
 def draw(model: Any, index: Any, options: argparse.Namespace) -> Any:
     """Returns one batch of samples on the CPU."""
     label = label_of(model, len(index), options.label)
-    return model.sample(index, seed=options.seed, label=label).cpu()
+    if options.image is None:
+        return model.sample(index, seed=options.seed, label=label).cpu()
+    from genlab.evaluation.latents import read_images
+    from genlab.samplers.conditioning import FromImage
+
+    x = read_images([options.image], model.spec).to(model.device)
+    sampler = FromImage(x, model.sampler, options.strength)
+    return model.sample_with(sampler, index, options.seed, label).cpu()
 
 
 def load(options: argparse.Namespace) -> tuple[Model, Run]:
@@ -67,6 +76,24 @@ def load(options: argparse.Namespace) -> tuple[Model, Run]:
     run = open_run(options.run)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_run(run, resolve_checkpoint(options.checkpoint), device), run
+
+
+def load_walking(options: argparse.Namespace) -> tuple[Any, Run]:
+    """Returns the model and the run that the options name, where it walks from noise to images."""
+    model, run = load(options)
+    require_walk(model, run)
+    return model, run
+
+
+def require_walk(model: Any, run: Run) -> None:
+    """Refuses a model that does not walk from noise to images."""
+    from genlab.families.base import Denoises
+
+    if not isinstance(model, Denoises) or not model.spec.is_image:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{run.path} is a {type(model).__name__} of {model.spec.name}: this needs a diffusion model of "
+            "images, such as experiments/ddpm_mnist.yaml trains."
+        )
 
 
 def label_of(model: Any, num: int, label: int | None, required: bool = False) -> Any:
@@ -96,6 +123,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--label", type=int, help="class to draw, for models trained with labels")
     parser.add_argument("--output", type=Path, help="folder of the files (<run>/samples/seed<seed>)")
     parser.add_argument("--batch_size", type=int, default=100, help="samples drawn at a time (100)")
+    parser.add_argument("--image", type=Path, help="begin with this image, noised (diffusion models)")
+    parser.add_argument(
+        "--strength", type=float, default=0.5, help="with --image: near 0 keeps it, 1 forgets it (0.5)"
+    )
     return parser
 
 

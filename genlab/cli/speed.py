@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli.inpaint import load_walking
-from genlab.cli.sample import add_run_options, shown
+from genlab.cli.sample import add_run_options, load_walking, shown
 
 if TYPE_CHECKING:
     from genlab.runs.folder import Run

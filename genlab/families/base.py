@@ -252,6 +252,17 @@ def indices(num_or_index: int | Tensor, device: torch.device) -> Tensor:
     return num_or_index.to(device)
 
 
+def learning_rate_factor(images: int, warmup_images: int, decay_images: int) -> float:
+    """Returns what share of its learning rate an optimiser has after so many images.
+
+    It grows evenly over the first warmup_images and falls to 0 at decay_images along a cosine; 0 leaves
+    either out.
+    """
+    rise = min(1.0, (images + 1) / warmup_images) if warmup_images else 1.0
+    done = min(1.0, images / decay_images) if decay_images else 0.0
+    return rise * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
 def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
     """Returns an exponential moving average of a network: weights averaged, buffers copied.
 

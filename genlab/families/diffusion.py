@@ -7,10 +7,17 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from genlab import randomness
-from genlab.families.base import Model, NetworkFactory, averaged_copy, evaluating, indices
+from genlab.families.base import (
+    Model,
+    NetworkFactory,
+    averaged_copy,
+    evaluating,
+    indices,
+    learning_rate_factor,
+)
 from genlab.processes.base import Level, Process, score_of
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.denoiser import NetworkDenoiser, split_variance
@@ -57,6 +64,9 @@ class Diffusion(Model):
         variance_weight: Of the bound that teaches the variance where the network has one; published 0.001.
         ema_decay: Decay, per optimiser step, of the averaged network that samples and scores come from;
             0 takes the network itself.
+        warmup_images: Images over which the learning rate grows from 0; the paper's 5,000 steps of 128.
+        decay_images: Images at which the learning rate has fallen to 0 along a cosine, usually the budget's;
+            0 for no fall.
 
     Shapes:
         x: (batch, channels, height, width) in [-1, 1], or (batch, dimensions).
@@ -80,6 +90,8 @@ class Diffusion(Model):
         dequantise: bool = False,
         variance_weight: float = 1e-3,
         ema_decay: float = 0.9999,
+        warmup_images: int = 0,
+        decay_images: int = 0,
     ) -> None:
         super().__init__(spec)
         if conditional and not spec.num_classes:
@@ -103,13 +115,22 @@ class Diffusion(Model):
         self.clip = clip and spec.is_image
         self.dequantise = dequantise and spec.is_image
         self.variance_weight = variance_weight
+        self.warmup_images, self.decay_images = warmup_images, decay_images
 
-    def configure_optimizers(self) -> Optimizer:
-        return self.optimizer_factory(self.network.parameters())
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory(self.network.parameters())
+        factor = LambdaLR(
+            optimizer, lambda _: learning_rate_factor(self.images_seen, self.warmup_images, self.decay_images)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         # Here and not after each batch: with accumulation a step has several batches.
+        self.update_average()
+
+    def update_average(self) -> None:
+        """Moves the averaged network towards the network, once for each optimiser step."""
         if self.average is not None:
             self.average.update_parameters(self.network)
 
@@ -197,13 +218,14 @@ class Diffusion(Model):
     def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Returns log p(x) in nats: of their levels for images."""
         levels = self.spec.levels if self.spec.is_image else 0
-        network = self.sampling_network
-        # The flow must be smooth and its divergence that of the network.
-        denoiser = self.denoiser(label, clip=False if isinstance(self.likelihood, ProbabilityFlow) else None)
-        with evaluating(network):
+        # A test runs without derivatives, which the flow's divergence is made of; its tensors are copied.
+        with torch.inference_mode(False), evaluating(self.sampling_network):
+            x, label = x.clone(), None if label is None else label.clone()
+            # The flow must be smooth and its divergence that of the network.
+            clip = False if isinstance(self.likelihood, ProbabilityFlow) else None
             return self.likelihood.log_prob(
                 x,
-                denoiser,
+                self.denoiser(label, clip),
                 self.process,
                 lambda name: self.draw_normal(name, len(x), self.spec.shape),
                 levels,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from genlab.processes.base import Process
-from genlab.processes.grids import RatioGrid, UniformGrid
+from genlab.processes.grids import RatioGrid, UniformGrid, ratio_range
 from genlab.processes.sde import EDM, SDE, NoiseLadder
 from genlab.samplers.ancestral import DDIM, Ancestral
 from genlab.samplers.base import Sampler
-from genlab.samplers.ode import DPMSolver, Euler, Heun
+from genlab.samplers.ode import DPMSolver, Heun
 from genlab.samplers.sde import AnnealedLangevin, EulerMaruyama, PredictorCorrector
+
+LARGEST = 80.0
+"""sigma / alpha at which Karras's grid begins; some chains end far beyond, where steps are wasted."""
 
 Choice = Callable[[int], Sampler]
 """From a number of network passes to a sampler that takes about as many."""
@@ -22,11 +25,15 @@ def fitting_samplers(process: Process) -> dict[str, Choice]:
     Heun's method takes two passes a step, one in the last; so does a predictor with one correction. Even
     steps of time are left out for EDM, whose time is the noise itself.
     """
+
+    def karras(num_steps: int) -> RatioGrid:
+        return RatioGrid(num_steps, largest=min(LARGEST, ratio_range(process)[1]))
+
     choices: dict[str, Choice] = {
-        "DDIM, Karras grid": lambda n: Euler(RatioGrid(n)),
-        "Heun, Karras grid": lambda n: Heun(RatioGrid(_pairs(n))),
-        "DPM++2M, Karras grid": lambda n: DPMSolver(RatioGrid(n)),
-        "ancestral, Karras grid": lambda n: Ancestral(RatioGrid(n)),
+        "DDIM, Karras grid": lambda n: DDIM(karras(n)),
+        "Heun, Karras grid": lambda n: Heun(karras(_pairs(n))),
+        "DPM++2M, Karras grid": lambda n: DPMSolver(karras(n)),
+        "ancestral, Karras grid": lambda n: Ancestral(karras(n)),
     }
     if not isinstance(process, EDM):
         choices |= {
