@@ -49,7 +49,7 @@ def sampler(x: Any, known: Any, options: argparse.Namespace) -> Any:
 
     if options.resamplings:
         return RePaint(x, known, UniformGrid(options.steps), options.resamplings)
-    return Restoration(Masking(known), known * x, 0.01, RatioGrid(options.steps))
+    return Restoration(Masking(known), known * x, 0.01, RatioGrid(options.steps, largest=80.0))
 
 
 def parser() -> argparse.ArgumentParser:

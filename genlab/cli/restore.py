@@ -31,7 +31,7 @@ def restore(arguments: list[str]) -> int:
     truth, measured = measurement(model, operator, std, options)
     index = torch.arange(len(measured))
     restored = model.sample_with(
-        Restoration(operator, measured, max(std, SMALLEST_STD), RatioGrid(options.steps)),
+        Restoration(operator, measured, max(std, SMALLEST_STD), RatioGrid(options.steps, largest=80.0)),
         index,
         options.seed,
         label_of(model, len(index), options.label),

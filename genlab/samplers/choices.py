@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from genlab.processes.base import Process
-from genlab.processes.grids import RatioGrid, UniformGrid, ratio_range
+from genlab.processes.grids import RatioGrid, UniformGrid
 from genlab.processes.sde import EDM, SDE, NoiseLadder
 from genlab.samplers.ancestral import DDIM, Ancestral
 from genlab.samplers.base import Sampler
 from genlab.samplers.ode import DPMSolver, Heun
 from genlab.samplers.sde import AnnealedLangevin, EulerMaruyama, PredictorCorrector
-
-LARGEST = 80.0
-"""sigma / alpha at which Karras's grid begins; some chains end far beyond, where steps are wasted."""
 
 Choice = Callable[[int], Sampler]
 """From a number of network passes to a sampler that takes about as many."""
@@ -27,7 +24,7 @@ def fitting_samplers(process: Process) -> dict[str, Choice]:
     """
 
     def karras(num_steps: int) -> RatioGrid:
-        return RatioGrid(num_steps, largest=min(LARGEST, ratio_range(process)[1]))
+        return RatioGrid(num_steps, largest=80.0)
 
     choices: dict[str, Choice] = {
         "DDIM, Karras grid": lambda n: DDIM(karras(n)),

@@ -205,7 +205,7 @@ class Guided(Denoiser):
             return self.operator(covariance(self.operator.adjoint(u))) + self.std**2 * u
 
         missing = self.measurement - self.operator(mean.detach())
-        solution = conjugate_gradients(system, missing, self.num_solves)
+        solution = conjugate_gradients(system, missing, self.num_solves, self.std**2)
         mean = mean.detach() + covariance(self.operator.adjoint(solution))
         return mean.clamp(-1.0, 1.0) if self.clip else mean
 
@@ -233,7 +233,7 @@ class Restoration(Sampler):
         num_solves: int = 3,
         clip: bool = True,
     ) -> None:
-        super().__init__(grid or RatioGrid(50))
+        super().__init__(grid or RatioGrid(50, largest=80.0))
         self.operator, self.measurement, self.std = operator, measurement, std
         self.num_solves, self.clip = num_solves, clip
 
@@ -244,14 +244,24 @@ class Restoration(Sampler):
         return DDIM(self.grid).walk(process, guided, x, levels, noise)
 
 
-def conjugate_gradients(system: Any, right: Tensor, num_steps: int) -> Tensor:
-    """Returns an approximate solution of a symmetric positive system, for each row on its own."""
+def conjugate_gradients(system: Any, right: Tensor, num_steps: int, smallest: float = 0.0) -> Tensor:
+    """Returns an approximate solution of a symmetric positive system, for each row on its own.
+
+    Args:
+        system: The matrix, as a function of a vector.
+        right: What it should give.
+        num_steps: Iterations.
+        smallest: A lower bound of its eigenvalues. Where a row's direction shows a smaller one, the matrix
+            is not what it should be (a network's derivative is no exact covariance) and the row stays.
+    """
     shape = (-1, *(1 for _ in right.shape[1:]))
     solution, residual = torch.zeros_like(right), right
     direction, size = residual, _squared(residual)
     for _ in range(num_steps):
         image = system(direction)
-        step = size / _inner(direction, image).clamp(min=1e-30)
+        curvature = _inner(direction, image)
+        sound = curvature >= smallest * _squared(direction)
+        step = torch.where(sound, size / curvature.clamp(min=1e-30), 0.0)
         solution = solution + step.reshape(shape) * direction
         residual = residual - step.reshape(shape) * image
         previous, size = size, _squared(residual)
