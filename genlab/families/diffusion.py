@@ -21,7 +21,7 @@ from genlab.families.base import (
 from genlab.processes.base import Level, Process, score_of
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.denoiser import NetworkDenoiser, split_variance
-from genlab.processes.grids import UniformGrid
+from genlab.processes.grids import RatioGrid
 from genlab.processes.likelihood import Likelihood, ProbabilityFlow, VariationalBound
 from genlab.processes.prediction import Prediction, PredictNoise, Weighting
 from genlab.processes.variance import variance_loss
@@ -108,7 +108,7 @@ class Diffusion(Model):
         self.process, self.prediction = process, prediction or PredictNoise()
         self.weighting, self.sampler = weighting, sampler or Ancestral()
         self.likelihood = likelihood or (
-            VariationalBound(UniformGrid(100)) if spec.is_image else ProbabilityFlow()
+            VariationalBound(RatioGrid(100)) if spec.is_image else ProbabilityFlow()
         )
         self.optimizer_factory = optimizer
         self.label_dropout, self.guidance = label_dropout, guidance
