@@ -34,7 +34,7 @@ from genlab.data.procedural import COLOURS, FACTORS, Shapes, factors, render
 from genlab.data.random_images import RandomImages
 from genlab.data.sources import BadSource, open_source
 from genlab.data.torchvision_sets import CIFAR10, MNIST, CelebA, FashionMNIST
-from genlab.data.toy import Checkerboard, EightGaussians, Gaussian1D, Pinwheel, TwoMoons
+from genlab.data.toy import Checkerboard, EightGaussians, Gaussian1D, Gaussian2D, Pinwheel, TwoMoons
 
 AS_IT_IS = Policy(image_size=None, channels=3)
 GREY = Policy(image_size=None, channels=1)
@@ -992,6 +992,7 @@ def test_celeba_uses_the_official_partition_where_it_is(tmp_path):
 
 DENSITIES = [
     Gaussian1D(mean=1.0, std=0.5),
+    Gaussian2D((0.2, -0.3), (0.8, 0.4)),
     EightGaussians(),
     TwoMoons(),
     TwoMoons(std=0.05),
@@ -1049,6 +1050,29 @@ def test_the_gaussian_is_torchs_normal():
     x = torch.linspace(-3, 3, 50)[:, None]
     expected = torch.distributions.Normal(1.0, 0.5).log_prob(x)[:, 0]
     assert torch.allclose(Gaussian1D(1.0, 0.5).log_density(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "density", [Gaussian2D((0.2, -0.3), (0.8, 0.4)), EightGaussians()], ids=["normal", "eight"]
+)
+def test_a_noised_density_is_the_density_spread_by_the_noise(density):
+    alpha, sigma = 0.6, 0.5
+    points, mass = on_grid(density)
+    places = torch.tensor([[0.0, 0.0], [0.7, -0.4], [-1.2, 0.3]], dtype=torch.float64)
+    distance = (places[:, None] - alpha * points[None]).square().sum(2)
+    spread = torch.exp(-0.5 * distance / sigma**2) / (2 * np.pi * sigma**2)
+    expected = (spread * mass).sum(1)
+    assert torch.allclose(density.noised_log_density(places, alpha, sigma).exp(), expected, rtol=1e-4)
+    assert torch.equal(density.noised_log_density(places, 1.0, 0.0), density.log_density(places))
+
+
+def test_a_tilted_normal_density_has_the_moments_asked_for():
+    data = Gaussian2D(mean=(1.0, -2.0), std=(0.5, 2.0), correlation=-0.7)
+    x = data.draw(0, torch.arange(50_000))
+    assert torch.allclose(x.mean(0), torch.tensor([1.0, -2.0]).double(), atol=0.03)
+    assert torch.allclose(x.T.cov(), torch.tensor([[0.25, -0.7], [-0.7, 4.0]]).double(), atol=0.08)
+    with pytest.raises(ValueError, match=r"correlation must be in \(-1, 1\), got 1"):
+        Gaussian2D(correlation=1.0)
 
 
 def test_the_moons_are_those_of_scikit_learn():

@@ -1,5 +1,6 @@
 """The diffusion family and its networks: what is learned, averaged, hidden, counted and sampled."""
 
+import math
 from functools import partial
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import Gaussian1D
-from genlab.families.base import HasLatent, HasLikelihood, Reconstructs
+from genlab.families.base import Denoises, HasLatent, HasLikelihood, Reconstructs, learning_rate_factor
 from genlab.families.diffusion import Diffusion
 from genlab.networks.dit import DiT, MLPDenoiser
 from genlab.networks.embeddings import sinusoids
 from genlab.networks.unet import UNet
+from genlab.processes.base import CLEAN, Denoiser, Level
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.grids import UniformGrid
 from genlab.processes.likelihood import ProbabilityFlow, VariationalBound
@@ -27,7 +29,7 @@ from genlab.processes.prediction import (
 from genlab.processes.sde import EDM, VESDE, VPSDE, NoiseLadder, RectifiedFlow, SubVPSDE
 from genlab.samplers.ancestral import DDIM, Ancestral
 from genlab.samplers.conditioning import RePaint
-from genlab.samplers.ode import DPMSolver, Heun, RungeKutta
+from genlab.samplers.ode import DPMSolver, Euler, Heun, RungeKutta
 from genlab.shapes import DataSpec
 
 UNET = partial(UNet, channels=(8, 16), num_blocks=1, attention=(4,), num_groups=4)
@@ -320,9 +322,7 @@ def best_noise(process, scaled, time, label=None):
 )
 def test_images_have_a_bounded_likelihood_that_does_not_depend_on_the_batch(likelihood):
     model = fit(diffusion(likelihood=likelihood, conditional=True, dequantise=True)).eval()
-    assert (
-        isinstance(model, HasLikelihood) and isinstance(model, HasLatent) and isinstance(model, Reconstructs)
-    )
+    assert all(isinstance(model, can) for can in (HasLikelihood, HasLatent, Reconstructs, Denoises))
     assert model.likelihood_kind == "<=" and model.likelihood_estimator
     x, label = torch.randint(256, (4, 1, 8, 8)) / 127.5 - 1, torch.arange(4) % 3
     with model.numbered(torch.arange(4)):
@@ -418,34 +418,187 @@ def test_wrong_settings_are_refused_with_their_rule(option, message):
         Diffusion(COLOUR, UNET, DiscreteChain(), ADAM, **option)
 
 
-# Parity with diffusers, where it is installed
+def test_the_flows_likelihood_is_computed_where_derivatives_are_switched_off():
+    model = fit(diffusion(conditional=True, likelihood=ProbabilityFlow(2))).eval()
+    x, label = torch.rand(3, 1, 8, 8) * 2 - 1, torch.arange(3)
+    with model.numbered(torch.arange(3)):
+        expected = model.log_prob(x, label)
+        with torch.inference_mode():
+            assert torch.allclose(model.log_prob(x + 0, label + 0), expected, rtol=1e-5)
 
 
-def schedulers():
+def test_the_learning_rate_follows_the_images_and_not_the_steps():
+    model = fit(diffusion(optimizer=partial(torch.optim.SGD, lr=1.0), decay_images=2 * 3 * 8), max_steps=3)
+    rates = [group["lr"] for group in model.optimizers().optimizer.param_groups]
+    assert rates[0] == pytest.approx(0.5, rel=1e-6)  # half of the images have been seen
+    assert learning_rate_factor(0, 100, 0) == pytest.approx(0.01) and learning_rate_factor(500, 100, 0) == 1.0
+    assert learning_rate_factor(300, 0, 300) == 0.0 and learning_rate_factor(900, 0, 300) == 0.0
+    assert learning_rate_factor(100, 0, 300) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("process", [DiscreteChain(), VESDE(), EDM()])
+def test_the_score_is_that_of_the_noise_the_network_sees(process):
+    model = fit(diffusion(process=process, ema_decay=0.0)).eval()
+    level, x_t = process.level_of(0.7), torch.randn(2, 1, 8, 8)
+    time = process.network_time(torch.full((2,), level.t).double()).float()
+    noise = model.network(x_t / math.hypot(level.alpha, level.sigma), time)
+    assert torch.allclose(model.score(x_t, level), -noise / level.sigma, rtol=1e-3, atol=1e-4)
+
+
+def test_the_network_compiles_as_one_graph():
+    network = UNET(GRAY)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    x, t, label = inputs(GRAY)
+    assert torch.allclose(compiled(x, t, label), network(x, t, label))
+
+
+# Parity with diffusers, where it is installed, step by step and with the same noise
+
+
+@pytest.fixture
+def diffusers():
     return pytest.importorskip("diffusers")
 
 
-def stepped(scheduler, x, network, noise=None):
-    for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t)
-        x = scheduler.step(network(scaled, t), t, x).prev_sample
-    return x
+PUBLISHED_BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
 
 
-def test_ddim_equals_that_of_diffusers_step_by_step():
-    diffusers = schedulers()
-    scheduler = diffusers.DDIMScheduler(
-        1000, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading"
-    )
-    scheduler.set_timesteps(20)
-    x = torch.randn(2, 1, 4, 4).double()
-    theirs = stepped(scheduler, x, lambda x, t: torch.tanh(x) * (0.5 + t / 2000))
-    from genlab.processes.denoiser import NetworkDenoiser
+class NoiseNetwork:
+    """Stands for a network that predicts the noise: smooth, bounded and different at every level."""
 
+    def __call__(self, x, ratio):
+        return torch.tanh(x) * (0.4 + 0.1 * math.log(ratio))
+
+
+class NoiseDenoiser(Denoiser):
+    """The same network seen through a level; its input has unit variance, as diffusers scales it."""
+
+    def __call__(self, x_t, level):
+        scaled = x_t / math.hypot(level.alpha, level.sigma)
+        return (x_t - level.sigma * NoiseNetwork()(scaled, level.sigma / level.alpha)) / level.alpha
+
+
+def with_our_table(scheduler):
+    """Their chain in float64, so that its rounding to float32 does not hide a difference of formulas."""
     process = DiscreteChain()
-    denoise = NetworkDenoiser(
-        lambda x, t, _: torch.tanh(x) * (0.5 + t / 2000)[:, None, None, None], process, PredictNoise()
+    scheduler.betas, scheduler.alphas = process.betas, 1 - process.betas
+    scheduler.alphas_cumprod = process.alpha_bar
+    scheduler.one = torch.ones((), dtype=torch.float64)
+    return scheduler
+
+
+def their_chain(scheduler, x):
+    """Their states after each step, and the times at which the network was asked."""
+    process, states, times = DiscreteChain(), [], []
+    for t in scheduler.timesteps:
+        level = process.level(float(t) + 1.0)
+        x = scheduler.step(NoiseNetwork()(x, level.sigma / level.alpha), t, x).prev_sample
+        states.append(x)
+        times.append(level.t)
+    return states, times
+
+
+def our_states(sampler, process, levels, x, noise=None):
+    """Our states after each step: what the levels so far, walked alone, lead to."""
+    states = []
+    for number in range(1, len(levels)):
+        states.append(sampler.walk(process, NoiseDenoiser(), x, levels[: number + 1], noise))
+    return states
+
+
+def assert_equal_states(ours, theirs):
+    assert len(ours) == len(theirs)
+    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        # Theirs rounds some states to float32, which hold numbers up to the largest ratio.
+        distance = (a - b.double()).abs().max() / a.abs().max().clamp(min=1.0)
+        assert distance < 1e-5, f"step {number}: {distance:.1e}"
+
+
+START = torch.linspace(-2.0, 2.0, 2 * 16, dtype=torch.float64).reshape(2, 1, 4, 4)
+
+
+def test_ddim_equals_that_of_diffusers_step_by_step(diffusers):
+    scheduler = diffusers.DDIMScheduler(
+        **PUBLISHED_BETAS, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading"
     )
-    sampler = DDIM(UniformGrid(20, leading=True))
-    ours = sampler.walk(process, denoise, x, sampler.grid.levels(process), None)
-    assert torch.allclose(ours, theirs, atol=1e-4)
+    with_our_table(scheduler).set_timesteps(20)
+    theirs, times = their_chain(scheduler, START)
+    process, grid = DiscreteChain(), UniformGrid(20, leading=True)
+    levels = grid.levels(process)
+    assert [level.t for level in levels[:-1]] == times
+    assert_equal_states(our_states(DDIM(grid), process, levels, START), theirs)
+
+
+def test_ddpm_equals_that_of_diffusers_step_by_step(diffusers, monkeypatch):
+    import diffusers.schedulers.scheduling_ddpm as ddpm
+
+    noise = torch.randn(20, *START.shape, dtype=torch.float64)
+    drawn = iter(noise)
+    monkeypatch.setattr(ddpm, "randn_tensor", lambda *_, **__: next(drawn))
+    scheduler = diffusers.DDPMScheduler(
+        **PUBLISHED_BETAS, clip_sample=False, variance_type="fixed_small", timestep_spacing="leading"
+    )
+    with_our_table(scheduler).set_timesteps(20)
+    theirs, times = their_chain(scheduler, START)
+    process, grid = DiscreteChain(), UniformGrid(20, leading=True)
+    levels = grid.levels(process)
+    assert [level.t for level in levels[:-1]] == times
+    ours = our_states(Ancestral(grid), process, levels, START, lambda _, number: noise[number])
+    assert_equal_states(ours, theirs)
+
+
+def their_ratios(scheduler, x):
+    """Their states in x / alpha, with sigma / alpha at each, for schedulers that walk over ratios."""
+    states = []
+    scheduler.sigmas = scheduler.sigmas.double()
+    for t in scheduler.timesteps:
+        if scheduler.step_index is None:
+            scheduler._init_step_index(t)
+        ratio = scheduler.sigmas[scheduler.step_index].item()
+        x = scheduler.step(NoiseNetwork()(x / math.hypot(1.0, ratio), ratio), t, x).prev_sample
+        states.append(x)
+    return states
+
+
+@pytest.mark.parametrize("karras", [False, True])
+def test_euler_equals_that_of_diffusers_step_by_step(diffusers, karras):
+    scheduler = diffusers.EulerDiscreteScheduler(**PUBLISHED_BETAS, use_karras_sigmas=karras)
+    scheduler.set_timesteps(12)
+    levels = [Level(s, 1.0, s) for s in scheduler.sigmas.tolist()[:-1]] + [CLEAN]
+    x = START * levels[0].sigma
+    assert_equal_states(our_states(Euler(), EDM(), levels, x), their_ratios(scheduler, x))
+
+
+@pytest.mark.parametrize("karras", [False, True])
+def test_heun_equals_that_of_diffusers_step_by_step(diffusers, karras):
+    scheduler = diffusers.HeunDiscreteScheduler(**PUBLISHED_BETAS, use_karras_sigmas=karras)
+    scheduler.set_timesteps(12)
+    ratios = scheduler.sigmas.tolist()
+    levels = [Level(s, 1.0, s) for s in [ratios[0], *ratios[1:-1:2]]] + [CLEAN]
+    x = START * levels[0].sigma
+    theirs = their_ratios(scheduler, x)
+    # Two of their steps are one of ours; their states between are guesses. The last has no second half.
+    ours = our_states(Heun(), EDM(), levels, x)
+    assert_equal_states(ours, [*theirs[1::2], theirs[-1]])
+
+
+@pytest.mark.parametrize("karras", [False, True])
+def test_dpm_solver_equals_that_of_diffusers_step_by_step(diffusers, karras):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **PUBLISHED_BETAS, use_karras_sigmas=karras, algorithm_type="dpmsolver++", solver_order=2
+    )
+    scheduler.set_timesteps(12)
+    ratios = scheduler.sigmas.double()
+    scheduler.sigmas = ratios
+    levels = [Level(s, 1 / math.hypot(1.0, s), s / math.hypot(1.0, s)) for s in ratios.tolist()[:-1]]
+    levels.append(CLEAN)
+    theirs, x = [], START
+    for t, ratio in zip(scheduler.timesteps, ratios.tolist(), strict=False):
+        x = scheduler.step(NoiseNetwork()(x, ratio), t, x).prev_sample
+        theirs.append(x)
+    assert_equal_states(our_states(DPMSolver(), DiscreteChain(), levels, START), theirs)

@@ -105,6 +105,41 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
     assert lines(whole) == lines(parts)
 
 
+DIFFUSION = {
+    "chain": (),
+    "all_options": (
+        *("--model.process", "VPSDE", "--model.dequantise", "true", "--model.conditional", "true"),
+        *("--model.label_dropout", "0.2", "--model.guidance", "2.0", "--model.weighting", "MinSNR"),
+        *("--model.network.init_args.dropout", "0.1", "--trainer.accumulate_grad_batches", "2"),
+        *("--model.warmup_images", "320", "--model.decay_images", "2560"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFUSION)
+def test_a_resumed_diffusion_model_equals_the_uninterrupted_one_bit_for_bit(
+    case, genlab_command, tiny_extractor, tmp_path, monkeypatch
+):
+    common = (
+        *("--config", "experiments/ddpm_digits.yaml", "--extractor", tiny_extractor(1)),
+        *("--evaluate.num_samples", "16", "--samples.num", "4", "--trainer.log_every_n_steps", "1"),
+        *("--trainer.accelerator", "cpu", "--budget.evaluate_every", "640"),
+        *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
+        *("--model.sampler.init_args.grid.init_args.num_steps", "2"),
+    )
+    for name, budget in (("whole", 2560), ("parts", 1216)):  # the latter between two steps of two batches
+        monkeypatch.setenv("GENLAB_OUTPUTS", str(tmp_path / name))
+        code, _, error = genlab_command("fit", *common, *DIFFUSION[case], "--budget.images", budget)
+        assert code == 0, error
+    parts, whole = only_run(tmp_path / "parts"), only_run(tmp_path / "whole")
+    code, _, error = genlab_command("resume", parts, "--budget.images", "2560")
+    assert code == 0, error
+    a, b = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts))
+    assert a["images_seen"] == 2560 and any("average" in name for name in a["state_dict"])
+    assert differences(a, b) == []
+    assert lines(whole) == lines(parts)
+
+
 def test_lines_written_after_the_last_checkpoint_are_written_once(options_of, genlab_command, tmp_path):
     """A killed run has logged more than it has saved; the resumed one writes those lines again."""
     code, _, error = genlab_command("fit", *options_of("dcgan_digits"), *MLP, "--budget.images", "1280")

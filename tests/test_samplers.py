@@ -14,7 +14,17 @@ from genlab.processes.schedules import CosineSchedule, SigmoidSchedule
 from genlab.processes.sde import EDM, VESDE, VPSDE, NoiseLadder, RectifiedFlow, SubVPSDE
 from genlab.samplers.ancestral import DDIM, Ancestral
 from genlab.samplers.base import Noise
-from genlab.samplers.conditioning import Blur, Guided, Masking, RePaint
+from genlab.samplers.choices import fitting_samplers
+from genlab.samplers.conditioning import (
+    Blur,
+    FromImage,
+    Guided,
+    Masking,
+    RePaint,
+    Restoration,
+    Shrink,
+    conjugate_gradients,
+)
 from genlab.samplers.ode import DPMSolver, Euler, Heun, RungeKutta, encode
 from genlab.samplers.sde import AnnealedLangevin, EulerMaruyama, PredictorCorrector
 
@@ -220,12 +230,64 @@ def test_the_uniform_grids_of_a_chain_are_the_published_ones():
     assert times(QuadraticGrid(3))[0] == 800
 
 
-def test_an_image_to_image_walk_starts_at_the_asked_time():
-    process = DiscreteChain()
-    levels = DDIM(UniformGrid(11)).levels_from(process, 500)
-    assert levels[0].t == 500 and levels[-1] == CLEAN
-    with pytest.raises(ValueError, match="no level up to time 0"):
-        DDIM(UniformGrid(11)).levels_from(process, 0.5)
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+def test_an_image_to_image_walk_takes_the_asked_share_of_the_steps(process):
+    sampler = DDIM(UniformGrid(10))
+    whole = sampler.grid.levels(process)
+    assert sampler.levels_from(process, 1.0) == whole
+    assert sampler.levels_from(process, 0.3) == whole[-4:]
+    assert sampler.levels_from(process, 1e-6) == whole[-2:]
+    for strength in (0.0, 1.1):
+        with pytest.raises(ValueError, match=r"strength must be in \(0, 1\]"):
+            sampler.levels_from(process, strength)
+
+
+def test_a_walk_from_an_image_keeps_what_its_noise_left_of_it():
+    image, process = torch.full((1, 4), 1.5, dtype=torch.float64), EDM()
+    noise = Noise(0, torch.arange(4_000), (4,), torch.float64)
+    sampler = FromImage(image, Heun(RatioGrid(60)), 0.5)
+    start = sampler.sampler.levels_from(process, 0.5)[0].sigma
+    x = sampler(process, GaussianDenoiser(), noise)
+    # The flow carries the mean of x_t, and its width, in proportion to the marginal's.
+    scale = STD / (STD**2 + start**2).sqrt()
+    assert torch.allclose(x.mean(0), MEAN + scale * (1.5 - MEAN), atol=0.06)
+    assert torch.allclose(x.std(0), scale * start, rtol=0.06)
+
+
+def test_karras_grid_begins_at_the_largest_ratio_asked_for_and_not_beyond_the_process():
+    def first(process, **ends):
+        level = RatioGrid(9, **ends).levels(process)[0]
+        return level.sigma / level.alpha
+
+    assert first(DiscreteChain(1000, CosineSchedule()), largest=80.0) == pytest.approx(80.0, rel=1e-3)
+    assert first(EDM(sigma_max=50.0), largest=80.0) == pytest.approx(50.0)
+    assert RatioGrid(9, largest=1e9).levels(RectifiedFlow())[0].t == 1.0
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=named)
+@pytest.mark.parametrize("num_passes", [5, 10, 20])
+def test_every_fitting_sampler_takes_about_the_asked_passes_and_gives_finite_samples(process, num_passes):
+    choices = fitting_samplers(process)
+    assert {"DDIM, Karras grid", "Heun, Karras grid", "DPM++2M, Karras grid"} <= choices.keys()
+    assert ("Euler-Maruyama" in choices) == isinstance(process, VPSDE | VESDE)
+    assert ("annealed Langevin" in choices) == isinstance(process, NoiseLadder)
+    for name, choice in choices.items():
+        counted = Counted()
+        x = choice(num_passes)(process, counted, Noise(0, torch.arange(2), (4,), torch.float64))
+        fewer = num_passes - 1 if num_passes % 2 == 0 else num_passes
+        if not isinstance(process, NoiseLadder):  # whose ten scales are all the levels there are
+            assert counted.passes in (num_passes, fewer), name
+        assert x.isfinite().all(), name
+
+
+class Counted(GaussianDenoiser):
+    """Counts how often it is asked."""
+
+    passes = 0
+
+    def __call__(self, x_t, level):
+        self.passes += 1
+        return super().__call__(x_t, level)
 
 
 @pytest.mark.parametrize("process", [EDM(), VPSDE(), DiscreteChain(), RectifiedFlow()], ids=named)
@@ -297,9 +359,56 @@ def test_the_guided_mean_is_that_of_the_joint_normal_distribution(sigma):
     assert torch.allclose(found.flatten(1), expected, atol=1e-8)
 
 
-@pytest.mark.parametrize("operator", [Blur(0.7), Blur(2.0), Masking((torch.rand(5, 7) > 0.5).double())])
+def test_a_restored_sample_has_the_posteriors_mean_and_width():
+    covariance = torch.tensor([[1.0, 0.6, 0.3], [0.6, 0.8, 0.2], [0.3, 0.2, 0.5]], dtype=torch.float64)
+    oracle, std = CorrelatedDenoiser(covariance), 0.4
+    mask = torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64)
+    y = torch.tensor([[1.2, 0.0, -0.5]], dtype=torch.float64)
+    index = torch.arange(4_000)
+    for process in (EDM(), DiscreteChain(), RectifiedFlow()):
+        sampler = Restoration(Masking(mask), y, std, RatioGrid(200, largest=80.0), num_solves=3, clip=False)
+        x = sampler(process, oracle, Noise(0, index, (3,), torch.float64))
+        a = mask[0].bool()
+        inverse = torch.linalg.inv(covariance[a][:, a] + std**2 * torch.eye(2))
+        gain = covariance[:, a] @ inverse
+        assert torch.allclose(x.mean(0), gain @ y[0, a], atol=0.03)
+        assert torch.allclose(x.T.cov(), covariance - gain @ covariance[a], atol=0.03)
+
+
+def test_a_guided_mean_is_clipped_and_pure_noise_is_not_guided():
+    operator, y = Masking(torch.ones(1, 2).double()), torch.full((1, 2), 3.0).double()
+    x_t, level = torch.zeros(1, 2).double(), EDM().level(1.0)
+    assert Guided(PAIR, operator, y, 0.1)(x_t, level).max() > 1.5
+    assert Guided(PAIR, operator, y, 0.1, clip=True)(x_t, level).max() == 1.0
+    noise = RectifiedFlow().level(1.0)
+    assert noise.alpha == 0.0
+    assert torch.equal(Guided(PAIR, operator, y, 0.1)(x_t, noise), PAIR(x_t, noise))
+
+
+def test_a_row_whose_matrix_is_no_covariance_stays_and_its_neighbours_are_solved():
+    def system(u):
+        return u * torch.tensor([[2.0], [-1.0]]).double()
+
+    solution = conjugate_gradients(system, torch.ones(2, 3).double(), 3, smallest=0.1)
+    assert torch.allclose(solution, torch.tensor([[0.5], [0.0]]).double().expand(2, 3))
+
+
+def test_shrinking_takes_the_mean_of_squares_and_names_sides_that_it_cannot_divide():
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert torch.equal(Shrink(2)(x), torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))
+    with pytest.raises(ValueError, match="no multiples of the factor 3"):
+        Shrink(3)(x)
+    with pytest.raises(ValueError, match="must be at least 2, got 1"):
+        Shrink(1)
+
+
+OPERATORS = [Blur(0.7), Blur(2.0), Masking((torch.rand(6, 8) > 0.5).double()), Shrink(2)]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_the_adjoint_of_an_operator_moves_it_to_the_other_side(operator):
-    x, y = torch.randn(2, 3, 5, 7).double(), torch.randn(2, 3, 5, 7).double()
+    x = torch.randn(2, 3, 6, 8).double()
+    y = torch.randn_like(operator(x))
     assert (operator(x) * y).sum().item() == pytest.approx((x * operator.adjoint(y)).sum().item())
 
 

@@ -118,6 +118,36 @@ def test_two_processes_count_the_images_of_both(joined_and_split):
     assert counts == [640, 640]
 
 
+@pytest.fixture(scope="module")
+def joined_and_split_diffusion(tmp_path_factory, tiny_extractor):
+    """A diffusion model with labels, some of them hidden, in one process and in two."""
+    folder = tmp_path_factory.mktemp("diffusion")
+    options = (
+        *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
+        *("--model.sampler.init_args.grid.init_args.num_steps", "3", "--model.dequantise", "true"),
+        *("--model.conditional", "true", "--model.label_dropout", "0.3", "--model.optimizer.lr", "0.1"),
+        *("--model.optimizer", "torch.optim.SGD", "--model.ema_decay", "0.9"),
+    )
+    one = fit(folder / "one", tiny_extractor(1), *options, experiment="ddpm_digits")
+    two = fit(
+        *(folder / "two", tiny_extractor(1), *options, "--data.batch_size", "32", "--trainer.devices", "2"),
+        experiment="ddpm_digits",
+    )
+    return folder, one, two
+
+
+def test_two_processes_train_a_diffusion_model_as_one_does(joined_and_split_diffusion):
+    folder, one, two = joined_and_split_diffusion
+    ranks = [torch.load(folder / "two" / f"rank{rank}.pt") for rank in range(2)]
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+    alone = torch.load(folder / "one" / "rank0.pt")
+    assert any(name.startswith("average") for name in alone)
+    assert max(float((alone[name] - ranks[0][name]).abs().max()) for name in alone) < 1e-5
+    a, b = last_scores(one), last_scores(two)
+    assert a.keys() == b.keys() and {"val/loss", "val/x_error@1"} <= a.keys()
+    assert all(a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-4) for name in a)
+
+
 def test_batch_norm_buffers_are_equal_before_an_evaluation(tmp_path, tiny_extractor):
     fit(
         *(tmp_path / "norm", tiny_extractor(1), *SMALL, "--data.batch_size", "32", "--trainer.devices", "2"),

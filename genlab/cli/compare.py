@@ -9,17 +9,18 @@ import textwrap
 from pathlib import Path
 
 from genlab.report.columns import COLUMNS, Column, chosen
-from genlab.report.comparison import Comparison, compare
+from genlab.report.comparison import Comparison
+from genlab.report.comparison import compare as compared
 from genlab.report.forms import as_markdown, csv_table, markdown_table, text_table
 from genlab.report.table import printable
 from genlab.report.verdict import remarks
 from genlab.runs.folder import outputs_root
 
 
-def compare_runs(arguments: list[str]) -> int:
+def compare(arguments: list[str]) -> int:
     """Prints the comparison in the form that was asked for."""
     options = parser().parse_args(arguments)
-    comparison = compare(options.runs or [outputs_root()], options.rank)
+    comparison = compared(options.runs or [outputs_root()], options.rank)
     columns = chosen(options.columns.replace(" ", "").split(",")) if options.columns else None
     if options.csv:
         print(csv_table(comparison, columns), end="")

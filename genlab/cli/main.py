@@ -6,6 +6,7 @@ Help and listings answer in a fraction of a second because nothing here imports 
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import sys
 import warnings
@@ -31,12 +32,18 @@ OTHERS = {
     "neighbours": "nearest training images:      genlab neighbours RUN -n 12 --seed 0",
     "reconstruct": "encode and decode images:     genlab reconstruct RUN IMAGES...",
     "interpolate": "walk through latent space:    genlab interpolate RUN --seeds 0 1",
+    "inpaint": "fill in a part of a picture:   genlab inpaint RUN IMAGE MASK",
+    "restore": "denoise, deblur, enlarge:      genlab restore RUN IMAGES... --noise 50",
+    "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
     "runs": "list the runs and their scores",
     "compare": "runs side by side:            genlab compare outputs/",
     "report": "the same as one HTML file:    genlab report outputs/ -o report.html",
     "data": "look at images before use:    genlab data check PATH",
 }
+
+ALIASES = {"samples": "sample"}
+"""Every other command is the function of its own name in the file of its own name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,42 +74,9 @@ def command(name: str) -> Callable[[list[str]], int]:
         return lambda rest: train(name, rest)
     if name == "resume":
         return resume
-    if name in ("sample", "samples"):
-        from genlab.cli.sample import sample
-
-        return sample
-    if name == "neighbours":
-        from genlab.cli.neighbours import neighbours
-
-        return neighbours
-    if name == "reconstruct":
-        from genlab.cli.reconstruct import reconstruct
-
-        return reconstruct
-    if name == "interpolate":
-        from genlab.cli.interpolate import interpolate
-
-        return interpolate
-    if name == "bench":
-        from genlab.cli.bench import bench
-
-        return bench
-    if name == "runs":
-        from genlab.cli.runs import runs
-
-        return runs
-    if name == "compare":
-        from genlab.cli.compare import compare_runs
-
-        return compare_runs
-    if name == "report":
-        from genlab.cli.report import report
-
-        return report
-    if name == "data":
-        from genlab.cli.data import data
-
-        return data
+    if name in OTHERS:
+        function = ALIASES.get(name, name)
+        return getattr(importlib.import_module(f"genlab.cli.{function}"), function)
     near = difflib.get_close_matches(name, [*TRAINING, *OTHERS], n=1)
     hint = f"did you mean `genlab {near[0]}`?" if near else "`genlab --help` lists them."
     raise ValueError(f"There is no command '{name}'; {hint}")

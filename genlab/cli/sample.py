@@ -23,6 +23,8 @@ def sample(arguments: list[str]) -> int:
     if options.film:
         return film(options)
     model, run = load(options)
+    if options.image:
+        require_walk(model, run)
     import torch
     from PIL import Image
 
@@ -67,7 +69,14 @@ def film(options: argparse.Namespace) -> int:
 def draw(model: Any, index: Any, options: argparse.Namespace) -> Any:
     """Returns one batch of samples on the CPU."""
     label = label_of(model, len(index), options.label)
-    return model.sample(index, seed=options.seed, label=label).cpu()
+    if options.image is None:
+        return model.sample(index, seed=options.seed, label=label).cpu()
+    from genlab.evaluation.latents import read_images
+    from genlab.samplers.conditioning import FromImage
+
+    x = read_images([options.image], model.spec).to(model.device)
+    sampler = FromImage(x, model.sampler, options.strength)
+    return model.sample_with(sampler, index, options.seed, label).cpu()
 
 
 def load(options: argparse.Namespace) -> tuple[Model, Run]:
@@ -82,6 +91,24 @@ def load(options: argparse.Namespace) -> tuple[Model, Run]:
     run = open_run(options.run)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_run(run, resolve_checkpoint(options.checkpoint), device), run
+
+
+def load_walking(options: argparse.Namespace) -> tuple[Any, Run]:
+    """Returns the model and the run that the options name, where it walks from noise to images."""
+    model, run = load(options)
+    require_walk(model, run)
+    return model, run
+
+
+def require_walk(model: Any, run: Run) -> None:
+    """Refuses a model that does not walk from noise to images."""
+    from genlab.families.base import Denoises
+
+    if not isinstance(model, Denoises) or not model.spec.is_image:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{run.path} is a {type(model).__name__} of {model.spec.name}: this needs a diffusion model of "
+            "images, such as experiments/ddpm_mnist.yaml trains."
+        )
 
 
 def label_of(model: Any, num: int, label: int | None, required: bool = False) -> Any:
@@ -116,6 +143,10 @@ def parser() -> argparse.ArgumentParser:
         help="draw nothing; the training's grids as a GIF (samples/training.gif)",
     )
     parser.add_argument("--batch_size", type=int, default=100, help="samples drawn at a time (100)")
+    parser.add_argument("--image", type=Path, help="begin with this image, noised (diffusion models)")
+    parser.add_argument(
+        "--strength", type=float, default=0.5, help="with --image: near 0 keeps it, 1 forgets it (0.5)"
+    )
     return parser
 
 

@@ -94,6 +94,45 @@ class Gaussian1D(PointData):
         return _log_normal(x - self.mean, self.std)
 
 
+class Gaussian2D(PointData):
+    """A tilted normal distribution, small enough to draw every score of its noised versions.
+
+    Args:
+        mean: Where it lies.
+        std: Its width in both directions.
+        correlation: Between -1 and 1; how far it is tilted.
+        base: Arguments of every toy density and of every data set.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, float] = (0.5, -0.5),
+        std: tuple[float, float] = (1.0, 0.5),
+        correlation: float = 0.8,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        for width in std:
+            _require_positive("std", width)
+        if not -1.0 < correlation < 1.0:
+            raise ValueError(f"correlation must be in (-1, 1), got {correlation}.")
+        self.mean = torch.tensor(mean, dtype=torch.float64)
+        (a, b), off = std, correlation * std[0] * std[1]
+        self.covariance = torch.tensor([[a * a, off], [off, b * b]], dtype=torch.float64)
+
+    def draw(self, address: int, index: Tensor) -> Tensor:
+        return self.mean + _noise(address, index) @ torch.linalg.cholesky(self.covariance).T
+
+    def log_density(self, x: Tensor) -> Tensor:
+        return self.noised_log_density(x, 1.0, 0.0)
+
+    def noised_log_density(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """Returns the log density of alpha x + sigma eps, normal as well."""
+        covariance = alpha**2 * self.covariance + sigma**2 * torch.eye(2, dtype=torch.float64)
+        normal = torch.distributions.MultivariateNormal(alpha * self.mean, covariance)
+        return normal.log_prob(x.double()).to(x)
+
+
 class EightGaussians(PointData):
     """Eight equal normal distributions on a circle: whoever drops a mode is seen at once.
 
@@ -115,8 +154,12 @@ class EightGaussians(PointData):
         return self.means[mode] + self.std * _noise(address, index)
 
     def log_density(self, x: Tensor) -> Tensor:
-        offsets = x[:, None, :] - self.means.to(x)
-        return _log_normal(offsets, self.std).logsumexp(1) - math.log(8)
+        return self.noised_log_density(x, 1.0, 0.0)
+
+    def noised_log_density(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """Returns the log density of alpha x + sigma eps: each of the eight is normal as before."""
+        offsets = x[:, None, :] - alpha * self.means.to(x)
+        return _log_normal(offsets, math.hypot(alpha * self.std, sigma)).logsumexp(1) - math.log(8)
 
 
 class TwoMoons(PointData):

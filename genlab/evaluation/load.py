@@ -38,6 +38,18 @@ def load_run(run: Run, checkpoint: Path | None = None, device: str | torch.devic
     return model.eval().to(device)
 
 
+def load_data(run: Run) -> tuple[DataModule, dict[str, Any]]:
+    """Returns the data that a run was trained on, and how its configuration has it evaluated."""
+    config = yaml.safe_load(run.config.read_text())
+    check_class_paths(config["data"])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    data.prepare_data()
+    data.setup("test")
+    return data, config.get("evaluate") or {}
+
+
 def build_model(config: dict[str, Any], spec: DataSpec) -> Model:
     """Returns the model that a configuration describes, for data of this shape."""
     check_class_paths(config)

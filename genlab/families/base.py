@@ -83,6 +83,30 @@ class HasLikelihood(Protocol):
         """Returns log p(x) in nats, one number an image; images as probabilities of their discrete levels."""
 
 
+@runtime_checkable
+class Denoises(Protocol):
+    """Walks from noise to data, so that any sampler can be put in, one that agrees with a picture too."""
+
+    process: Any
+    """How data become noise (`processes.base.Process`)."""
+
+    sampler: Any
+    """How samples are drawn (`samplers.base.Sampler`)."""
+
+    sampling_network: Any
+    """The network that is asked at every step, averaged where there is an average."""
+
+    def sample_with(
+        self,
+        sampler: Any,
+        index: int | Tensor,
+        seed: int = 0,
+        label: Tensor | None = None,
+        clip: bool | None = None,
+    ) -> Tensor:
+        """Returns samples by another sampler than the model's own; clip overrides the model's."""
+
+
 class Model(pl.LightningModule):
     """A LightningModule with named losses and a count of the images it has seen.
 
@@ -236,6 +260,17 @@ def indices(num_or_index: int | Tensor, device: torch.device) -> Tensor:
     if isinstance(num_or_index, int):
         return torch.arange(num_or_index, device=device)
     return num_or_index.to(device)
+
+
+def learning_rate_factor(images: int, warmup_images: int, decay_images: int) -> float:
+    """Returns what share of its learning rate an optimiser has after so many images.
+
+    It grows evenly over the first warmup_images and falls to 0 at decay_images along a cosine; 0 leaves
+    either out.
+    """
+    rise = min(1.0, (images + 1) / warmup_images) if warmup_images else 1.0
+    done = min(1.0, images / decay_images) if decay_images else 0.0
+    return rise * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:

@@ -7,14 +7,21 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from genlab import randomness
-from genlab.families.base import Model, NetworkFactory, averaged_copy, evaluating, indices
-from genlab.processes.base import Process
+from genlab.families.base import (
+    Model,
+    NetworkFactory,
+    averaged_copy,
+    evaluating,
+    indices,
+    learning_rate_factor,
+)
+from genlab.processes.base import Level, Process, score_of
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.denoiser import NetworkDenoiser, split_variance
-from genlab.processes.grids import UniformGrid
+from genlab.processes.grids import RatioGrid
 from genlab.processes.likelihood import Likelihood, ProbabilityFlow, VariationalBound
 from genlab.processes.prediction import Prediction, PredictNoise, Weighting
 from genlab.processes.variance import variance_loss
@@ -57,6 +64,9 @@ class Diffusion(Model):
         variance_weight: Of the bound that teaches the variance where the network has one; published 0.001.
         ema_decay: Decay, per optimiser step, of the averaged network that samples and scores come from;
             0 takes the network itself.
+        warmup_images: Images over which the learning rate grows from 0; the paper's 5,000 steps of 128.
+        decay_images: Images at which the learning rate has fallen to 0 along a cosine, usually the budget's;
+            0 for no fall.
 
     Shapes:
         x: (batch, channels, height, width) in [-1, 1], or (batch, dimensions).
@@ -82,6 +92,8 @@ class Diffusion(Model):
         dequantise: bool = False,
         variance_weight: float = 1e-3,
         ema_decay: float = 0.9999,
+        warmup_images: int = 0,
+        decay_images: int = 0,
     ) -> None:
         super().__init__(spec)
         if conditional and not spec.num_classes:
@@ -98,20 +110,29 @@ class Diffusion(Model):
         self.process, self.prediction = process, prediction or PredictNoise()
         self.weighting, self.sampler = weighting, sampler or Ancestral()
         self.likelihood = likelihood or (
-            VariationalBound(UniformGrid(100)) if spec.is_image else ProbabilityFlow()
+            VariationalBound(RatioGrid(100)) if spec.is_image else ProbabilityFlow()
         )
         self.optimizer_factory = optimizer
         self.label_dropout, self.guidance = label_dropout, guidance
         self.clip = clip and spec.is_image
         self.dequantise = dequantise and spec.is_image
         self.variance_weight = variance_weight
+        self.warmup_images, self.decay_images = warmup_images, decay_images
 
-    def configure_optimizers(self) -> Optimizer:
-        return self.optimizer_factory(self.network.parameters())
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory(self.network.parameters())
+        factor = LambdaLR(
+            optimizer, lambda _: learning_rate_factor(self.images_seen, self.warmup_images, self.decay_images)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         # Here and not after each batch: with accumulation a step has several batches.
+        self.update_average()
+
+    def update_average(self) -> None:
+        """Moves the averaged network towards the network, once for each optimiser step."""
         if self.average is not None:
             self.average.update_parameters(self.network)
 
@@ -121,8 +142,8 @@ class Diffusion(Model):
         t = self.process.training_time(self.draw_uniform("time", len(x)))
         if self.training:
             return self._loss(self.network, x, t, label)
-        with evaluating(self._sampling_network):
-            return self._loss(self._sampling_network, x, t, label) | self._errors(x, label)
+        with evaluating(self.sampling_network):
+            return self._loss(self.sampling_network, x, t, label) | self._errors(x, label)
 
     def sample(self, index: int | Tensor, seed: int = 0, label: Tensor | None = None) -> Tensor:
         """Returns sample i of the seed for every i in index; without labels, class i mod num_classes."""
@@ -130,29 +151,40 @@ class Diffusion(Model):
 
     @torch.no_grad()
     def sample_with(
-        self, sampler: Sampler, index: int | Tensor, seed: int = 0, label: Tensor | None = None
+        self,
+        sampler: Sampler,
+        index: int | Tensor,
+        seed: int = 0,
+        label: Tensor | None = None,
+        clip: bool | None = None,
     ) -> Tensor:
-        """Returns samples by another sampler than the model's own."""
+        """Returns samples by another sampler than the model's own; clip overrides the model's."""
         index = indices(index, self.device)
         if label is None and self.uses_labels:
             label = index % self.spec.num_classes
-        network = self._sampling_network
+        network = self.sampling_network
         with evaluating(network):
             return self._bounded(
-                sampler(self.process, self.denoiser(label), Noise(seed, index, self.spec.shape))
+                sampler(self.process, self.denoiser(label, clip), Noise(seed, index, self.spec.shape))
             )
 
-    def denoiser(self, label: Tensor | None = None) -> NetworkDenoiser:
+    def denoiser(self, label: Tensor | None = None, clip: bool | None = None) -> NetworkDenoiser:
         """Returns the averaged network as the denoiser that samplers walk with."""
         return NetworkDenoiser(
-            self._sampling_network,
+            self.sampling_network,
             self.process,
             self.prediction,
             label if self.uses_labels else None,
             self.guidance if label is not None else 1.0,
             self.spec.num_classes if self.label_dropout else None,
-            self.clip,
+            self.clip if clip is None else clip,
         )
+
+    @torch.no_grad()
+    def score(self, x_t: Tensor, level: Level, label: Tensor | None = None) -> Tensor:
+        """Returns grad log p(x_t), the direction in which noised data become more probable."""
+        with evaluating(self.sampling_network):
+            return score_of(x_t, self.denoiser(label, clip=False)(x_t, level), level)
 
     def draw_latent(self, index: int | Tensor, seed: int = 0) -> Tensor:
         """Returns the noise that sample i of the seed starts from, for every i in index."""
@@ -166,14 +198,14 @@ class Diffusion(Model):
         levels = sampler.grid.levels(self.process)
         noise = Noise(0, torch.arange(len(z), device=z.device), self.spec.shape)
         x = self.process.prior_std(levels[0]) * z
-        with evaluating(self._sampling_network):
+        with evaluating(self.sampling_network):
             return self._bounded(sampler.walk(self.process, self.denoiser(label), x, levels, noise))
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Returns the noise that the flow takes data to; the flow returns to the data (DDIM, section 5.4)."""
-        with evaluating(self._sampling_network):
-            return encode(self.process, self._unclipped(label), x, 50)
+        with evaluating(self.sampling_network):
+            return encode(self.process, self.denoiser(label, clip=False), x, 50)
 
     @property
     def likelihood_kind(self) -> str:
@@ -188,13 +220,14 @@ class Diffusion(Model):
     def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Returns log p(x) in nats: of their levels for images."""
         levels = self.spec.levels if self.spec.is_image else 0
-        network = self._sampling_network
-        with evaluating(network):
+        # A test runs without derivatives, which the flow's divergence is made of; its tensors are copied.
+        with torch.inference_mode(False), evaluating(self.sampling_network):
+            x, label = x.clone(), None if label is None else label.clone()
+            # The flow must be smooth and its divergence that of the network.
+            clip = False if isinstance(self.likelihood, ProbabilityFlow) else None
             return self.likelihood.log_prob(
                 x,
-                self._unclipped(label)
-                if isinstance(self.likelihood, ProbabilityFlow)
-                else self.denoiser(label),
+                self.denoiser(label, clip),
                 self.process,
                 lambda name: self.draw_normal(name, len(x), self.spec.shape),
                 levels,
@@ -205,14 +238,9 @@ class Diffusion(Model):
         return "ema" if self.average is not None else "raw"
 
     @property
-    def _sampling_network(self) -> Any:
+    def sampling_network(self) -> Any:
+        """The network that samples and scores come from."""
         return self.network if self.average is None else self.average
-
-    def _unclipped(self, label: Tensor | None) -> NetworkDenoiser:
-        # The flow must be smooth and its divergence that of the network.
-        denoiser = self.denoiser(label)
-        denoiser.clip = False
-        return denoiser
 
     def _loss(self, network: Any, x: Tensor, t: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         noise = self.draw_normal("noise", len(x), self.spec.shape)

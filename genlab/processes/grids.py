@@ -78,7 +78,8 @@ class RatioGrid(Grid):
     Args:
         num_steps: Network passes of a sampler of first order.
         rho: The higher, the more steps near the data; the paper's 7.
-        smallest, largest: Ends of the walk; the process's own where they are left out.
+        smallest, largest: Ends of the walk; the process's own where they are left out or lie beyond them.
+            Some chains end far above the paper's 80, where steps are wasted.
     """
 
     def __init__(
@@ -95,11 +96,12 @@ class RatioGrid(Grid):
 
     def times(self, process: Process) -> Tensor:
         low, high = ratio_range(process)
-        low, high = self.smallest or low, self.largest or high
+        starts_at_end = self.largest is None or self.largest >= high
+        low, high = max(low, self.smallest or low), min(high, self.largest or high)
         ends = (high ** (1.0 / self.rho), low ** (1.0 / self.rho))
         ratios = torch.linspace(*ends, self.num_steps, dtype=torch.float64) ** self.rho
         times = process.time_of(ratios)
-        if self.largest is None:
+        if starts_at_end:
             times[0] = process.end  # for a straight path the largest ratio is infinite
         return times
 

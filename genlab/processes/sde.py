@@ -224,6 +224,9 @@ class RectifiedFlow(Process):
     def time_of(self, ratio: Tensor) -> Tensor:
         return ratio / (1.0 + ratio)
 
+    def prior_std(self, level: Level) -> float:
+        return level.sigma
+
     def training_time(self, u: Tensor) -> Tensor:
         if self.t_spread is None:
             return super().training_time(u)

@@ -59,13 +59,18 @@ class Sampler(ABC):
         levels = self.grid.levels(process)
         return self.walk(process, denoise, process.prior_std(levels[0]) * noise("latent"), levels, noise)
 
-    def levels_from(self, process: Process, t: float) -> list[Level]:
-        """Returns the levels up to a time, for a walk that begins with an image."""
+    def levels_from(self, process: Process, strength: float) -> list[Level]:
+        """Returns the levels of a walk that begins with a noised image.
+
+        Args:
+            process: How data become noise.
+            strength: Share of the steps that are walked: near 0 keeps the image, 1 forgets it.
+        """
+        if not 0.0 < strength <= 1.0:
+            raise ValueError(f"strength must be in (0, 1], got {strength}: 1 forgets the image.")
         levels = self.grid.levels(process)
-        kept = [level for level in levels if level.t <= t]
-        if len(kept) < 2:
-            raise ValueError(f"The grid has no level up to time {t}: take a higher strength or more steps.")
-        return kept
+        num_steps = max(1, round(strength * (len(levels) - 1)))
+        return levels[-num_steps - 1 :]
 
     @abstractmethod
     def walk(

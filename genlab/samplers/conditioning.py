@@ -1,4 +1,4 @@
-"""Samples that agree with something known: a part of the image, or a linear measurement of it."""
+"""Samples that agree with something known: a part of an image, a linear measurement, a coarse shape."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
 from genlab.processes.base import Denoiser, Level, Process, posterior, transition_variance
-from genlab.processes.grids import Grid, UniformGrid
+from genlab.processes.grids import Grid, RatioGrid, UniformGrid
+from genlab.samplers.ancestral import DDIM
 from genlab.samplers.base import Noise, Sampler, steps
 
 
@@ -53,6 +54,32 @@ class RePaint(Sampler):
                 x = t.alpha / s.alpha * less + std * noise("again", *name)
             x = less
         return x
+
+
+class FromImage(Sampler):
+    """Begins with a noised image instead of noise, and so keeps its coarse shape.
+
+    Meng et al. 2022 (SDEdit, arXiv:2108.01073), algorithm 1.
+
+    Args:
+        image: (batch, ...) or broadcast to it.
+        sampler: Walks from there.
+        strength: Share of its steps that are walked: near 0 keeps the image, 1 forgets it.
+    """
+
+    def __init__(self, image: Tensor, sampler: Sampler, strength: float = 0.5) -> None:
+        super().__init__(sampler.grid)
+        self.image, self.sampler, self.strength = image, sampler, strength
+
+    def __call__(self, process: Process, denoise: Denoiser, noise: Noise) -> Tensor:
+        levels = self.sampler.levels_from(process, self.strength)
+        x_t = levels[0].alpha * self.image + levels[0].sigma * noise("latent")
+        return self.walk(process, denoise, x_t, levels, noise)
+
+    def walk(
+        self, process: Process, denoise: Denoiser, x: Tensor, levels: list[Level], noise: Noise
+    ) -> Tensor:
+        return self.sampler.walk(process, denoise, x, levels, noise)
 
 
 class Operator(ABC):
@@ -109,6 +136,27 @@ class Blur(Operator):
         return self(y)  # a symmetric kernel with zeros outside
 
 
+class Shrink(Operator):
+    """Replaces each square of pixels by its mean: the small image that super-resolution begins with.
+
+    Args:
+        factor: Side of the squares.
+    """
+
+    def __init__(self, factor: int) -> None:
+        if factor < 2:
+            raise ValueError(f"The factor of shrinking must be at least 2, got {factor}.")
+        self.factor = factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if any(side % self.factor for side in x.shape[2:]):
+            raise ValueError(f"Sides {tuple(x.shape[2:])} are no multiples of the factor {self.factor}.")
+        return avg_pool2d(x, self.factor)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return interpolate(y, scale_factor=float(self.factor), mode="nearest") / self.factor**2
+
+
 class Guided(Denoiser):
     """The mean of x given both x_t and a measurement y = A x + noise.
 
@@ -124,20 +172,30 @@ class Guided(Denoiser):
         measurement: y.
         std: Standard deviation of the measurement's noise; a small positive number where there is none.
         num_solves: Iterations of conjugate gradients.
+        clip: Keep the mean in [-1, 1], where images lie; the model's own estimate must not be clipped, or its
+            derivative would say that what lies at an end is known.
     """
 
     def __init__(
-        self, denoise: Denoiser, operator: Operator, measurement: Tensor, std: float, num_solves: int = 3
+        self,
+        denoise: Denoiser,
+        operator: Operator,
+        measurement: Tensor,
+        std: float,
+        num_solves: int = 3,
+        clip: bool = False,
     ) -> None:
         if std <= 0.0:
             raise ValueError(f"std must be positive, got {std}; take a small one for exact measurements.")
         self.denoise, self.operator, self.measurement = denoise, operator, measurement
-        self.std, self.num_solves = std, num_solves
+        self.std, self.num_solves, self.clip = std, num_solves, clip
 
     def __call__(self, x_t: Tensor, level: Level) -> Tensor:
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
             mean = self.denoise(x_t, level)
+        if level.alpha == 0.0:  # pure noise says nothing about x, and its derivative nothing of how x varies
+            return mean.detach()
 
         def covariance(u: Tensor) -> Tensor:
             (row,) = torch.autograd.grad(mean, x_t, u, retain_graph=True)
@@ -147,18 +205,63 @@ class Guided(Denoiser):
             return self.operator(covariance(self.operator.adjoint(u))) + self.std**2 * u
 
         missing = self.measurement - self.operator(mean.detach())
-        solution = conjugate_gradients(system, missing, self.num_solves)
-        return mean.detach() + covariance(self.operator.adjoint(solution))
+        solution = conjugate_gradients(system, missing, self.num_solves, self.std**2)
+        mean = mean.detach() + covariance(self.operator.adjoint(solution))
+        return mean.clamp(-1.0, 1.0) if self.clip else mean
 
 
-def conjugate_gradients(system: Any, right: Tensor, num_steps: int) -> Tensor:
-    """Returns an approximate solution of a symmetric positive system, for each row on its own."""
+class Restoration(Sampler):
+    """DDIM with a denoiser that knows a measurement: draws x given y = A x + noise.
+
+    Its denoiser must not be clipped.
+
+    Args:
+        operator: A.
+        measurement: y, (batch, ...) or broadcast to it.
+        std: Standard deviation of the measurement's noise.
+        grid: Levels, each a forward pass and num_solves + 1 backward passes.
+        num_solves: Iterations of conjugate gradients.
+        clip: Keep the guided mean in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        measurement: Tensor,
+        std: float,
+        grid: Grid | None = None,
+        num_solves: int = 3,
+        clip: bool = True,
+    ) -> None:
+        super().__init__(grid or RatioGrid(50, largest=80.0))
+        self.operator, self.measurement, self.std = operator, measurement, std
+        self.num_solves, self.clip = num_solves, clip
+
+    def walk(
+        self, process: Process, denoise: Denoiser, x: Tensor, levels: list[Level], noise: Noise
+    ) -> Tensor:
+        guided = Guided(denoise, self.operator, self.measurement, self.std, self.num_solves, self.clip)
+        return DDIM(self.grid).walk(process, guided, x, levels, noise)
+
+
+def conjugate_gradients(system: Any, right: Tensor, num_steps: int, smallest: float = 0.0) -> Tensor:
+    """Returns an approximate solution of a symmetric positive system, for each row on its own.
+
+    Args:
+        system: The matrix, as a function of a vector.
+        right: What it should give.
+        num_steps: Iterations.
+        smallest: A lower bound of its eigenvalues. Where a row's direction shows a smaller one, the matrix
+            is not what it should be (a network's derivative is no exact covariance) and the row stays.
+    """
     shape = (-1, *(1 for _ in right.shape[1:]))
     solution, residual = torch.zeros_like(right), right
     direction, size = residual, _squared(residual)
     for _ in range(num_steps):
         image = system(direction)
-        step = size / _inner(direction, image).clamp(min=1e-30)
+        curvature = _inner(direction, image)
+        sound = curvature >= smallest * _squared(direction)
+        step = torch.where(sound, size / curvature.clamp(min=1e-30), 0.0)
         solution = solution + step.reshape(shape) * direction
         residual = residual - step.reshape(shape) * image
         previous, size = size, _squared(residual)

@@ -1,0 +1,71 @@
+"""`genlab inpaint`: fills the marked part of a picture, in several ways."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from genlab.cli.sample import add_run_options, label_of, load_walking, shown
+
+
+def inpaint(arguments: list[str]) -> int:
+    """Writes one picture with the holes and what the model fills them with, and single files."""
+    options = parser().parse_args(arguments)
+    if options.num < 1:
+        raise ValueError(f"-n must be at least 1, got {options.num}.")
+    model, run = load_walking(options)
+    import torch
+    from PIL import Image
+
+    from genlab.callbacks.samples import write_samples
+    from genlab.evaluation.latents import read_images
+    from genlab.evaluation.pictures import grid
+    from genlab.evaluation.restoration import read_mask
+
+    x = read_images([options.image], model.spec).to(model.device)
+    known = read_mask(options.mask, options.image, model.spec).to(model.device)
+    filled = model.sample_with(
+        sampler(x, known, options),
+        torch.arange(options.num),
+        options.seed,
+        label_of(model, options.num, options.label),
+        clip=None if options.resamplings else False,
+    )
+    # Guidance keeps the known pixels nearly; what is known stays as it is.
+    filled = known * x + (1.0 - known) * filled
+    folder = options.output or run.path / "inpainted" / options.image.stem
+    write_samples(folder, list(range(options.num)), filled.cpu(), model.spec.levels)
+    rows = torch.cat([x, known * x, filled]).cpu()
+    Image.fromarray(grid(rows, model.spec.levels)).save(folder / "grid.png")
+    print(shown(folder / "grid.png"))
+    return 0
+
+
+def sampler(x: Any, known: Any, options: argparse.Namespace) -> Any:
+    """Returns RePaint, or guidance by the known pixels where no resamplings are asked for."""
+    from genlab.processes.grids import RatioGrid, UniformGrid
+    from genlab.samplers.conditioning import Masking, RePaint, Restoration
+
+    if options.resamplings:
+        return RePaint(x, known, UniformGrid(options.steps), options.resamplings)
+    return Restoration(Masking(known), known * x, 0.01, RatioGrid(options.steps, largest=80.0))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="genlab inpaint", description="Fill the white part of a mask with what the model finds fitting."
+    )
+    add_run_options(parser)
+    parser.add_argument("image", type=Path, help="image file")
+    parser.add_argument("mask", type=Path, help="image file of the same size: black is kept, white is filled")
+    parser.add_argument("-n", "--num", type=int, default=7, help="different fillings (7)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the fillings (0)")
+    parser.add_argument("--steps", type=int, default=50, help="noise levels (50)")
+    parser.add_argument(
+        "--resamplings", type=int, default=10, help="RePaint's steps at each level; 0: exact guidance (10)"
+    )
+    parser.add_argument("--label", type=int, help="class to fill in, for models trained with labels")
+    parser.add_argument("--output", type=Path, help="folder of the files (<run>/inpainted/<image>)")
+    return parser

@@ -1,0 +1,114 @@
+"""`genlab restore`: takes noise, blur or coarseness out of pictures with a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from genlab.cli.sample import add_run_options, label_of, load_walking, shown
+
+SMALLEST_STD = 0.01
+"""Noise, in values of [-1, 1], that an exact measurement is taken to have: about a level of a byte."""
+
+
+def restore(arguments: list[str]) -> int:
+    """Writes the given pictures beside the restored ones; with --degrade also how much was won."""
+    options = parser().parse_args(arguments)
+    if options.noise < 0.0:
+        raise ValueError(f"--noise must not be negative, got {options.noise}.")
+    model, run = load_walking(options)
+    import torch
+    from PIL import Image
+
+    from genlab.callbacks.samples import write_samples
+    from genlab.evaluation.pictures import grid
+    from genlab.evaluation.restoration import signal_to_noise
+    from genlab.processes.grids import RatioGrid
+    from genlab.samplers.conditioning import Restoration
+
+    operator, std = operator_of(model, options), options.noise / 127.5
+    truth, measured = measurement(model, operator, std, options)
+    index = torch.arange(len(measured))
+    restored = model.sample_with(
+        Restoration(operator, measured, max(std, SMALLEST_STD), RatioGrid(options.steps, largest=80.0)),
+        index,
+        options.seed,
+        label_of(model, len(index), options.label),
+        clip=False,
+    )
+    folder = options.output or run.path / "restored"
+    write_samples(folder, index.tolist(), restored.cpu(), model.spec.levels)
+    seen = torch.nn.functional.interpolate(measured, size=restored.shape[2:], mode="nearest").clamp(-1.0, 1.0)
+    columns = [seen, restored] if truth is None else [truth, seen, restored]
+    picture = torch.stack(columns, dim=1).flatten(0, 1).cpu()
+    Image.fromarray(grid(picture, model.spec.levels, len(columns) * min(4, len(index)))).save(
+        folder / "grid.png"
+    )
+    if truth is not None:
+        before, after = signal_to_noise(seen, truth).tolist(), signal_to_noise(restored, truth).tolist()
+        for path, a, b in zip(options.images, before, after, strict=True):
+            print(f"{path}  {a:.1f} dB -> {b:.1f} dB")
+    print(shown(folder / "grid.png"))
+    return 0
+
+
+def operator_of(model: Any, options: argparse.Namespace) -> Any:
+    """Returns what was done to the images, apart from noise."""
+    import torch
+
+    from genlab.samplers.conditioning import Blur, Masking, Shrink
+
+    if options.blur is not None:
+        return Blur(options.blur)
+    if options.shrink is not None:
+        side = model.spec.shape[1]
+        if options.shrink < 2 or side % options.shrink:
+            raise ValueError(f"--shrink must be at least 2 and divide the side {side}, got {options.shrink}.")
+        return Shrink(options.shrink)
+    if options.noise == 0.0:
+        raise ValueError("Say what to take out: --noise BYTES, --blur PIXELS or --shrink FACTOR.")
+    return Masking(torch.ones(1, device=model.device))
+
+
+def measurement(model: Any, operator: Any, std: float, options: argparse.Namespace) -> tuple[Any, Any]:
+    """Returns the true images where --degrade gave them, and what was measured of them."""
+    from genlab.evaluation.latents import read_images
+    from genlab.randomness import key, normal
+    from genlab.shapes import DataSpec
+
+    spec = model.spec
+    if not options.degrade:
+        side = spec.shape[1] // (options.shrink or 1)
+        small = DataSpec(spec.name, (spec.shape[0], side, side), spec.num_classes, spec.levels)
+        return None, read_images(options.images, small).to(model.device)
+    import torch
+
+    truth = read_images(options.images, spec).to(model.device)
+    clean = operator(truth)
+    index = torch.arange(len(truth), device=model.device)
+    return truth, clean + std * normal(key(options.seed, "degrade"), index, tuple(clean.shape[1:]))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="genlab restore",
+        description="Draw clean images that the given ones are noisy, blurred or small copies of.",
+    )
+    add_run_options(parser)
+    parser.add_argument("images", type=Path, nargs="+", help="image files")
+    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of the noise, in bytes")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--blur", type=float, help="width of their normal blur in pixels of the model's images")
+    what.add_argument("--shrink", type=int, help="how many times smaller they are than the model's images")
+    parser.add_argument(
+        "--degrade",
+        action="store_true",
+        help="the images are clean: spoil them first, then measure",
+    )
+    parser.add_argument("--steps", type=int, default=50, help="noise levels (50)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the results, and of --degrade (0)")
+    parser.add_argument("--label", type=int, help="class of the images, for models trained with labels")
+    parser.add_argument("--output", type=Path, help="folder of the files (<run>/restored)")
+    return parser

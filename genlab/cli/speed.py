@@ -1,0 +1,120 @@
+"""`genlab speed`: how good samples are for how many network passes, with every fitting sampler."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.cli.sample import add_run_options, load_walking, shown
+
+if TYPE_CHECKING:
+    from genlab.runs.folder import Run
+
+
+def speed(arguments: list[str]) -> int:
+    """Scores every sampler at every price; prints a table and keeps it as JSON and as a plot."""
+    options = parser().parse_args(arguments)
+    if min(options.passes) < 1 or options.num_samples < 2:
+        raise ValueError("--passes must be at least 1 and --num_samples at least 2.")
+    model, run = load_walking(options)
+    from genlab.evaluation.load import load_data
+    from genlab.metrics.features import extractor_available, load_extractor
+    from genlab.report.table import metrics_table
+
+    data, settings = load_data(run)
+    source = options.extractor or settings.get("extractor", "inception")
+    reason = extractor_available(source)
+    if reason is not None:
+        raise ValueError(f"No scores can be measured: {reason}")
+    rows, protocol = measured(model, data, load_extractor(source), options)
+    folder = options.output or run.path / "speed"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"run": run.name, "images_seen": model.images_seen, "protocol": protocol, "points": rows}
+    (folder / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
+    plot(rows, folder / "speed.png", title(run, model))
+    metrics_table(rows, ("sampler", "passes", "value", "images_per_second", "metric")).show()
+    print(shown(folder / "speed.png"))
+    return 0
+
+
+def measured(
+    model: Any, data: Any, extractor: Any, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Returns one row for each sampler and price, and the protocol of their scores."""
+    from genlab.evaluation.sampler_curve import measure
+    from genlab.metrics.frechet import FrechetDistance
+
+    rows: list[dict[str, Any]] = []
+    protocol: dict[str, Any] = {}
+    for name, choice in chosen(model, options.samplers).items():
+        for passes in sorted(set(options.passes)):
+            point, protocol = measure(
+                *(model, name, choice(passes), data, extractor, [FrechetDistance()], options.num_samples),
+                seed=options.seed,
+                batch_size=options.batch_size,
+            )
+            rows.append(point.to_dict())
+            print(f"{name}, {point.passes} passes: {point.metric} {point.value:.4g}", file=sys.stderr)
+    return rows, protocol
+
+
+def chosen(model: Any, wanted: list[str] | None) -> dict[str, Any]:
+    """Returns the samplers whose name holds one of the given words; all of them without any."""
+    from genlab.samplers.choices import fitting_samplers
+
+    known = fitting_samplers(model.process)
+    found = {
+        name: choice
+        for name, choice in known.items()
+        if not wanted or any(word.lower() in name.lower() for word in wanted)
+    }
+    if not found:
+        raise ValueError(f"No sampler is called {', '.join(wanted or [])}; there are {'; '.join(known)}.")
+    return found
+
+
+def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
+    """Draws one curve a sampler, both axes logarithmic."""
+    from PIL import Image
+
+    from genlab.callbacks.density import new_figure, rendered
+
+    figure, axes = new_figure(8, 5)
+    for number, name in enumerate(dict.fromkeys(row["sampler"] for row in rows)):
+        points = [(row["passes"], row["value"]) for row in rows if row["sampler"] == name]
+        axes.plot(*zip(*points, strict=True), marker="osv^D"[number % 5], linewidth=1, label=name)
+    axes.set(
+        xscale="log", yscale="log", xlabel="network passes a sample", ylabel=rows[0]["metric"], title=title
+    )
+    ticks = sorted({row["passes"] for row in rows})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    Image.fromarray(rendered(figure)).save(file)
+
+
+def title(run: Run, model: Any) -> str:
+    """Returns what the plot shows."""
+    return f"{run.experiment}: {model.images_seen:,} images seen, {model.sampling_weights} weights"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="genlab speed", description="FID against network passes, for every sampler that fits the model."
+    )
+    add_run_options(parser)
+    parser.add_argument(
+        "--passes", type=int, nargs="+", default=[5, 10, 20, 50], help="network passes a sample (5 10 20 50)"
+    )
+    parser.add_argument("--samplers", nargs="+", help="words in the names of the samplers (all)")
+    parser.add_argument("--num_samples", type=int, default=797, help="samples for each score (797)")
+    parser.add_argument("--extractor", help="inception, digits, or a classifier's run (as in training)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples (0)")
+    parser.add_argument("--batch_size", type=int, default=100, help="samples drawn at a time (100)")
+    parser.add_argument("--output", type=Path, help="folder of the files (<run>/speed)")
+    return parser

@@ -1,0 +1,113 @@
+"""Quality of samples against the number of network passes, for every sampler that fits a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.base import DataModule
+from genlab.evaluation.score import find_score, score
+from genlab.families.base import Denoises
+from genlab.metrics.features import Extractor
+from genlab.samplers.base import Sampler
+
+
+@dataclass
+class Point:
+    """One sampler with one number of steps.
+
+    Attributes:
+        sampler: Name of the sampler and its grid.
+        passes: Network passes that a batch of samples really took.
+        metric: Full name of the score, with its number of samples.
+        value: The score.
+        seconds: Time for drawing all samples.
+        images_per_second: Samples drawn in a second.
+    """
+
+    sampler: str
+    passes: int
+    metric: str
+    value: float
+    seconds: float
+    images_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return asdict(self)
+
+
+class WithSampler(nn.Module):
+    """A model seen as one that samples by another sampler; counts its network's passes and its time.
+
+    Args:
+        model: Walks from noise to data.
+        sampler: The other sampler.
+    """
+
+    def __init__(self, model: Any, sampler: Sampler) -> None:
+        super().__init__()
+        self.model, self.sampler = model, sampler
+        self.spec, self.device, self.sampling_weights = model.spec, model.device, model.sampling_weights
+        self.passes, self.batches, self.seconds = 0, 0, 0.0
+
+    def sample(self, index: int | Tensor, seed: int = 0, label: Tensor | None = None) -> Tensor:
+        """Returns the numbered samples."""
+        with self._counted():
+            return self.model.sample_with(self.sampler, index, seed, label)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        def count(*_: Any) -> None:
+            self.passes += 1
+
+        handle = self.model.sampling_network.register_forward_hook(count)
+        start = time.monotonic()
+        try:
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        finally:
+            handle.remove()
+        self.seconds += time.monotonic() - start
+        self.batches += 1
+
+
+def measure(
+    model: Denoises,
+    name: str,
+    sampler: Sampler,
+    data: DataModule,
+    extractor: Extractor,
+    metrics: Sequence[Any],
+    num_samples: int,
+    split: str = "test",
+    seed: int = 0,
+    batch_size: int = 100,
+) -> tuple[Point, dict[str, Any]]:
+    """Returns the sampler's score (the first, FID where it is among them) and its protocol.
+
+    Args:
+        model: Walks from noise to data.
+        name: Of the sampler, for tables and plots.
+        sampler: How samples are drawn.
+        data: Gives the real images to compare with.
+        extractor: Network whose features the metrics compare.
+        metrics: What to compute.
+        num_samples: Number of generated images.
+        split: Split of the real images.
+        seed: Seed of the samples.
+        batch_size: Images drawn at a time.
+    """
+    other = WithSampler(model, sampler)
+    scores = score(other, data, extractor, metrics, num_samples, split, seed, batch_size)  # type: ignore[arg-type]
+    found = find_score(scores.values, "fid") or next(iter(scores.values.items()))
+    passes = round(other.passes / other.batches)
+    point = Point(name, passes, *found, other.seconds, num_samples / other.seconds)
+    return point, scores.protocol
