@@ -64,6 +64,29 @@ class ConvConditioner(nn.Module):
         return self.output(relu(self.second(h)))
 
 
+class LinearConvConditioner(nn.Module):
+    """One convolution of 3 pixels that starts at 0; a label shifts what it returns.
+
+    The prior of what a split factors out, as in the code of Kingma and Dhariwal 2018, Glow (arXiv:1807.03039).
+
+    Args:
+        spec: What it sees; with classes, it needs a label.
+        out_channels: Channels of what it returns.
+
+    Shapes:
+        x: (batch, channels, height, width); label: (batch,). Returns (batch, out_channels, height, width).
+    """
+
+    def __init__(self, spec: DataSpec, out_channels: int) -> None:
+        super().__init__()
+        self.output = nn.Conv2d(spec.shape[0], out_channels, 3, padding=1)
+        self.label = LabelShift(spec.num_classes, out_channels)
+        start_at_zero(self)
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.label(self.output(x), label)
+
+
 class ResNetConditioner(nn.Module):
     """Residual blocks at full size that start at 0; a label shifts the first hidden layer.
 
