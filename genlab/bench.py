@@ -82,6 +82,7 @@ def _flow_training(
 
 def _flow_sampling(spec: DataSpec, bijection: BijectionFactory, ctx: Any) -> dict[str, Any]:
     model = Flow(spec, bijection, torch.optim.Adam).eval()
+    model.setup("predict")
 
     def step() -> None:
         model.decode(torch.randn(ctx.batch, model.latent_dim))

@@ -33,6 +33,7 @@ def load_run(run: Run, checkpoint: Path | None = None, device: str | torch.devic
     config = yaml.safe_load(run.config.read_text())
     model = build_model(config["model"], DataSpec(**state["genlab"]["spec"]))
     load_weights(model, state, checkpoint)
+    model.setup("predict")  # as in training, where a trainer calls it
     return model.eval().to(device)
 
 
