@@ -67,7 +67,7 @@ class ConvConditioner(nn.Module):
 class LinearConvConditioner(nn.Module):
     """One convolution of 3 pixels that starts at 0; a label shifts what it returns.
 
-    The prior of what a split factors out, as in the code of Glow (Kingma and Dhariwal 2018, arXiv:1807.03039).
+    The prior of what a split factors out, as in the code of Kingma and Dhariwal 2018 (arXiv:1807.03039).
 
     Args:
         spec: What it sees; with classes, it needs a label.
