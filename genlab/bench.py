@@ -142,6 +142,7 @@ def _training(model: Model, optimizer: Any, batch: Any, ctx: Any) -> dict[str, A
 
 def _flow_sampling(spec: DataSpec, bijection: BijectionFactory, ctx: Any) -> dict[str, Any]:
     model = Flow(spec, bijection, torch.optim.Adam).eval()
+    model.setup("predict")
 
     def step() -> None:
         model.decode(torch.randn(ctx.batch, model.latent_dim))

@@ -22,7 +22,12 @@ from genlab.bijections.layers import (
     Squeeze,
     moments,
 )
-from genlab.networks.conditioner import ConvConditioner, MLPConditioner, ResNetConditioner
+from genlab.networks.conditioner import (
+    ConvConditioner,
+    LinearConvConditioner,
+    MLPConditioner,
+    ResNetConditioner,
+)
 from genlab.shapes import DataSpec
 
 MLP = partial(MLPConditioner, hidden=[8])
@@ -382,6 +387,20 @@ def test_dequantisation_starts_uniform():
     for layer in (UniformDequantisation(GREY), VariationalDequantisation(GREY, CONV)):
         u, log_q = layer(uniform, k)
         assert torch.allclose(u, uniform, atol=1e-6) and log_q.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "network", [ConvConditioner, LinearConvConditioner, ResNetConditioner, MLPConditioner]
+)
+def test_networks_start_at_zero_and_look_at_the_label_once_trained(network):
+    spec = POINTS if network is MLPConditioner else IMAGES
+    x, label = inputs(spec, num=4)
+    assert not network(spec, 6)(x.float(), label).any()
+    trained = perturbed(spec, partial(network, out_channels=6))
+    seen, other = trained(x, label), trained(x, label.flip(0))
+    assert seen.shape == (4, 6, *spec.shape[1:]) and ((seen - other).flatten(1).abs().amax(1) > 1e-3).all()
+    with pytest.raises(ValueError, match="label"):
+        trained(x)
 
 
 # Errors

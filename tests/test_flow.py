@@ -18,6 +18,7 @@ from genlab.bijections.flows import CouplingFlow, Glow, RealNVP
 from genlab.bijections.layers import Centre, Flatten
 from genlab.callbacks.density import DensityPlot
 from genlab.callbacks.health import Health
+from genlab.cli.training import describe_protocol
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import EightGaussians, TwoMoons
 from genlab.evaluation.likelihood import score_likelihood
@@ -218,6 +219,15 @@ def test_samples_are_numbered_levels_and_temperature_zero_is_one_image(bijection
     cold = model.sample(4, seed=3, temperature=0.0)
     assert torch.equal(cold, cold[:1].expand_as(cold))
     assert torch.equal(model.draw_latent(4, temperature=0.5), 0.5 * model.draw_latent(4))
+
+
+def test_bits_per_dim_names_resolution_levels_and_how_it_was_estimated():
+    data = images(levels=17)
+    model = flow(data=data, num_draws=2)
+    found = score_likelihood(model, data)
+    text = describe_protocol("bits_per_dim", None, found)
+    assert "1x8x8, 17 levels" in text and "uniform dequantisation, k = 2" in text and text.startswith("<=")
+    assert found.protocol != score_likelihood(flow(num_draws=2), images()).protocol
 
 
 def test_a_flow_has_every_capability_of_a_latent_and_a_likelihood():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# One worker, so that the two trainings of the fixture are not made twice.
+# One worker, so that the two trainings of a fixture are not made twice.
 pytestmark = pytest.mark.xdist_group("several_processes")
 
 TESTS = Path(__file__).parent
@@ -24,6 +24,12 @@ SGD = tuple(
     part
     for player in ("generator", "discriminator")
     for part in (f"--model.{player}_optimizer", "torch.optim.SGD", f"--model.{player}_optimizer.lr", "0.1")
+)
+
+
+FLOW = (
+    *("--model.bijection.num_steps", "2", "--model.bijection.network.hidden_channels", "8"),
+    *("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.02", "--model.warmup_images", "0"),
 )
 
 
@@ -146,6 +152,28 @@ def test_two_processes_train_a_diffusion_model_as_one_does(joined_and_split_diff
     a, b = last_scores(one), last_scores(two)
     assert a.keys() == b.keys() and {"val/loss", "val/x_error@1"} <= a.keys()
     assert all(a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-4) for name in a)
+
+
+def joined_and_split_flows(tmp_path_factory, tiny_extractor):
+    """Glow in one process with batches of 64, and in two with 32 each."""
+    folder = tmp_path_factory.mktemp("flows")
+    for name, batch_size, devices in (("one", "64", "1"), ("two", "32", "2")):
+        options = ("--data.batch_size", batch_size, "--trainer.devices", devices)
+        fit(folder / name, tiny_extractor(1), *FLOW, *options, experiment="glow_digits")
+    return folder
+
+
+def test_a_flow_in_two_processes_holds_bit_equal_weights_and_statistics(joined_and_split_flows):
+    a, b = (torch.load(joined_and_split_flows / "two" / f"rank{rank}.pt") for rank in range(2))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert all(a[name] for name in a if name.endswith("initialised"))
+
+
+def test_a_flow_in_two_processes_is_that_of_one_on_the_joined_batch(joined_and_split_flows):
+    one, two = (torch.load(joined_and_split_flows / name / "rank0.pt") for name in ("one", "two"))
+    changed = [name for name in one if one[name].is_floating_point() and "average" not in name]
+    assert any(name.endswith("log_scale") for name in changed)
+    assert max(float((one[name] - two[name]).abs().max()) for name in changed) < 1e-5
 
 
 def test_batch_norm_buffers_are_equal_before_an_evaluation(tmp_path, tiny_extractor):

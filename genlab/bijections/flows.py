@@ -16,6 +16,7 @@ from genlab.bijections.layers import (
     Logit,
     Squeeze,
 )
+from genlab.networks.conditioner import LinearConvConditioner
 from genlab.shapes import DataSpec
 
 
@@ -67,7 +68,7 @@ class RealNVP(Chain):
 
     Args:
         spec: The images; with classes, networks and priors are told the label.
-        network: Conditioner of the couplings and of the split's prior, from images to images.
+        network: Conditioner of the couplings, from images to images.
         transform: Map of the couplings.
         num_scales: Each but the last halves the sides; 28 = 7 x 2^2 pixels allow 3 of them.
         num_couplings: Couplings of one kind in each scale, one more of them in the last; 3 in the paper.
@@ -100,7 +101,7 @@ class RealNVP(Chain):
         small = squeezed(spec)
         channels = self._couplings(Coupling, small, network, transform, num)
         rest = self._scale(kept_half(small), network, transform, num_scales - 1, num)
-        return Chain([*fields, Squeeze(), *channels, Split(small, network, Affine(), rest)])
+        return Chain([*fields, Squeeze(), *channels, Split(small, LinearConvConditioner, Affine(), rest)])
 
     @staticmethod
     def _couplings(
@@ -123,7 +124,7 @@ class Glow(Chain):
 
     Args:
         spec: The images; with classes, networks and priors are told the label.
-        network: Conditioner of the couplings and of the split's prior, from images to images.
+        network: Conditioner of the couplings, from images to images.
         transform: Map of the couplings.
         num_levels: L, each halves the sides; 3 for 32 pixels in the paper.
         num_steps: K in each level; 32 in the paper.
@@ -157,7 +158,7 @@ class Glow(Chain):
         if num_levels == 1:
             return Chain([*layers, LearnedPrior(small), Flatten(small.shape)])
         rest = self._level(kept_half(small), network, transform, num_levels - 1, num)
-        return Chain([*layers, Split(small, network, Affine(), rest)])
+        return Chain([*layers, Split(small, LinearConvConditioner, Affine(), rest)])
 
 
 def from_pixels(spec: DataSpec, alpha: float) -> list[Bijection]:

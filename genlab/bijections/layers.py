@@ -174,7 +174,9 @@ class Squeeze(Bijection):
     def forward(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         even, odd = x[:, :, 0::2], x[:, :, 1::2]
         parts = [even[..., 0::2], odd[..., 1::2], even[..., 1::2], odd[..., 0::2]]
-        return torch.cat(parts, dim=1), unchanged_volume(x)
+        # Convolutions of a few channels run up to three times as fast with channels innermost.
+        z = torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last)
+        return z, unchanged_volume(x)
 
     def inverse(self, z: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         a, d, b, c = z.chunk(4, dim=1)

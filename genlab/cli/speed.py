@@ -23,13 +23,13 @@ def speed(arguments: list[str]) -> int:
     from genlab.evaluation.load import load_data
     from genlab.metrics.features import extractor_available, load_extractor
     from genlab.report.table import metrics_table
+    from genlab.runs.tests import read_config
 
-    data, settings = load_data(run)
-    source = options.extractor or settings.get("extractor", "inception")
+    source = options.extractor or read_config(run)["evaluate"]["extractor"]
     reason = extractor_available(source)
     if reason is not None:
         raise ValueError(f"No scores can be measured: {reason}")
-    rows, protocol = measured(model, data, load_extractor(source), options)
+    rows, protocol = measured(model, load_data(run), load_extractor(source), options)
     folder = options.output or run.path / "speed"
     folder.mkdir(parents=True, exist_ok=True)
     found = {"run": run.name, "images_seen": model.images_seen, "protocol": protocol, "points": rows}

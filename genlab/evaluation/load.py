@@ -35,19 +35,8 @@ def load_run(run: Run, checkpoint: Path | None = None, device: str | torch.devic
     config = yaml.safe_load(run.config.read_text())
     model = build_model(config["model"], DataSpec(**state["genlab"]["spec"]))
     load_weights(model, state, checkpoint)
+    model.setup("predict")  # as in training, where a trainer calls it
     return model.eval().to(device)
-
-
-def load_data(run: Run) -> tuple[DataModule, dict[str, Any]]:
-    """Returns the data that a run was trained on, and how its configuration has it evaluated."""
-    config = yaml.safe_load(run.config.read_text())
-    check_class_paths(config["data"])
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(DataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
-    data.prepare_data()
-    data.setup("test")
-    return data, config.get("evaluate") or {}
 
 
 def build_model(config: dict[str, Any], spec: DataSpec) -> Model:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from genlab.data.base import DataModule
 from genlab.evaluation.score import find_score, score
+from genlab.evaluation.speed import Evaluations, synchronise
 from genlab.families.base import Denoises
 from genlab.metrics.features import Extractor
 from genlab.samplers.base import Sampler
@@ -24,7 +23,7 @@ class Point:
 
     Attributes:
         sampler: Name of the sampler and its grid.
-        passes: Network passes that a batch of samples really took.
+        passes: Network evaluations that a sample really took; guided ones count twice.
         metric: Full name of the score, with its number of samples.
         value: The score.
         seconds: Time for drawing all samples.
@@ -44,7 +43,7 @@ class Point:
 
 
 class WithSampler(nn.Module):
-    """A model seen as one that samples by another sampler; counts its network's passes and its time.
+    """A model seen as one that samples by another sampler; counts its network's evaluations and its time.
 
     Args:
         model: Walks from noise to data.
@@ -55,28 +54,18 @@ class WithSampler(nn.Module):
         super().__init__()
         self.model, self.sampler = model, sampler
         self.spec, self.device, self.sampling_weights = model.spec, model.device, model.sampling_weights
-        self.passes, self.batches, self.seconds = 0, 0, 0.0
+        self.passes, self.batches, self.seconds = 0.0, 0, 0.0
 
     def sample(self, index: int | Tensor, seed: int = 0, label: Tensor | None = None) -> Tensor:
         """Returns the numbered samples."""
-        with self._counted():
-            return self.model.sample_with(self.sampler, index, seed, label)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        def count(*_: Any) -> None:
-            self.passes += 1
-
-        handle = self.model.sampling_network.register_forward_hook(count)
         start = time.monotonic()
-        try:
-            yield
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-        finally:
-            handle.remove()
+        with Evaluations(index if isinstance(index, int) else len(index)).counting(self.model) as counted:
+            x = self.model.sample_with(self.sampler, index, seed, label)
+            synchronise(self.device)
         self.seconds += time.monotonic() - start
+        self.passes += counted.per_sample
         self.batches += 1
+        return x
 
 
 def measure(

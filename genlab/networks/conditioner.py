@@ -29,7 +29,7 @@ class MLPConditioner(nn.Module):
         super().__init__()
         self.num_classes = spec.num_classes
         widths = [spec.shape[0] + spec.num_classes, *hidden]
-        parts = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+        parts = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU(inplace=True))]
         self.layers = nn.Sequential(*parts, nn.Linear(widths[-1], out_channels))
         start_at_zero(self.layers[-1])
 
@@ -60,8 +60,31 @@ class ConvConditioner(nn.Module):
         start_at_zero(self.output)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        h = relu(self.label(self.first(x), label))
-        return self.output(relu(self.second(h)))
+        h = relu(self.label(self.first(x), label), inplace=True)
+        return self.output(relu(self.second(h), inplace=True))
+
+
+class LinearConvConditioner(nn.Module):
+    """One convolution of 3 pixels that starts at 0; a label shifts what it returns.
+
+    The prior of what a split factors out, as in the code of Kingma and Dhariwal 2018 (arXiv:1807.03039).
+
+    Args:
+        spec: What it sees; with classes, it needs a label.
+        out_channels: Channels of what it returns.
+
+    Shapes:
+        x: (batch, channels, height, width); label: (batch,). Returns (batch, out_channels, height, width).
+    """
+
+    def __init__(self, spec: DataSpec, out_channels: int) -> None:
+        super().__init__()
+        self.output = nn.Conv2d(spec.shape[0], out_channels, 3, padding=1)
+        self.label = LabelShift(spec.num_classes, out_channels)
+        start_at_zero(self)
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.label(self.output(x), label)
 
 
 class ResNetConditioner(nn.Module):
@@ -94,7 +117,7 @@ class ResNetConditioner(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         h = self.blocks(self.label(self.first(x), label))
-        return self.output(relu(self.norm(h)))
+        return self.output(relu(self.norm(h), inplace=True))
 
 
 class PreActivationBlock(nn.Module):
@@ -112,10 +135,10 @@ class PreActivationBlock(nn.Module):
         groups = num_groups(num_channels)
         self.layers = nn.Sequential(
             nn.GroupNorm(groups, num_channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(num_channels, num_channels, 3, padding=1, bias=False),
             nn.GroupNorm(groups, num_channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(num_channels, num_channels, 3, padding=1),
         )
 
