@@ -204,7 +204,15 @@ def test_two_trainings_of_one_seed_count_once_and_are_named(tmp_path):
     write_run(tmp_path, record("a", seed=0, fid=2.0, run="second", created="2027"), pictures=False)
     comparison = compare([tmp_path])
     assert [row.numbers("values", "fid") for row in comparison.rows] == [[2.0]]
-    assert any("a/first (diverged) has the seed 0 of second" in note for note in comparison.notes)
+    (note,) = comparison.notes
+    assert "first (diverged) has seed 0 like" in note
+    assert note.endswith("second, which counts.")
+
+
+def test_a_training_that_is_not_tested_yet_replaces_no_result(tmp_path):
+    write_run(tmp_path, record("a", seed=0, fid=1.0, run="first"), pictures=False)
+    write_run(tmp_path, record("a", seed=0, test={}, run="second", created="2027"), pictures=False)
+    assert [row.numbers("values", "fid") for row in compare([tmp_path]).rows] == [[1.0]]
 
 
 def test_every_way_to_sample_is_a_row_of_its_own(tmp_path):

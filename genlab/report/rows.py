@@ -164,19 +164,28 @@ def rows_of(runs: Iterable[Trained]) -> tuple[list[Row], list[str]]:
 
 
 def one_a_seed(runs: Sequence[Trained]) -> tuple[list[Trained], list[str]]:
-    """Returns the newest training of each seed, since two of one seed are not independent, and says so."""
+    """Returns the newest training of each seed that has a result, and says so where there are others.
+
+    Two trainings of one seed are not independent. The newest counts, not the best.
+    """
     kept, notes = [], []
     for seed, same in _grouped(runs, lambda trained: trained.seed).items():
         if seed is None:
             kept += same
             continue
-        *older, newest = sorted(same, key=lambda trained: str(trained.record.get("created", "")))
+        *others, newest = sorted(same, key=_by_result_and_age)
         kept.append(newest)
+        place = shown_path(newest.run.path)
         notes += [
-            f"{trained.name} ({trained.status}) has the seed {seed} of {newest.run.name}, which counts."
-            for trained in older
+            f"{shown_path(other.run.path)} ({other.status}) has seed {seed} like {place}, which counts."
+            for other in others
         ]
     return sorted(kept, key=lambda trained: (str(trained.seed).zfill(9), trained.run.name)), notes
+
+
+def _by_result_and_age(trained: Trained) -> tuple[bool, str]:
+    has_result = bool(trained.variants) or trained.status == "diverged"
+    return has_result, str(trained.record.get("created", ""))
 
 
 def settings_that_differ(first: Trained, second: Trained) -> list[str]:
