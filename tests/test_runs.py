@@ -449,6 +449,12 @@ def test_no_secret_of_the_command_line_is_kept(arguments, monkeypatch):
     assert "***" in shown
 
 
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD"])
+def test_the_working_directory_is_no_secret(name, monkeypatch):
+    monkeypatch.setenv(name, "/data/pictures")
+    assert without_private("--data.path=/data/pictures/faces.zip") == "--data.path=/data/pictures/faces.zip"
+
+
 @pytest.mark.parametrize(
     "argument",
     [

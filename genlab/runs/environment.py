@@ -74,8 +74,12 @@ def without_private(text: str) -> str:
 
 
 def _environment_secrets() -> list[str]:
-    # Short values ("1", "true") are switches and would blot out ordinary text.
-    return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET_NAME.fullmatch(name)]
+    # Short values ("1", "true") are switches and would blot out ordinary text; PWD is where the shell is.
+    return [
+        value
+        for name, value in os.environ.items()
+        if len(value) >= 8 and _SECRET_NAME.fullmatch(name) and name not in ("PWD", "OLDPWD")
+    ]
 
 
 def _without_user(text: str) -> str:
