@@ -58,7 +58,7 @@ def last_scores(run):
     return {name: value for name, value in rows[-1].items() if name.startswith("val/")}
 
 
-def tested(run, *options):
+def record_after_test(run, *options):
     """Tests a run in processes of its own; returns its record."""
     environment = {
         **os.environ,
@@ -107,7 +107,7 @@ def test_two_processes_give_the_scores_of_one(joined_and_split):
 def test_two_processes_test_as_one_and_measure_what_one_measures(joined_and_split):
     _, one, _ = joined_and_split
     variants = ("--variants", json.dumps({"same": {"model.discriminator_steps": 3}}))
-    alone, both = (tested(one, *variants, "--trainer.devices", number) for number in ("1", "2"))
+    alone, both = (record_after_test(one, *variants, "--trainer.devices", number) for number in ("1", "2"))
     assert alone["test"]["arguments"] != both["test"]["arguments"]
     for a, b in ((alone["test"], both["test"]), (alone["variants"]["same"], both["variants"]["same"])):
         assert a.keys() == b.keys() and a["values"].keys() == b["values"].keys()

@@ -62,7 +62,8 @@ class Examination:
         if drawn is None:
             return found
         assert self.extractor is not None
-        copies = find_copies(drawn.features.features, train.features, test.features)
+        features = (part.features.to(model.device) for part in (drawn.features, train, test))
+        copies = find_copies(*features)
         found["copies"] = copies.summary(
             f"{self.extractor.name} {self.extractor.digest[:8]}", len(train.index)
         )
