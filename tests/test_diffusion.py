@@ -2,11 +2,13 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
+from genlab import bench
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import Gaussian1D
 from genlab.families.base import Denoises, HasLatent, HasLikelihood, Reconstructs, learning_rate_factor
@@ -450,6 +452,16 @@ def test_the_network_compiles_as_one_graph():
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     x, t, label = inputs(GRAY)
     assert torch.allclose(compiled(x, t, label), network(x, t, label))
+
+
+def test_the_benchmark_trains_and_samples_the_network_of_the_peers():
+    job = {"image": (3, 32, 32), "batch": 2, "dim": 64, "mults": (1, 2, 2), "timesteps": 1000}
+    assert bench._num_trainable(bench._ddpm(SimpleNamespace(**job))) == 5_249_619  # as diffusers' network
+    small = {**job, "image": (3, 8, 8), "dim": 8, "steps": 2, "clip": 1.0}
+    train = bench.ddpm_train(SimpleNamespace(**small))
+    assert train["run"](0) == 4 and train["params"] < 200_000
+    sample = bench.ddim_sample(SimpleNamespace(**small, sampling_steps=3, warmup_sampling_steps=1))
+    assert sample["run"](0) == 4 and sample["params"] == train["params"]
 
 
 # Parity with diffusers, where it is installed, step by step and with the same noise
