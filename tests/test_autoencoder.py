@@ -243,6 +243,14 @@ def test_a_shift_moves_the_image_by_its_share_of_the_side():
     assert moved.sum().item() == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_shift_by_half_a_pixel_keeps_fine_stripes():
+    """Halfway between its pixels a wave of period 4 keeps 0.97 of its height; linear sampling leaves 0.71."""
+    wave = torch.sin(torch.pi / 2 * torch.arange(20)).expand(1, 1, 20, 20)
+    moved = AffineAugment(max_shift=0.025)(wave, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    expected = 0.97 * torch.sin(torch.pi / 2 * (torch.arange(20) - 0.5))
+    assert torch.allclose(moved[0, 0, :, 4:16], expected[4:16].expand(20, 12), atol=0.02)
+
+
 def test_a_quarter_turn_is_a_rotation_of_the_pixels():
     x = torch.rand(1, 1, 7, 7)
     turned = AffineAugment(max_rotation=90.0)(x, torch.tensor([[0.0, 0.0, 1.0, 0.0]]))

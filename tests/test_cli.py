@@ -130,6 +130,16 @@ def test_a_fast_dev_run_leaves_nothing_behind(small, genlab_command, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_training_takes_numbers_too_small_to_matter_for_zero(small, genlab_command):
+    """Multiplying them takes many times longer on a CPU."""
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    assert torch.tensor(1e-38) * 0.1 > 0
+    code, _, error = genlab_command("fit", *small, "--trainer.fast_dev_run", "true")
+    assert code == 0, error
+    assert torch.tensor(1e-38) * 0.1 == 0
+
+
 def test_numbers_and_pictures_reach_wandb_offline_and_tensorboard(small, genlab_command, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

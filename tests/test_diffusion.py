@@ -436,6 +436,7 @@ def test_the_learning_rate_follows_the_images_and_not_the_steps():
     assert learning_rate_factor(0, 100, 0) == pytest.approx(0.01) and learning_rate_factor(500, 100, 0) == 1.0
     assert learning_rate_factor(300, 0, 300) == 0.0 and learning_rate_factor(900, 0, 300) == 0.0
     assert learning_rate_factor(100, 0, 300) == pytest.approx(0.75)
+    assert learning_rate_factor(16, 0, 64) == pytest.approx(0.5 + 0.5**1.5)
 
 
 @pytest.mark.parametrize("process", [DiscreteChain(), VESDE(), EDM()])

@@ -372,12 +372,6 @@ def test_the_learning_rate_grows_over_the_warm_up():
     assert rates == pytest.approx([2e-3 / 32, 2e-3 * 9 / 32, 2e-3 * 17 / 32, 2e-3 * 25 / 32, 2e-3, 2e-3])
 
 
-def test_the_learning_rate_falls_along_a_cosine_and_stays_at_zero():
-    model = flow(decay_images=64)
-    found = [model.learning_rate_factor(images) for images in (0, 16, 32, 64, 100)]
-    assert found == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0, 0])
-
-
 def test_without_a_warm_up_or_average_the_optimiser_has_every_weight():
     model = flow(warmup_images=0)
     optimizer = model.configure_optimizers()["optimizer"]

@@ -86,6 +86,12 @@ def test_running_means_equal_a_hand_written_loop():
         assert torch.allclose(book.running_counts, torch.tensor(counts), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [EMACodebook, LearnedCodebook])
+def test_an_update_returns_the_batchs_uses_of_each_code(kind):
+    book, index = kind(3, 5), torch.tensor([[0, 4, 4], [1, 4, 0]])
+    assert book.update(torch.randn(2, 3, 3), index).tolist() == [2, 1, 0, 0, 3]
+
+
 def test_without_decay_the_codes_are_the_means_of_their_clusters():
     book = a_codebook(decay=0.0, reset_below=0.0, epsilon=0.0)
     z = torch.randn(4, 10, 3)

@@ -295,8 +295,10 @@ def test_amounts_reach_both_networks_in_training_and_are_none_elsewhere():
     for network in (model.encoder, model.decoder):
         network.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1][:, 3:]))
     losses_of(model, a_batch())
-    assert told[0].shape == (8, 4)
-    assert -1 < told[0].min() < -0.5 and 0.5 < told[0].max() < 1
+    assert told[0].shape == (8, 5)
+    assert -1 < told[0].min() < -0.5 and 0.5 < told[0][:, :4].max() < 1
+    assert torch.equal(told[0][:, 4], (told[0][:, :4] != 0).any(dim=1).float())
+    assert 0 < told[0][:, 4].sum() < 8
     assert torch.equal(told[0], told[1])
     model.eval()
     losses_of(model, a_batch())

@@ -13,6 +13,8 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 import genlab
@@ -262,11 +264,19 @@ def indices(num_or_index: int | Tensor, device: torch.device) -> Tensor:
     return num_or_index.to(device)
 
 
+def scheduled(
+    model: Model, optimizer: Optimizer, warmup_images: int = 0, decay_images: int = 0
+) -> dict[str, Any]:
+    """Returns what `configure_optimizers` gives for a learning rate that follows the images seen."""
+    rate = LambdaLR(optimizer, lambda _: learning_rate_factor(model.images_seen, warmup_images, decay_images))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+
 def learning_rate_factor(images: int, warmup_images: int, decay_images: int) -> float:
     """Returns what share of its learning rate an optimiser has after so many images.
 
-    It grows evenly over the first warmup_images and falls to 0 at decay_images along a cosine; 0 leaves
-    either out.
+    It grows evenly over the first warmup_images and falls to 0 at decay_images along a cosine (Loshchilov
+    and Hutter 2017, arXiv:1608.03983, without restarts); 0 leaves either out.
     """
     rise = min(1.0, (images + 1) / warmup_images) if warmup_images else 1.0
     done = min(1.0, images / decay_images) if decay_images else 0.0
@@ -294,14 +304,6 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
 
     average = AveragedModel(network, multi_avg_fn=ramped, use_buffers=False)
     return average.requires_grad_(False).eval()
-
-
-def cosine_decay(images: int, decay_images: int) -> float:
-    """Returns the share of its learning rate that is left: from 1 along half a cosine to 0 at decay_images.
-
-    Loshchilov and Hutter 2017 (arXiv:1608.03983), without restarts.
-    """
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, images / decay_images)))
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from genlab import randomness
 from genlab.families.base import (
@@ -16,7 +15,7 @@ from genlab.families.base import (
     averaged_copy,
     evaluating,
     indices,
-    learning_rate_factor,
+    scheduled,
 )
 from genlab.processes.base import Level, Process, score_of
 from genlab.processes.chain import DiscreteChain
@@ -121,10 +120,7 @@ class Diffusion(Model):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.network.parameters())
-        factor = LambdaLR(
-            optimizer, lambda _: learning_rate_factor(self.images_seen, self.warmup_images, self.decay_images)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+        return scheduled(self, optimizer, self.warmup_images, self.decay_images)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from genlab import randomness
 from genlab.bijections.base import Bijection, BijectionFactory
 from genlab.bijections.densities import Density, StandardNormal
 from genlab.bijections.dequantisation import Dequantisation, DequantisationFactory, UniformDequantisation
-from genlab.families.base import Diverged, Model, averaged_copy, evaluating, indices
+from genlab.families.base import Diverged, Model, averaged_copy, evaluating, indices, scheduled
 from genlab.shapes import Batch, DataSpec, observed, to_float
 
 
@@ -102,14 +101,7 @@ class Flow(Model):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.parts.parameters())
-        schedule = LambdaLR(optimizer, lambda _: self.learning_rate_factor(self.images_seen))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def learning_rate_factor(self, images: int) -> float:
-        """Returns what share of its learning rate the optimiser has after so many images."""
-        rise = min(1.0, (images + 1) / self.warmup_images) if self.warmup_images else 1.0
-        done = min(1.0, images / self.decay_images) if self.decay_images else 0.0
-        return rise * 0.5 * (1.0 + math.cos(math.pi * done))
+        return scheduled(self, optimizer, self.warmup_images, self.decay_images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         loss = super().training_step(batch, batch_idx)

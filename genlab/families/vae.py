@@ -9,10 +9,9 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from torch.optim.lr_scheduler import LambdaLR
 
 from genlab import randomness
-from genlab.families.base import CodingFactory, Model, cosine_decay, evaluating, indices
+from genlab.families.base import CodingFactory, Model, evaluating, indices, scheduled
 from genlab.losses.divergences import DiagonalNormal, free_bits, importance_bound, standard_normal_log_prob
 from genlab.losses.likelihoods import LikelihoodFactory
 from genlab.shapes import Batch, DataSpec, observed, to_float, to_levels
@@ -93,8 +92,8 @@ class VAE(Model):
         self.uses_labels = conditional
         self.augment = augment
         self.augment_share = augment_share
-        self.num_amounts = int(augment.num_amounts) if augment is not None and tell_augmentation else 0  # type: ignore[arg-type]
-        condition_dim = (spec.num_classes if conditional else 0) + self.num_amounts
+        self.num_told = 1 + int(augment.num_amounts) if augment is not None and tell_augmentation else 0  # type: ignore[arg-type]
+        condition_dim = (spec.num_classes if conditional else 0) + self.num_told
         self.likelihood = likelihood(spec)
         self.latent_dim = latent_dim
         self.encoder = encoder(spec, 2 * latent_dim, condition_dim)
@@ -109,11 +108,7 @@ class VAE(Model):
         self.num_test_samples = num_test_samples
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if not self.decay_images:
-            return optimizer
-        schedule = LambdaLR(optimizer, lambda _: cosine_decay(self.images_seen, self.decay_images))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(self, self.optimizer(self.parameters()), decay_images=self.decay_images)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss and its parts in nats: distortion -E log p(x | z), rate KL, and the ELBO."""
@@ -203,13 +198,15 @@ class VAE(Model):
         return to_float(to_levels(self.augment(x, amounts), levels), levels), amounts
 
     def _condition(self, label: Tensor | None, amounts: Tensor | None, num: int) -> Tensor | None:
-        """Returns what both networks are told: the label as a one-hot vector, then the amounts."""
+        """Returns what both networks are told: label as a one-hot vector, amounts, and if any is not 0."""
         parts = []
         if self.uses_labels:
             if label is None:
                 raise ValueError(f"label is missing: the model has {self.spec.num_classes} classes.")
             parts.append(one_hot(label, self.spec.num_classes).float())
-        if self.num_amounts:
-            none = torch.zeros(num, self.num_amounts, device=self.device)
-            parts.append(none if amounts is None else amounts)
+        if self.num_told:
+            if amounts is None:
+                amounts = torch.zeros(num, self.num_told - 1, device=self.device)
+            # Resampling blurs by any amount but 0: untold, the networks would take 0 for blurred too.
+            parts.append(torch.cat([amounts, amounts.any(dim=1, keepdim=True)], dim=1))
         return torch.cat(parts, dim=1) if parts else None
