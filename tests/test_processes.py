@@ -106,6 +106,12 @@ def test_training_draws_times_of_its_range_and_the_network_tells_them_apart(proc
     assert seen[1] - seen[0] > 500
 
 
+def test_a_chain_tells_the_network_the_published_numbers_of_its_steps():
+    ends = torch.tensor([1.0, 1000.0]).double()
+    assert DiscreteChain().network_time(ends).tolist() == [0.0, 999.0]
+    assert DiscreteChain(250).network_time(ends / 4 + 0.75).tolist() == [0.0, 999.0]
+
+
 def test_the_ladder_trains_its_scales_only_and_they_are_geometric():
     ladder = NoiseLadder(0.02, 2.0, 10)
     scales = ladder.sigma(ladder.training_time(torch.linspace(0.01, 0.99, 500))).unique()

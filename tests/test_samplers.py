@@ -330,6 +330,24 @@ def test_the_bias_of_repaint_falls_with_the_resamplings(num_resamplings, slope):
     assert x[:, 1].mean().item() / 2.0 == pytest.approx(slope, abs=0.04)
 
 
+@pytest.mark.parametrize("num_resamplings", [1, 3])
+def test_repaint_shows_the_known_part_with_the_noise_of_its_level(num_resamplings):
+    seen = []
+
+    class Watched(CorrelatedDenoiser):
+        def __call__(self, x_t, level):
+            seen.append((x_t[:, 0], level))
+            return super().__call__(x_t, level)
+
+    known, mask = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([[1.0, 0.0]]).double()
+    sampler = RePaint(known, mask, UniformGrid(5), num_resamplings)
+    sampler(DiscreteChain(), Watched(PAIR.covariance), Noise(0, torch.arange(4_000), (2,), torch.float64))
+    assert len(seen) == 4 * num_resamplings + 1
+    for x, level in seen[num_resamplings:]:
+        assert x.mean().item() == pytest.approx(2.0 * level.alpha, abs=0.06)
+        assert x.std().item() == pytest.approx(level.sigma, rel=0.05)
+
+
 def test_guidance_by_a_measurement_is_exact_for_normal_data():
     known = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
     mask = torch.tensor([[1.0, 0.0]], dtype=torch.float64)

@@ -223,6 +223,20 @@ def test_the_scores_error_is_nought_for_the_true_one_and_two_for_the_wrong_sign(
         assert ScoreField().error(data, Analytic(data, factor), 0.5) == pytest.approx(error, abs=1e-6)
 
 
+def test_the_scores_error_is_measured_where_noised_data_lie():
+    data, seen = Gaussian2D(num_test=2_000), []
+
+    class Watched(Analytic):
+        def score(self, x_t, level):
+            seen.append((x_t, level))
+            return super().score(x_t, level)
+
+    ScoreField().error(data, Watched(data), 2.0)
+    (x_t, level) = seen[0]
+    expected = level.alpha**2 * data.covariance + level.sigma**2 * torch.eye(2)
+    assert torch.allclose(x_t.T.cov().double(), expected, atol=0.06)
+
+
 def test_the_exact_score_of_a_tilted_normal_density_is_that_of_its_inverse_covariance():
     data, level = Gaussian2D(), DiscreteChain().level_of(0.8)
     x = plane(2.0, 5)

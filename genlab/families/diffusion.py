@@ -108,9 +108,9 @@ class Diffusion(Model):
         self.average = averaged_copy(self.network, ema_decay) if ema_decay else None
         self.process, self.prediction = process, prediction or PredictNoise()
         self.weighting, self.sampler = weighting, sampler or Ancestral()
-        self.likelihood = likelihood or (
-            VariationalBound(RatioGrid(100)) if spec.is_image else ProbabilityFlow()
-        )
+        # The decoder tells levels apart from noise of about half their distance on; below it steps cost bits.
+        bound = VariationalBound(RatioGrid(100, smallest=0.6 / max(1, spec.levels - 1)))
+        self.likelihood = likelihood or (bound if spec.is_image else ProbabilityFlow())
         self.optimizer_factory = optimizer
         self.label_dropout, self.guidance = label_dropout, guidance
         self.clip = clip and spec.is_image
