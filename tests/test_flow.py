@@ -18,13 +18,13 @@ from genlab.bijections.flows import CouplingFlow, Glow, RealNVP
 from genlab.bijections.layers import Centre, Flatten
 from genlab.callbacks.density import DensityPlot
 from genlab.callbacks.health import Health
-from genlab.cli.training import describe_protocol
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import EightGaussians, TwoMoons
 from genlab.evaluation.likelihood import score_likelihood
 from genlab.families.base import Diverged, HasLatent, HasLikelihood, Reconstructs, Samples
 from genlab.families.flow import Flow
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner
+from genlab.report.test_table import likelihood_protocol
 from genlab.shapes import DataSpec, to_float, to_levels
 
 ADAM = partial(torch.optim.Adam, lr=2e-3)
@@ -225,7 +225,7 @@ def test_bits_per_dim_names_resolution_levels_and_how_it_was_estimated():
     data = images(levels=17)
     model = flow(data=data, num_draws=2)
     found = score_likelihood(model, data)
-    text = describe_protocol("bits_per_dim", None, found)
+    text = likelihood_protocol(found.protocol)
     assert "1x8x8, 17 levels" in text and "uniform dequantisation, k = 2" in text and text.startswith("<=")
     assert found.protocol != score_likelihood(flow(num_draws=2), images()).protocol
 

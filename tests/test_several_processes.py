@@ -154,6 +154,7 @@ def test_two_processes_train_a_diffusion_model_as_one_does(joined_and_split_diff
     assert all(a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-4) for name in a)
 
 
+@pytest.fixture(scope="module")
 def joined_and_split_flows(tmp_path_factory, tiny_extractor):
     """Glow in one process with batches of 64, and in two with 32 each."""
     folder = tmp_path_factory.mktemp("flows")
