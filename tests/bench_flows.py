@@ -67,7 +67,7 @@ def genlab(case: Case) -> Entry:
     transform: Elementwise = Spline(case.num_bins, WIDTH) if case.num_bins else Affine()
     bijection = partial(
         CouplingFlow,
-        network=partial(MLPConditioner, hidden=case.hidden),
+        network=partial(MLPConditioner, hidden=case.hidden, zero_start=bool(case.num_bins)),
         transform=transform,
         num_couplings=case.num_couplings,
         norm=False,

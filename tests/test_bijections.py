@@ -396,6 +396,7 @@ def test_networks_start_at_zero_and_look_at_the_label_once_trained(network):
     spec = POINTS if network is MLPConditioner else IMAGES
     x, label = inputs(spec, num=4)
     assert not network(spec, 6)(x.float(), label).any()
+    assert MLPConditioner(POINTS, 6, zero_start=False)(*inputs(POINTS, 4, torch.float32)).any()
     trained = perturbed(spec, partial(network, out_channels=6))
     seen, other = trained(x, label), trained(x, label.flip(0))
     assert seen.shape == (4, 6, *spec.shape[1:]) and ((seen - other).flatten(1).abs().amax(1) > 1e-3).all()

@@ -14,24 +14,29 @@ from genlab.shapes import DataSpec
 
 
 class MLPConditioner(nn.Module):
-    """A perceptron from vectors to vectors that starts at 0; labels are appended to the input.
+    """A perceptron from vectors to vectors; labels are appended to the input.
 
     Args:
         spec: What it sees; with classes, it needs a label.
         out_channels: Length of what it returns.
         hidden: Widths of the hidden layers.
+        zero_start: Return 0 before training, so that a flow starts as the identity; without, affine couplings
+            of a plane learn faster at first.
 
     Shapes:
         x: (batch, dimensions); label: (batch,). Returns (batch, out_channels).
     """
 
-    def __init__(self, spec: DataSpec, out_channels: int, hidden: Sequence[int] = (64, 64)) -> None:
+    def __init__(
+        self, spec: DataSpec, out_channels: int, hidden: Sequence[int] = (64, 64), zero_start: bool = True
+    ) -> None:
         super().__init__()
         self.num_classes = spec.num_classes
         widths = [spec.shape[0] + spec.num_classes, *hidden]
         parts = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU(inplace=True))]
         self.layers = nn.Sequential(*parts, nn.Linear(widths[-1], out_channels))
-        start_at_zero(self.layers[-1])
+        if zero_start:
+            start_at_zero(self.layers[-1])
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         return self.layers(with_label(x, label, self.num_classes))
