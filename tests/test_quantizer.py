@@ -274,3 +274,18 @@ def test_a_vqvae_trains_and_reconstructs_the_same_each_time(kind, precision):
     assert index.shape == (8, 4, 4) and index.dtype == torch.int64
     assert torch.equal(model.decode(index), model.decode(model.encode(x)))
     assert isinstance(model, Reconstructs) and not isinstance(model, Samples)
+
+
+def test_each_validation_counts_the_codes_of_its_own_pass():
+    model, perplexities = vqvae(), []
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    with torch.no_grad():
+        model.codebook.codes.copy_(model.encoder(a_batch()["image"])[:, :, 1, 2])
+    for _ in range(2):
+        trainer.validate(model, images(), verbose=False)
+        perplexities.append(float(trainer.callback_metrics["val/perplexity"]))
+        model.codebook.codes[1:] = 1e3  # from now on all choose the first
+    assert perplexities[0] > 1.5 and perplexities[1] == pytest.approx(1.0)
+    assert trainer.callback_metrics["val/dead_codes"] == pytest.approx(7 / 8)
