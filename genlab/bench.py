@@ -19,6 +19,7 @@ from genlab.bijections.elementwise import Affine
 from genlab.bijections.flows import CouplingFlow, Glow
 from genlab.data.torchvision_sets import MNIST
 from genlab.families.base import Model
+from genlab.families.diffusion import Diffusion
 from genlab.families.flow import Flow
 from genlab.families.vae import VAE
 from genlab.families.vqvae import perplexity, straight_through
@@ -26,6 +27,10 @@ from genlab.losses.likelihoods import Bernoulli
 from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner
 from genlab.networks.quantizer import EMACodebook
+from genlab.networks.unet import UNet
+from genlab.processes.chain import DiscreteChain
+from genlab.processes.grids import UniformGrid
+from genlab.samplers.ancestral import DDIM
 from genlab.shapes import DataSpec
 
 QUIET: Any = {
@@ -102,6 +107,52 @@ def _vae(spec: DataSpec, ctx: Any) -> VAE:
     networks = partial(MLPEncoder, hidden=[ctx.hidden]), partial(MLPDecoder, hidden=[ctx.hidden])
     optimizer = partial(torch.optim.Adam, lr=ctx.lr, fused=True)
     return VAE(spec, *networks, Bernoulli, optimizer, latent_dim=ctx.latent)
+
+
+def ddpm_train(ctx: Any) -> dict[str, Any]:
+    """Trains DDPM's U-Net as `genlab fit` does: clipped gradients, AdamW, an average of the weights."""
+    model = _ddpm(ctx).train()
+    optimizer = model.configure_optimizers()["optimizer"]
+    batch = torch.rand(ctx.batch, *ctx.image) * 2 - 1
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model.losses({"image": batch})["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.network.parameters(), ctx.clip)
+        optimizer.step()
+        model.update_average()
+
+    return _rounds(step, ctx, model)
+
+
+def ddim_sample(ctx: Any) -> dict[str, Any]:
+    """Samples from the same network by DDIM."""
+    model = _ddpm(ctx).eval()
+
+    def run(number: int) -> int:
+        steps = ctx.sampling_steps if number >= 0 else ctx.warmup_sampling_steps
+        for _ in range(ctx.steps):
+            model.sample_with(DDIM(UniformGrid(steps)), ctx.batch)
+        return ctx.steps * ctx.batch
+
+    return {"run": run, "params": _num_parameters(model)}
+
+
+def _ddpm(ctx: Any) -> Diffusion:
+    first, *_ = widths = tuple(ctx.dim * factor for factor in ctx.mults)
+    # The last width gives the peers' number of parameters; all attend at the two smaller sizes.
+    widths = (*widths[:-1], widths[-1] + first // 4)
+    side = ctx.image[1]
+    network = partial(UNet, channels=widths, num_blocks=1, attention=(side // 2, side // 4), num_groups=8)
+    model = Diffusion(
+        DataSpec("images", ctx.image),
+        network,
+        DiscreteChain(ctx.timesteps),
+        partial(torch.optim.AdamW, lr=getattr(ctx, "lr", 1e-4), fused=True),
+        ema_decay=getattr(ctx, "ema", 0.995),
+    )
+    model.setup("fit")
+    return model
 
 
 def _vectors(ctx: Any) -> BijectionFactory:
