@@ -457,7 +457,7 @@ def test_the_network_compiles_as_one_graph():
 
 def test_the_benchmark_trains_and_samples_the_network_of_the_peers():
     job = {"image": (3, 32, 32), "batch": 2, "dim": 64, "mults": (1, 2, 2), "timesteps": 1000}
-    assert bench._num_trainable(bench._ddpm(SimpleNamespace(**job))) == 5_249_619  # as diffusers' network
+    assert bench._num_parameters(bench._ddpm(SimpleNamespace(**job))) == 5_249_619  # as diffusers' network
     small = {**job, "image": (3, 8, 8), "dim": 8, "steps": 2, "clip": 1.0}
     train = bench.ddpm_train(SimpleNamespace(**small))
     assert train["run"](0) == 4 and train["params"] < 200_000
