@@ -101,6 +101,13 @@ def evaluated_at(genlab_command, tiny_extractor, evaluations, *options):
     return [row["seconds"] for row in read_metrics(list_runs()[-1].metrics_jsonl) if "val/generator" in row]
 
 
+def test_an_extractor_of_other_channels_is_refused_before_training(genlab_command):
+    colours = "{class_path: RandomImages, init_args: {shape: [3, 8, 8], num_train: 64, num_test: 8}}"
+    code, _, error = genlab_command("fit", *TINY, *MLP, "--data", colours, "--extractor", "digits")
+    assert code == 2 and "digits-classifier reads 1 channels, got 3" in error
+    assert "img/s" not in error
+
+
 def test_two_spacings_of_evaluations_are_refused():
     with pytest.raises(ValueError, match=r"evaluations 3 and budget.evaluate_every 10 both space"):
         Budget(images=100, evaluate_every=10, evaluations=3)

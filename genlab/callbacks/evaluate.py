@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torchmetrics import Metric
@@ -93,6 +94,8 @@ class Evaluate(Callback):
         reason = extractor_available(self.source)
         if reason is None:
             self.extractor = load_extractor(self.source)
+            # A wrong extractor is an error now and not after the first hour of training.
+            self.extractor(torch.zeros(1, *spec.shape, dtype=torch.uint8), spec.levels)
         return reason
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
