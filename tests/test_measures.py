@@ -134,6 +134,14 @@ def test_the_noise_of_fid_is_its_spread_over_samples_drawn_again(d, shift, scale
     assert noises.square().mean().sqrt() == pytest.approx(float(fids.std()), rel=0.15)
 
 
+def test_the_noise_of_fid_is_right_for_a_model_that_draws_each_class_in_turn():
+    torch.manual_seed(0)
+    means = 3.0 * torch.randn(10, 4)
+    drawn = [fid_and_noise(means.repeat(40, 1) + torch.randn(400, 4)) for _ in range(150)]
+    fids, noises = torch.tensor(drawn, dtype=torch.float64).T
+    assert noises.square().mean().sqrt() == pytest.approx(float(fids.std()), rel=0.15)
+
+
 def test_the_noise_of_fid_does_not_depend_on_the_order_of_arrival():
     torch.manual_seed(0)
     x = torch.randn(101, 3)
@@ -141,7 +149,7 @@ def test_the_noise_of_fid_does_not_depend_on_the_order_of_arrival():
 
 
 def test_equal_groups_have_no_noise_and_too_few_samples_give_none():
-    x = torch.randn(5, 3).repeat_interleave(4, dim=0)  # sample i in group i mod 4: all groups are the same
+    x = torch.randn(5, 3).repeat(4, 1)  # four stretches of the same five samples
     assert fid_and_noise(x, num_groups=4)[1] == pytest.approx(0.0, abs=1e-9)
     assert fid_and_noise(x[:2])[1] is None
     with pytest.raises(ValueError, match="at least 2"):

@@ -20,7 +20,8 @@ class FrechetNoise(FeatureMetric):
     the difference takes away. It is the noise of one model's score, with the real images as they are; what
     another training seed would change is not in it.
 
-    Sample i is in group i mod G, whatever the batches and the devices.
+    Groups are G stretches of consecutive samples, whatever the batches and the devices. Every G-th sample
+    would not do: sample i of a conditional model has class i mod K, and a group would take a class away.
 
     Args:
         num_groups: G. The estimate itself is uncertain by about 1 / sqrt(2 (G - 1)), 16 % for 20; each group
@@ -42,13 +43,13 @@ class FrechetNoise(FeatureMetric):
             return {}
         total, outer = x.sum(dim=0), x.mT @ x
         left = torch.tensor(
-            [self._distance(len(x), total, outer, x[group::groups]) for group in range(groups)],
+            [self._distance(len(x), total, outer, group) for group in x.tensor_split(groups)],
             dtype=torch.float64,
         )
         return {"fid_std": float(((groups - 1) * left.var(correction=0)).sqrt())}
 
     def protocol(self) -> dict[str, Any]:
-        return {"num_groups": self._applied_groups}
+        return {"num_groups": self._applied_groups, "groups": "consecutive"}
 
     def _distance(self, num: int, total: Tensor, outer: Tensor, group: Tensor) -> float:
         kept = num - len(group)
