@@ -1153,3 +1153,16 @@ def test_pictures_are_functions_of_their_index_and_splits_of_the_seed():
     assert len(set(pictures)) == 100
     batch = next(iter(first.loader("test")))
     assert len(batch["caption"]) == 40 and batch["label"].tolist() == first.split("test").labels.tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_part_of_a_split_is_spread_over_its_classes(world_size):
+    """A folder's images come class after class: the first ones would be of one class."""
+    data = RandomImages(shape=[1, 4, 4], num_train=100, num_test=10)
+    found = [
+        torch.cat([batch["index"] for batch in data.loader("train", rank, world_size, 7, at_most=20)])
+        for rank in range(world_size)
+    ]
+    assert torch.cat(found).sort().values.tolist() == list(range(0, 100, 5))
+    whole = torch.cat([batch["index"] for batch in data.loader("train", at_most=1000)])
+    assert whole.tolist() == list(range(100))

@@ -44,8 +44,8 @@ class Evaluate(Callback):
         seed: Seed of the samples.
         batch_size: Images drawn at a time on each device.
         at_start: Score the untrained model too, so that curves begin at 0 images.
-        num_likelihood: Items of the split whose likelihood is estimated at test, where the model has one;
-            None for all.
+        num_likelihood: Items of the split, evenly spaced, whose likelihood is estimated at test, where the
+            model has one; None for all.
     """
 
     def __init__(

@@ -97,18 +97,16 @@ class LatentPictures(Callback):
 
     def _scatter(self, trainer: Any, model: Any) -> None:
         codes, labels = [], []
-        for batch in trainer.datamodule.loader("val", batch_size=250):
+        for batch in trainer.datamodule.loader("val", batch_size=250, at_most=self.num_codes):
             batch = trainer.datamodule.to_device_batch(batch, model.device)
             label = batch.get("label")
             codes.append(model.encode(observed(batch), label if model.uses_labels else None).cpu())
             labels.append(torch.zeros(len(codes[-1])) if label is None else label.cpu())
-            if sum(map(len, codes)) >= self.num_codes:
-                break
         log_image(trainer, "scatter", scatter(torch.cat(codes), torch.cat(labels)), model.images_seen)
 
 
 def items(trainer: Any, model: Any, num: int, alone: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yields images of the validation split and their labels where the model uses them.
+    """Yields images all over the validation split and their labels where the model uses them.
 
     Args:
         trainer: Knows the data.
@@ -117,13 +115,9 @@ def items(trainer: Any, model: Any, num: int, alone: bool = False) -> Iterator[t
         alone: One device yields all of them; otherwise each one its share.
     """
     rank, world_size = (0, 1) if alone else place()
-    seen = 0
-    for batch in trainer.datamodule.loader("val", rank, world_size, min(250, num)):
+    for batch in trainer.datamodule.loader("val", rank, world_size, min(250, num), num):
         batch = trainer.datamodule.to_device_batch(batch, model.device)
         yield observed(batch), batch.get("label") if model.uses_labels else None
-        seen += len(batch["index"]) * world_size
-        if seen >= num:
-            return
 
 
 def bars(values: Tensor) -> np.ndarray:

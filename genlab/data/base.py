@@ -150,10 +150,19 @@ class DataModule(pl.LightningDataModule):
         return self._evaluation("test")
 
     def loader(
-        self, split: str, rank: int = 0, world_size: int = 1, batch_size: int | None = None
+        self,
+        split: str,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int | None = None,
+        at_most: int | None = None,
     ) -> Iterable[Batch]:
-        """Returns the batches of a split for scoring: rank r takes items r, r + w, ..., each exactly once."""
-        return ScoringLoader(self.items(split), batch_size or self.eval_batch_size, rank, world_size)
+        """Returns the batches of a split for scoring: rank r takes items r, r + w, ..., each exactly once.
+
+        With at_most there are only so many items, evenly spaced over the split.
+        """
+        batch_size = batch_size or self.eval_batch_size
+        return ScoringLoader(self.items(split), batch_size, rank, world_size, at_most=at_most)
 
     def items(self, split: str) -> Items:
         """Returns a split's items as they are, for scoring."""

@@ -157,18 +157,26 @@ class ScoringLoader:
         rank: Number of this process.
         world_size: Number of processes.
         num_workers: Reading processes.
+        at_most: Only so many items, see `spread`; None for all.
     """
 
     def __init__(
-        self, items: Items, batch_size: int, rank: int, world_size: int, num_workers: int = 0
+        self,
+        items: Items,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        num_workers: int = 0,
+        at_most: int | None = None,
     ) -> None:
         self.items, self.num_workers = items, num_workers
-        starts = list(range(0, len(items), batch_size * world_size))
-        if len(starts) > 1 and len(items) - starts[-1] < world_size:
+        chosen = spread(len(items), at_most)
+        starts = list(range(0, len(chosen), batch_size * world_size))
+        if len(starts) > 1 and len(chosen) - starts[-1] < world_size:
             starts.pop()
-        ends = [*starts[1:], len(items)]
+        ends = [*starts[1:], len(chosen)]
         self.batches = [
-            torch.arange(start + rank, end, world_size) for start, end in zip(starts, ends, strict=True)
+            chosen[start + rank : end : world_size] for start, end in zip(starts, ends, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -176,6 +184,16 @@ class ScoringLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         yield from read(self.items, self.batches, self.num_workers)
+
+
+def spread(num: int, at_most: int | None) -> Tensor:
+    """Returns which of num items stand for all: at_most of them, evenly spaced.
+
+    Folders hold one class after the other, so that the first ones would stand for one class.
+    """
+    if at_most is None or at_most >= num:
+        return torch.arange(num)
+    return torch.arange(at_most) * num // at_most
 
 
 def read(items: Items, batches: list[Tensor], num_workers: int) -> Iterator[Batch]:

@@ -91,7 +91,7 @@ def interpolations(model: Any, seed: int) -> np.ndarray:
 
 def reconstructions(model: Any, data: DataModule) -> np.ndarray:
     """Returns images, their reconstructions and the amplified differences, in three rows."""
-    batch = next(iter(data.loader("test", batch_size=NUM_RECONSTRUCTIONS)))
+    batch = next(iter(data.loader("test", batch_size=NUM_RECONSTRUCTIONS, at_most=NUM_RECONSTRUCTIONS)))
     batch = data.to_device_batch(batch, model.device)
     x, label = observed(batch), batch.get("label") if model.uses_labels else None
     x_hat = reconstruct(model, x, label)

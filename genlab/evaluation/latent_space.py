@@ -56,7 +56,7 @@ class Codes:
 def encode_split(
     model: Any, data: DataModule, split: str, max_items: int, batch_size: int, back: bool = False
 ) -> Codes:
-    """Returns the codes of a split's first images, fewer of them where encoding takes many evaluations.
+    """Returns the codes of images all over a split, fewer of them where encoding takes many evaluations.
 
     Codes that are numbers of a codebook become indicators of each place and number.
 
@@ -68,31 +68,39 @@ def encode_split(
         batch_size: Images at a time.
         back: Decode the codes too.
     """
-    codes, labels, squares, numbers, evaluations = [], [], [], 0, None
-    for batch in data.loader(split, batch_size=min(batch_size, max_items, FEW)):
+    evaluations = evaluations_of(model, data, split, back)
+    num = FEW if evaluations > MANY_EVALUATIONS else max_items
+    codes, labels, index, squares, numbers = [], [], [], [], 0
+    for batch in data.loader(split, batch_size=min(batch_size, num, FEW), at_most=min(num, max_items)):
         batch = data.to_device_batch(batch, model.device)
         x, label = observed(batch), batch.get("label")
-        with Evaluations(len(x)).counting(model) as counted:
-            z = model.encode(x, label if model.uses_labels else None)
-            if back:
-                x_hat = model.decode(z, label if model.uses_labels else None)
-                squares.append((x_hat - x).double().square().sum().cpu())
-                numbers += x.numel()
+        known_label = label if model.uses_labels else None
+        z = model.encode(x, known_label)
+        if back:
+            squares.append((model.decode(z, known_label) - x).double().square().sum().cpu())
+            numbers += x.numel()
         codes.append(z.cpu())
         labels.append(label.cpu() if label is not None else None)
-        evaluations = counted.per_sample if evaluations is None else evaluations
-        num = sum(map(len, codes))
-        if num >= max_items or (evaluations > MANY_EVALUATIONS and num >= FEW):
-            break
-    z = torch.cat(codes)[:max_items]
+        index.append(batch["index"].cpu())
     known = getattr(data.split(split), "factors", None)
     return Codes(
-        z=z,
-        labels=torch.cat(labels)[: len(z)] if labels[0] is not None else None,  # type: ignore[arg-type]
-        factors=None if known is None else torch.as_tensor(known[: len(z)]),
+        z=torch.cat(codes),
+        labels=torch.cat(labels) if labels[0] is not None else None,  # type: ignore[arg-type]
+        factors=None if known is None else torch.as_tensor(known)[torch.cat(index)],
         mse=float(sum(squares)) / numbers if numbers else None,
-        evaluations=evaluations or 0.0,
+        evaluations=evaluations,
     )
+
+
+def evaluations_of(model: Any, data: DataModule, split: str, back: bool) -> float:
+    """Returns how often networks are evaluated to encode an image, and to decode it where that is asked."""
+    batch = data.to_device_batch(next(iter(data.loader(split, batch_size=1, at_most=1))), model.device)
+    label = batch["label"] if model.uses_labels else None
+    with Evaluations(1).counting(model) as counted:
+        z = model.encode(observed(batch), label)
+        if back:
+            model.decode(z, label)
+    return counted.per_sample
 
 
 def describe_latent(model: Any) -> dict[str, Any]:
