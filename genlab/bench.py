@@ -71,7 +71,7 @@ def vae_step(ctx: Any) -> dict[str, Any]:
     """Trains a VAE of one hidden layer on one batch of black and white images."""
     model = _vae(DataSpec("images", (1, 28, 28), levels=2), ctx)
     batch = torch.randint(2, (ctx.batch, 1, 28, 28)) * 2.0 - 1.0
-    return _training(model, model.configure_optimizers(), {"image": batch}, ctx)
+    return _training(model, model.configure_optimizers()["optimizer"], {"image": batch}, ctx)
 
 
 def vae_train(ctx: Any) -> dict[str, Any]:

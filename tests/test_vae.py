@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -325,3 +326,11 @@ def test_untold_augmentation_adds_nothing_to_the_condition():
     model.encoder.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
     losses_of(model, a_batch())
     assert told == [None]
+
+
+def test_the_benchmarks_jobs_of_autoencoders_do_a_round():
+    from genlab import bench
+
+    sizes = SimpleNamespace(batch=4, hidden=8, latent=2, lr=1e-3, steps=3, dim=4, codes=8, grid=2)
+    assert bench.vae_step(sizes)["run"](0) == 3 * 4
+    assert bench.vq_step(sizes)["run"](0) == 3 * 4 * 2**2
