@@ -9,6 +9,7 @@ from typing import Any
 
 from genlab.report.table import metrics_table
 from genlab.runs.folder import Run, list_runs, outputs_root
+from genlab.runs.metrics_file import short_name
 
 COLUMNS = ("experiment", "run", "status", "images_seen", "scores", "training")
 
@@ -51,7 +52,7 @@ def headline(scores: dict[str, float]) -> list[tuple[str, float]]:
     ranked = ("fid", "bits_per_dim", "accuracy", "recall", "wasserstein", "loss")
 
     def rank(name: str) -> int:
-        short = name.removeprefix("val/").split("@")[0]
+        short = short_name(name)
         return ranked.index(short) if short in ranked else len(ranked)
 
     names = sorted((name for name in scores if rank(name) < len(ranked)), key=rank)

@@ -16,6 +16,7 @@ from genlab.data.base import DataModule
 from genlab.families.base import Model, Samples
 from genlab.metrics.features import Extractor, Features
 from genlab.metrics.reference import NUM_KEPT, Reference, cached_reference, collect, statistics
+from genlab.runs.metrics_file import short_name
 from genlab.shapes import observed, to_levels
 
 ENOUGH_IMAGES = 10_000
@@ -206,6 +207,6 @@ def score_name(metric: str, num_real: int, num_fake: int) -> str:
 def find_score(values: dict[str, Any], metric: str) -> tuple[str, float] | None:
     """Returns the full name and value of a metric given by its short name, such as `fid`."""
     for name, value in values.items():
-        if name.rsplit("/", 1)[-1].split("@", 1)[0] == metric and math.isfinite(float(value)):
+        if short_name(name) == metric and math.isfinite(float(value)):
             return name, float(value)
     return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.runs.folder import NotARun, Run, open_run
+from genlab.runs.metrics_file import short_name
 
 _SIGNS_OF_A_RUN = ("run.json", "config.yaml", "metrics.jsonl", "environment.json", "checkpoints")
 _DEPTH = 3  # a root of benches holds benches of experiments of runs
@@ -189,7 +190,7 @@ def score(values: dict[str, Any], metric: str) -> tuple[str, float] | None:
     """Returns the full name and value of a metric given by its short name, such as `fid` for `fid@797`."""
     for name, value in values.items():
         found = number(value)
-        if found is not None and name.rsplit("/", 1)[-1].split("@", 1)[0] == metric:
+        if found is not None and short_name(name) == metric:
             return name.rsplit("/", 1)[-1], found
     return None
 

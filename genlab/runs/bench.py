@@ -25,6 +25,8 @@ import yaml
 
 from genlab.runs import atomic
 from genlab.runs.folder import NotARun, Run, folder_name, open_run
+from genlab.runs.metrics_file import short_name
+from genlab.runs.tests import variants_of
 
 TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
 """What the trials of an experiment multiply its learning rates by, in this order."""
@@ -265,7 +267,7 @@ def trial_score(run: Run | None) -> float:
     if run is None or run.status != "finished":
         return math.inf
     values = run.read().get("validation") or {}
-    short = {name.rsplit("/", 1)[-1].split("@", 1)[0]: value for name, value in values.items()}
+    short = {short_name(name): value for name, value in values.items()}
     found = (short[name] for name in _SELECTED_BY if isinstance(short.get(name), int | float))
     return float(next(found, math.inf))
 
@@ -282,8 +284,7 @@ def learning_rates(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]
 
 
 def _is_tested(run: Run, record: dict[str, Any]) -> bool:
-    config = yaml.safe_load(run.config.read_text(encoding="utf-8")) or {}
-    return bool(record.get("test")) and set(config.get("variants") or {}) <= set(record.get("variants") or {})
+    return bool(record.get("test")) and set(variants_of(run)) <= set(record.get("variants") or {})
 
 
 def _yaml(value: Any) -> str:

@@ -54,6 +54,11 @@ class MetricsFile:
         atomic.write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in kept))
 
 
+def short_name(name: str) -> str:
+    """Returns a metric's name without its stage and counts: `fid` for `val/fid@797`."""
+    return name.rsplit("/", 1)[-1].split("@", 1)[0]
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of metrics.jsonl, also of a run that is being written or was killed while writing.
 
