@@ -166,6 +166,10 @@ def test_every_experiment_gets_the_same_budget_and_evaluations(plan):
     assert {"--budget.seconds=90.0", "--budget.images=null", "--budget.evaluations=8"} <= set(options[0])
 
 
+def test_a_trial_is_scored_once_since_only_its_end_decides(plan):
+    assert "--budget.evaluations=1" in plan.fit(Job("gan_toy", 1_001, 1))
+
+
 def test_a_changed_experiment_or_budget_is_refused_by_name(plan):
     with pytest.raises(ValueError, match="begun with another budget"):
         Bench(plan.folder, plan.files, parse_budget("60s"), 2, 3).save()

@@ -104,7 +104,7 @@ class Bench:
         budget: What every run may use.
         num_seeds: Runs for each experiment, with the seeds 0 ... num_seeds - 1.
         num_trials: Settings that are tried for each experiment before, the same number for all.
-        evaluations: How often each run is scored while it trains.
+        evaluations: How often each run is scored while it trains; a trial is scored at its end.
         options: Further options of `genlab fit` for every run.
     """
 
@@ -179,7 +179,7 @@ class Bench:
             f"--seed_everything={job.seed}",
             *self.budget.options,
             "--budget.evaluate_every=null",
-            f"--budget.evaluations={self.evaluations}",
+            f"--budget.evaluations={self.evaluations if job.trial is None else 1}",  # a trial's end decides
             *self.settings(job),
             *self.options,
         ]
