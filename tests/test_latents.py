@@ -2,6 +2,8 @@
 
 import math
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +11,13 @@ import torch
 from PIL import Image
 
 from genlab.callbacks.latents import bars, scatter
+from genlab.cli.interpolate import require_one_shape
 from genlab.evaluation.latents import lerp, read_images, reconstruct, slerp, traverse
 from genlab.families.vae import VAE
 from genlab.losses.likelihoods import DiscretizedLogistic
 from genlab.metrics.posterior import ActiveUnits
 from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
-from genlab.runs.folder import list_runs
+from genlab.runs.folder import Run, list_runs
 from genlab.shapes import DataSpec
 
 SMALL = ("--evaluate.num_samples", "16", "--evaluate.num_test_samples", "16", "--samples.num", "4")
@@ -191,6 +194,32 @@ def test_models_whose_latents_are_noise_interpolate_between_seeds_and_images(
         assert all(float(line.split()[-3]) < 0.1 for line in out.splitlines() if "rms error" in line)
     code, _, error = genlab_command("interpolate", run, "--images", *digit_files[:2], "-n", 3, *label)
     assert code == 0, error
+
+
+def test_several_runs_interpolate_in_rows_of_one_picture(trained, tmp_path, monkeypatch, genlab_command):
+    runs = {trained("vae_digits"): (), trained("cvae_digits"): ("--label", 3)}
+    alone = []
+    for run, label in runs.items():
+        _, out, error = genlab_command("interpolate", run, "-n", 3, *label)
+        alone.append(np.asarray(Image.open(out.strip())))
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    code, out, error = genlab_command("interpolate", *runs, "-n", 3, "--label", 3)
+    assert code == 0 and out.strip() == "interpolation_seeds0-1_slerp.png", error
+    together = np.asarray(Image.open(other / out.strip()))
+    assert together.shape == (2 + 2 * 66, 2 + 3 * 66)
+    assert np.array_equal(together[:68], alone[0]) and np.array_equal(together[66:], alone[1])
+    vae, cvae = runs
+    assert f"Rows: vae_digits/{vae.name}, cvae_digits/{cvae.name}" in error
+    code, _, error = genlab_command("interpolate", vae, "--label", 3)
+    assert code == 2 and "trained without labels" in error
+
+
+def test_runs_of_different_images_are_no_rows_of_one_picture():
+    one, two = (SimpleNamespace(spec=DataSpec("a", shape, levels=17)) for shape in ((1, 8, 8), (3, 8, 8)))
+    with pytest.raises(ValueError, match="one kind of image"):
+        require_one_shape([(one, Run(Path("a"))), (two, Run(Path("b")))])
 
 
 def test_a_conditional_run_asks_for_the_label(trained, digit_files, genlab_command):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -14,24 +16,65 @@ from genlab.report.comparison import compare as compared
 from genlab.report.forms import as_markdown, csv_table, markdown_table, text_table
 from genlab.report.table import printable
 from genlab.report.verdict import remarks
+from genlab.runs import atomic
 from genlab.runs.folder import outputs_root
+
+_BLOCK = re.compile(
+    r"(?P<begin><!-- genlab compare (?P<options>[^\n]*?) -->\n).*?(?P<end><!-- end of genlab compare -->)",
+    re.DOTALL,
+)
+"""A place in a Markdown file for a table, between the command that makes it and its end."""
 
 
 def compare(arguments: list[str]) -> int:
     """Prints the comparison in the form that was asked for."""
     options = parser().parse_args(arguments)
-    comparison = compared(options.runs or [outputs_root()], options.rank)
-    columns = chosen(options.columns.replace(" ", "").split(",")) if options.columns else None
+    if options.refresh:
+        atomic.write_text(options.refresh, refreshed(options.refresh))
+        print(f"{options.refresh} has the tables of today's records.")
+        return 0
+    comparison, columns = read(options)
     if options.csv:
         print(csv_table(comparison, columns), end="")
         tell(comparison.notes)
     elif options.markdown:
-        print(markdown_table(comparison, columns), end="")
-        if options.adjectives:
-            print(f"\n{adjectives(comparison)}", end="")
+        print(markdown(comparison, columns, options.adjectives), end="")
     else:
         show(comparison, columns)
     return 0
+
+
+def read(options: argparse.Namespace) -> tuple[Comparison, list[Column] | None]:
+    """Returns the comparison of the runs that were named, and the columns that were asked for."""
+    comparison = compared(options.runs or [outputs_root()], options.rank)
+    return comparison, chosen(options.columns.replace(" ", "").split(",")) if options.columns else None
+
+
+def markdown(comparison: Comparison, columns: list[Column] | None, with_adjectives: bool) -> str:
+    """Returns the table and its remarks, and the textbook's adjectives where they are wanted."""
+    table = markdown_table(comparison, columns)
+    return f"{table}\n{adjectives(comparison)}" if with_adjectives else table
+
+
+def refreshed(file: Path) -> str:
+    """Returns a Markdown file's text with every table made anew by the command in the comment above it.
+
+    Raises:
+        ValueError: The file has no place for a table.
+    """
+
+    def made(place: re.Match[str]) -> str:
+        options = parser().parse_args(shlex.split(place["options"]))
+        comparison, columns = read(options)
+        return f"{place['begin']}\n{markdown(comparison, columns, options.adjectives)}\n{place['end']}"
+
+    text, num = _BLOCK.subn(made, file.read_text(encoding="utf-8"))
+    if not num:
+        raise ValueError(
+            f"{file} has no place for a table. Put one in, with the options in place of ...: "
+            "<!-- genlab compare ... -->, a line break, <!-- end of genlab compare -->."
+        )
+    return text
 
 
 def show(comparison: Comparison, columns: list[Column] | None) -> None:
@@ -84,5 +127,12 @@ def parser() -> argparse.ArgumentParser:
         "--adjectives",
         action="store_true",
         help="with --markdown: what textbooks say, beside what was measured",
+    )
+    parser.add_argument(
+        "--refresh",
+        metavar="FILE",
+        type=Path,
+        help="make the tables in a Markdown file anew, each between <!-- genlab compare OPTIONS --> and "
+        "<!-- end of genlab compare -->",
     )
     return parser

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, label_of, load_walking, shown
+from genlab.cli.sample import add_run_options, label_of, load_walking
+from genlab.runs.folder import shown_path
 
 
 def inpaint(arguments: list[str]) -> int:
@@ -38,7 +39,7 @@ def inpaint(arguments: list[str]) -> int:
     write_samples(folder, list(range(options.num)), filled.cpu(), model.spec.levels)
     rows = torch.cat([x, known * x, filled]).cpu()
     Image.fromarray(grid(rows, model.spec.levels)).save(folder / "grid.png")
-    print(shown(folder / "grid.png"))
+    print(shown_path(folder / "grid.png"))
     return 0
 
 

@@ -1,43 +1,74 @@
-"""`genlab interpolate`: the way between two images or two samples through a run's latent space."""
+"""`genlab interpolate`: the way between two images or two samples through the latent spaces of runs."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genlab.cli.sample import add_run_options, label_of, load, shown
+from genlab.cli.sample import add_device_options, label_of, load
+from genlab.runs.folder import Run, shown_path
+
+if TYPE_CHECKING:
+    from genlab.shapes import DataSpec
 
 
 def interpolate(arguments: list[str]) -> int:
-    """Draws one row of images from one end to the other."""
+    """Draws a row of images for each run, from one end to the other."""
     options = parser().parse_args(arguments)
     if options.num < 2:
         raise ValueError(f"-n counts both ends and must be at least 2, got {options.num}.")
-    model, run = load(options)
+    loaded = [load(options, path) for path in options.runs]
+    import torch
     from PIL import Image
 
-    from genlab.evaluation.latents import lerp, slerp
     from genlab.evaluation.pictures import grid
-    from genlab.families.base import HasLatent
 
-    if not isinstance(model, HasLatent) or not model.spec.is_image:
-        raise ValueError(
-            f"{run.path} is a {type(model).__name__}, which has no latent space to walk through."
-        )
-    path = {"lerp": lerp, "slerp": slerp}[options.path]
-    ends, name = latents(model, options)
-    z = path(ends[0], ends[1], options.num)
-    x = model.decode(z, label_of(model, len(z), options.label, required=True))
-    file = options.output or run.path / "samples" / f"interpolation_{name}_{options.path}.png"
+    spec = require_one_shape(loaded)
+    rows = torch.cat([walk(model, run, options).cpu() for model, run in loaded])
+    ends = "images" if options.images else "seeds{}-{}".format(*options.seeds)
+    folder = loaded[0][1].samples if len(loaded) == 1 else Path()
+    file = options.output or folder / f"interpolation_{ends}_{options.path}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(x.cpu(), model.spec.levels, columns=len(x))).save(file)
-    print(shown(file))
+    Image.fromarray(grid(rows, spec.levels, columns=options.num)).save(file)
+    if len(loaded) > 1:
+        print("Rows: " + ", ".join(f"{run.experiment}/{run.name}" for _, run in loaded), file=sys.stderr)
+    print(shown_path(file))
     return 0
 
 
-def latents(model: Any, options: argparse.Namespace) -> tuple[Any, str]:
-    """Returns the latents of both ends, and a name for the pair."""
+def require_one_shape(loaded: list[tuple[Any, Run]]) -> DataSpec:
+    """Returns what the runs' images have in common, which one picture needs."""
+    (first, first_run), *others = loaded
+    for model, run in others:
+        if (model.spec.shape, model.spec.levels) != (first.spec.shape, first.spec.levels):
+            raise ValueError(
+                f"{run.path} makes images of shape {model.spec.shape}, {first_run.path} of "
+                f"{first.spec.shape}: interpolate runs of one kind of image together."
+            )
+    return first.spec
+
+
+def walk(model: Any, run: Run, options: argparse.Namespace) -> Any:
+    """Returns the images from one end to the other."""
+    from genlab.evaluation.latents import lerp, slerp
+    from genlab.families.base import HasLatent
+
+    has_latent = isinstance(model, HasLatent)
+    if not has_latent or not model.spec.is_image:
+        raise ValueError(
+            f"{run.path} is a {type(model).__name__}, which has no latent space to walk through."
+        )
+    # Of several runs a label is for those that take one.
+    label = options.label if model.uses_labels or len(options.runs) == 1 else None
+    first, second = latents(model, label, options)
+    z = {"lerp": lerp, "slerp": slerp}[options.path](first, second, options.num)
+    return model.decode(z, label_of(model, len(z), label, required=True))
+
+
+def latents(model: Any, label: int | None, options: argparse.Namespace) -> Any:
+    """Returns the latents of both ends."""
     import torch
 
     from genlab.evaluation.latents import read_images
@@ -46,20 +77,20 @@ def latents(model: Any, options: argparse.Namespace) -> tuple[Any, str]:
     spec, device = model.spec, model.device
     if options.images is None:
         first = torch.zeros(1, dtype=torch.int64, device=device)
-        ends = [model.draw_latent(first, seed) for seed in options.seeds]
-        return torch.cat(ends), "seeds{}-{}".format(*options.seeds)
+        return torch.cat([model.draw_latent(first, seed) for seed in options.seeds])
     if not isinstance(model, Reconstructs):
         raise ValueError(f"A {type(model).__name__} cannot encode images: interpolate between --seeds A B.")
     x = read_images(options.images, spec).to(device)
-    return model.encode(x, label_of(model, 2, options.label, required=True)), "images"
+    return model.encode(x, label_of(model, 2, label, required=True))
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     parser = argparse.ArgumentParser(
-        prog="genlab interpolate", description="Walk between two samples or two images."
+        prog="genlab interpolate", description="Walk between two samples or two images, a row for each run."
     )
-    add_run_options(parser)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    add_device_options(parser)
     ends = parser.add_mutually_exclusive_group()
     ends.add_argument("--seeds", type=int, nargs=2, default=(0, 1), help="sample 0 of two seeds (0 1)")
     ends.add_argument("--images", type=Path, nargs=2, help="two image files")
@@ -70,5 +101,7 @@ def parser() -> argparse.ArgumentParser:
         "--path", choices=("slerp", "lerp"), default="slerp", help="arc or straight line (slerp)"
     )
     parser.add_argument("--label", type=int, help="class of the images, for models trained with labels")
-    parser.add_argument("--output", type=Path, help="the picture's file (in <run>/samples)")
+    parser.add_argument(
+        "--output", type=Path, help="the picture's file (in <run>/samples; of several runs, here)"
+    )
     return parser

@@ -39,6 +39,7 @@ OTHERS = {
     "runs": "list the runs and their scores",
     "compare": "runs side by side:            genlab compare outputs/",
     "report": "the same as one HTML file:    genlab report outputs/ -o report.html",
+    "records": "their numbers alone, small:   genlab records outputs/ -o FOLDER",
     "data": "look at images before use:    genlab data check PATH",
 }
 

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, load, shown
+from genlab.cli.sample import add_run_options, load
+from genlab.runs.folder import shown_path
 
 COLUMNS = ("sample", "distance", "of_threshold", "training_images")
 
@@ -55,7 +56,7 @@ def neighbours(arguments: list[str]) -> int:
         f"{copies.share:.1%} of {options.num} samples are as near to one of {len(train.index):,} training "
         f"images as only 5 % of {test.num:,} unseen ones (distance {copies.threshold:.4g}, {extractor.name})."
     )
-    print(shown(file))
+    print(shown_path(file))
     return 0
 
 

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, label_of, load, shown
+from genlab.cli.sample import add_run_options, label_of, load
+from genlab.runs.folder import shown_path
 
 
 def reconstruct(arguments: list[str]) -> int:
@@ -32,7 +33,7 @@ def reconstruct(arguments: list[str]) -> int:
     Image.fromarray(grid(pairs, model.spec.levels, columns)).save(folder / "grid.png")
     for path, error in zip(options.images, errors(x, x_hat), strict=True):
         print(f"{path}  rms error {error:.1f} of 255")
-    print(shown(folder / "grid.png"))
+    print(shown_path(folder / "grid.png"))
     return 0
 
 

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, label_of, load_walking, shown
+from genlab.cli.sample import add_run_options, label_of, load_walking
+from genlab.runs.folder import shown_path
 
 SMALLEST_STD = 0.01
 """Noise, in values of [-1, 1], that an exact measurement is taken to have: about a level of a byte."""
@@ -49,7 +50,7 @@ def restore(arguments: list[str]) -> int:
         before, after = signal_to_noise(seen, truth).tolist(), signal_to_noise(restored, truth).tolist()
         for path, a, b in zip(options.images, before, after, strict=True):
             print(f"{path}  {a:.1f} dB -> {b:.1f} dB")
-    print(shown(folder / "grid.png"))
+    print(shown_path(folder / "grid.png"))
     return 0
 
 

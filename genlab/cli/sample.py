@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.runs.folder import Run, open_run
+from genlab.runs.folder import Run, open_run, shown_path
 
 if TYPE_CHECKING:
     from genlab.families.base import Model
@@ -49,7 +48,7 @@ def sample(arguments: list[str]) -> int:
         f"{options.num} samples in {seconds:.2f} s ({options.num / seconds:,.0f} images/s on {model.device})",
         file=sys.stderr,
     )
-    print(shown(folder / "grid.png" if model.spec.is_image else folder))
+    print(shown_path(folder / "grid.png" if model.spec.is_image else folder))
     return 0
 
 
@@ -62,7 +61,7 @@ def film(options: argparse.Namespace) -> int:
         target = target / "training.gif"
     path, num = film_of(open_run(options.run), target)
     print(f"{num} frames", file=sys.stderr)
-    print(shown(path))
+    print(shown_path(path))
     return 0
 
 
@@ -79,8 +78,8 @@ def draw(model: Any, index: Any, options: argparse.Namespace) -> Any:
     return model.sample_with(sampler, index, options.seed, label).cpu()
 
 
-def load(options: argparse.Namespace) -> tuple[Model, Run]:
-    """Returns the model of the run that the options name, and the run."""
+def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, Run]:
+    """Returns the model of a run, and the run: the one that the options name if no path is given."""
     import torch
 
     from genlab.cli.training import MODEL_ROOMS, import_room, resolve_checkpoint
@@ -88,7 +87,7 @@ def load(options: argparse.Namespace) -> tuple[Model, Run]:
 
     for room in MODEL_ROOMS:
         import_room(room)
-    run = open_run(options.run)
+    run = open_run(path or options.run)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_run(run, resolve_checkpoint(options.checkpoint), device), run
 
@@ -153,10 +152,10 @@ def parser() -> argparse.ArgumentParser:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds what every command needs that works on a trained model."""
     parser.add_argument("run", type=Path, help="the run's folder")
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Adds which weights of a run are loaded, and where to."""
     parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the last one")
     parser.add_argument("--device", help="cpu or cuda (cuda where there is one)")
-
-
-def shown(path: Path) -> str:
-    """Returns a path as a person would type it from here."""
-    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli.sample import add_run_options, load_walking, shown
+from genlab.cli.sample import add_run_options, load_walking
+from genlab.runs.folder import shown_path
 
 if TYPE_CHECKING:
     from genlab.runs.folder import Run
@@ -36,7 +37,7 @@ def speed(arguments: list[str]) -> int:
     (folder / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
     plot(rows, folder / "speed.png", title(run, model))
     metrics_table(rows, ("sampler", "passes", "value", "images_per_second", "metric")).show()
-    print(shown(folder / "speed.png"))
+    print(shown_path(folder / "speed.png"))
     return 0
 
 

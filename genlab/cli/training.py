@@ -34,7 +34,7 @@ from genlab.data.base import DataModule
 from genlab.evaluation.load import check_weights, read_checkpoint
 from genlab.families.base import Model
 from genlab.report.test_table import table_of
-from genlab.runs.folder import Run, create_run, open_run
+from genlab.runs.folder import Run, create_run, open_run, shown_path
 from genlab.runs.tests import stamp
 from genlab.runs.trust import check_class_paths
 
@@ -209,10 +209,10 @@ class GenlabCLI(LightningCLI):
         if self.trainer.is_global_zero:
             tested.table().show()
             if self.run is not None:
-                print(f"Written to {_shown(self.run.record)}", file=sys.stderr)
+                print(f"Written to {shown_path(self.run.record)}", file=sys.stderr)
 
     def after_predict(self) -> None:
-        print(_shown(self._prediction_folder()))
+        print(shown_path(self._prediction_folder()))
 
     def _values_of(self, stage: str) -> dict[str, float]:
         found = {n: float(v) for n, v in self.trainer.callback_metrics.items() if n.startswith(f"{stage}/")}
@@ -267,7 +267,7 @@ class GenlabCLI(LightningCLI):
         resumed = run_of(self.checkpoint) if self.checkpoint is not None else None
         run = resumed or create_run(values["experiment"] or experiment_name(values), name=values["run_name"])
         os.environ[RUN_VARIABLE] = str(run.path.absolute())
-        print(f"{'Resuming' if resumed else 'Run'}: {_shown(run.path)}", file=sys.stderr)
+        print(f"{'Resuming' if resumed else 'Run'}: {shown_path(run.path)}", file=sys.stderr)
         return run
 
     def _root_dir(self) -> str:
@@ -436,7 +436,3 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)

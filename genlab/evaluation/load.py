@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 
 from genlab.data.base import DataModule
 from genlab.families.base import Model
 from genlab.runs.folder import Run
+from genlab.runs.tests import read_config
 from genlab.runs.trust import check_class_paths
 from genlab.shapes import DataSpec
 
@@ -32,7 +32,7 @@ def load_run(run: Run, checkpoint: Path | None = None, device: str | torch.devic
     if checkpoint is None:
         raise ValueError(f"{run.path} has no checkpoint: the run stopped before its first one was written.")
     state = read_checkpoint(checkpoint)
-    config = yaml.safe_load(run.config.read_text())
+    config = read_config(run)
     model = build_model(config["model"], DataSpec(**state["genlab"]["spec"]))
     load_weights(model, state, checkpoint)
     model.setup("predict")  # as in training, where a trainer calls it
@@ -51,7 +51,7 @@ def build_model(config: dict[str, Any], spec: DataSpec) -> Model:
 
 def load_data(run: Run) -> DataModule:
     """Returns the data that a run was trained on."""
-    config = yaml.safe_load(run.config.read_text())["data"]
+    config = read_config(run)["data"]
     check_class_paths(config)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data")

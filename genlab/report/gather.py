@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genlab.runs.folder import NotARun, Run, open_run
+from genlab.runs.folder import NotARun, Run, open_run, shown_path
 from genlab.runs.metrics_file import short_name
 
 _SIGNS_OF_A_RUN = ("run.json", "config.yaml", "metrics.jsonl", "environment.json", "checkpoints")
@@ -165,11 +165,6 @@ def gather(paths: Sequence[Path]) -> Gathered:
             known.add(place)
             _read_into(gathered, Run(folder))
     return gathered
-
-
-def shown_path(path: Path) -> str:
-    """Returns a path as a person at this place would type it."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def part(record: Any, *names: str) -> dict[str, Any]:

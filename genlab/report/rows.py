@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from genlab.report.gather import Trained, number, part, score, shown_path
+from genlab.report.gather import Trained, number, part, score
 from genlab.report.intervals import Interval, log_interval, root_mean_square, spread_of_logs, t_interval
+from genlab.runs.folder import shown_path
 
 COLLAPSE_FACTOR = 3.0
 """A run has collapsed when its last FID is more than this many times the best of its own evaluations, ..."""

@@ -234,7 +234,7 @@ def _new_folder(parent: Path, name: str) -> Path:
         folder.mkdir()
     except FileExistsError:
         raise ValueError(
-            f"There is a run {_shown(str(folder))} already: `genlab resume` continues it, another name "
+            f"There is a run {shown_path(folder)} already: `genlab resume` continues it, another name "
             f"keeps both."
         ) from None
     return folder
@@ -279,7 +279,7 @@ def _suggestions(place: Path) -> str:
     near = difflib.get_close_matches(str(place), paths, n=3, cutoff=0.0)
     if not near:
         return f"There are no runs in {outputs_root()} yet: `genlab fit --config FILE` makes one."
-    return "Nearest runs: " + ", ".join(map(_shown, near))
+    return "Nearest runs: " + ", ".join(shown_path(Path(path)) for path in near)
 
 
 def _absolute(path: str | Path) -> Path:
@@ -287,8 +287,9 @@ def _absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(Path(path).expanduser()))
 
 
-def _shown(path: str) -> str:
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+def shown_path(path: Path) -> str:
+    """Returns a path as a person at this place would type it."""
+    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
 
 
 def _reason(error: Exception) -> str:

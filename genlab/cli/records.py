@@ -1,0 +1,41 @@
+"""`genlab records`: the numbers of runs without their weights, small enough for a repository."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from genlab.report.gather import gather
+from genlab.report.table import printable
+from genlab.runs.folder import shown_path
+from genlab.runs.records import keep_record
+
+
+def records(arguments: list[str]) -> int:
+    """Copies the records and prints where they are."""
+    options = parser().parse_args(arguments)
+    gathered = gather(options.runs)
+    for problem in gathered.problems:
+        print(f"! {printable(problem)}", file=sys.stderr)
+    if not gathered.runs:
+        raise ValueError(f"There are no runs in {', '.join(map(str, options.runs))}.")
+    kept = [keep_record(trained.run, options.output) for trained in gathered.runs]
+    size = sum(file.stat().st_size for run in kept for file in run.path.iterdir())
+    print(f"{shown_path(options.output)}: {len(kept)} records, {size / 1e6:.2f} MB")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="genlab records",
+        allow_abbrev=False,
+        description="Copy what `genlab compare` and `report` read of runs: no weights, no pictures, some "
+        "kilobytes each. The copies can be compared like the runs.",
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="run folders, folders of experiments, benches, or roots"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the copies")
+    return parser
