@@ -145,10 +145,16 @@ def test_the_best_trial_sets_the_learning_rates_and_a_diverged_one_cannot_win(pl
     assert record["tuning_trials"] == 3 and record["learning_rate_factor"] == TRIAL_FACTORS[1]
 
 
-def test_trials_are_scored_against_the_training_split_and_runs_are_not(plan):
+def test_trials_are_scored_against_images_kept_from_them_and_runs_are_not(plan):
     Pretend(plan).work()
-    assert "--evaluate.split=train" in plan.fit(Job("gan_toy", 1_001, 1))
-    assert not any("split" in option for option in plan.fit(Job("gan_toy", 7)))
+    assert {"--evaluate.split=rest", "--data.fraction=0.8"} <= set(plan.fit(Job("gan_toy", 1_001, 1)))
+    assert not any("split" in option or "data" in option for option in plan.fit(Job("gan_toy", 7)))
+
+
+def test_a_trial_of_scarce_data_learns_a_part_of_what_the_experiment_learns(plan):
+    file = plan.files["gan_toy"]
+    file.write_text(file.read_text() + "data: {class_path: Toy, init_args: {fraction: 0.05}}\n")
+    assert "--data.fraction=0.04" in plan.fit(Job("gan_toy", 1_001, 1))
 
 
 def test_trials_use_other_seeds_and_are_not_among_the_runs_that_are_compared(plan):

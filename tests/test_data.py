@@ -295,6 +295,23 @@ def test_a_fraction_of_the_training_split_leaves_the_test_split_alone():
     assert data.fingerprint("train") != Digits(fraction=0.1, seed=1).fingerprint("train")
 
 
+def test_what_a_fraction_leaves_out_is_the_rest_of_the_training_split():
+    data = Digits(fraction=0.8, seed=3)
+    train, rest, whole = data.split("train"), data.split("rest"), Digits().split("train")
+    assert (len(train), len(rest)) == (800, 200)
+    rows = np.concatenate([train.images, rest.images]).reshape(1000, -1)
+    assert sorted(map(bytes, rows)) == sorted(map(bytes, np.asarray(whole.images).reshape(1000, -1)))
+    counts = np.bincount(rest.labels, minlength=10)
+    assert (np.abs(counts - 0.2 * np.bincount(whole.labels, minlength=10)) <= 1).all()
+    assert sum(len(batch["image"]) for batch in data.loader("rest")) == 200
+    assert data.fingerprint("rest") not in (data.fingerprint("train"), data.fingerprint("test"))
+
+
+def test_there_is_no_rest_of_a_split_that_is_used_whole():
+    with pytest.raises(ValueError, match=r"got 'rest', which takes a data\.fraction below 1"):
+        Digits().split("rest")
+
+
 def test_one_changed_pixel_label_or_level_count_changes_the_fingerprint():
     images, labels = np.zeros((3000, 1, 4, 4), np.uint8), np.zeros(3000, np.int64)
     changed, relabelled = images.copy(), labels.copy()

@@ -31,6 +31,7 @@ class DataModule(pl.LightningDataModule):
         num_workers: Reading processes. Whole batches are read by one indexing, so 0 is nearly always fastest.
         seed: Order of the training images, and splits that the data set does not fix itself.
         fraction: Share of the training split that is used, the same share of each label; for scarce data.
+            The others are the split "rest", on which settings are chosen without a look at the test split.
 
     Shapes:
         batch["image"]: (batch, channels, height, width); uint8 from the loader, float after the transfer.
@@ -89,18 +90,17 @@ class DataModule(pl.LightningDataModule):
         return cache_folder() / "data"
 
     def split(self, name: str) -> Packed:
-        """Returns the items of "train", "val" or "test".
+        """Returns the items of "train", "val" or "test", or of "rest", what `fraction` leaves out of "train".
 
         Raises:
             ValueError: For another name, or where the data cannot be had, with the ways to get them.
         """
-        _require(
-            name in self.split_names, f"split must be one of {', '.join(self.split_names)}, got {name!r}."
-        )
+        names = {**self.split_names, **({"rest": "rest"} if self.fraction < 1.0 else {})}
+        _require(name in names, f"split must be one of {', '.join(names)}, got {name!r}{_hint(name)}.")
         if self._splits is None:
             splits = self.load()
-            self._splits = {**splits, "train": self._share(splits["train"])}
-        return self._splits[self.split_names[name]]
+            self._splits = {**splits, **self._shares(splits["train"])}
+        return self._splits[names[name]]
 
     def fingerprint(self, split: str) -> str:
         """Returns a SHA-256 over pixels, labels and level count; one changed pixel changes it."""
@@ -205,11 +205,13 @@ class DataModule(pl.LightningDataModule):
         """Returns rank and number of processes of the attached trainer."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _share(self, train: Packed) -> Packed:
+    def _shares(self, train: Packed) -> dict[str, Packed]:
         if self.fraction == 1.0:
-            return train
+            return {"train": train}
         num = max(1, round(self.fraction * len(train)))
-        return train.take(stratified(train.labels, len(train), num, self.seed))
+        rows = stratified(train.labels, len(train), num, self.seed)
+        rest = np.setdiff1d(np.arange(len(train)), rows)
+        return {"train": train.take(rows), "rest": train.take(rest)}
 
     def _require_a_batch(self) -> None:
         _, world_size = self._place()
@@ -247,6 +249,10 @@ def seeded_split(packed: Packed, num_test: int, seed: int) -> dict[str, Packed]:
 
 def _mirrored(images: Tensor, flip: Tensor | None) -> Tensor:
     return images if flip is None else torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+def _hint(split: str) -> str:
+    return ", which takes a data.fraction below 1" if split == "rest" else ""
 
 
 def _require(condition: bool, message: str) -> None:

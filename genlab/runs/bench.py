@@ -34,6 +34,9 @@ TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
 TRIAL_SEED = 1_000
 """Seed of the first trial, far from those of the runs that are compared."""
 
+TRIAL_FRACTION = 0.8
+"""Share of the training split that a trial learns; it is scored against the other images."""
+
 _SELECTED_BY = ("fid", "wasserstein", "bits_per_dim", "loss")
 
 
@@ -187,7 +190,8 @@ class Bench:
     def settings(self, job: Job) -> list[str]:
         """Returns a job's learning rates as options: those of its trial, or of the best one.
 
-        A trial is scored against the training split: the test split decides nothing.
+        A trial learns a part of the training split and is scored against the rest: the test split decides
+        nothing, and neither can a model win that learns its images by heart.
         """
         if self.num_trials == 1:
             return []
@@ -195,7 +199,10 @@ class Bench:
         config = yaml.safe_load(self.files[job.experiment].read_text(encoding="utf-8"))
         rates = {f"model.{key}": rate * factor for key, rate in learning_rates(config.get("model", {}))}
         options = [f"--{key}={rate:.6g}" for key, rate in rates.items()]
-        return options if job.trial is None else [*options, "--evaluate.split=train"]
+        if job.trial is None:
+            return options
+        fraction = TRIAL_FRACTION * (config.get("data", {}).get("init_args") or {}).get("fraction", 1.0)
+        return [*options, f"--data.fraction={fraction:g}", "--evaluate.split=rest"]
 
     def best_trial(self, experiment: str) -> int:
         """Returns the number of the trial with the lowest score at its end; a diverged one is last."""
