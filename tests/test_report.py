@@ -698,7 +698,12 @@ def test_textbook_adjectives_stand_beside_the_measurement(bench, genlab_command)
     _, out, _ = genlab_command("compare", bench, "--markdown", "--adjectives")
     line = next(line for line in out.splitlines() if line.startswith("| gan_digits") and "unstable" in line)
     assert "unstable: 1/3, 1 collapsed, 1 diverged" in line
-    assert "none: not measured" in line
+    assert "| none |" in line  # no likelihood: nothing that could have been measured
+    line = next(
+        line for line in out.splitlines() if line.startswith("| ddpm_digits/ddim-10") and "slow" in line
+    )
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert "best: FID" in cells[2] and "network passes" in cells[4] and cells[3] == cells[5] == ""
 
 
 def test_an_unknown_family_needs_no_change(tmp_path, genlab_command):

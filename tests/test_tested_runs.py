@@ -292,6 +292,7 @@ def test_a_wrong_variant_is_named_before_training(mistake, genlab_command, tiny_
     code, _, error = genlab_command(*fit_arguments(tiny_extractor(1), {"good": SECOND, "bad": settings}))
     assert code == 2 and expected in error and ("variants.bad" in error or "evil" in error)
     assert len(error) < 700
+    assert list_runs() == []  # nothing was begun
 
 
 def test_checking_variants_leaves_the_training_s_random_numbers_alone():

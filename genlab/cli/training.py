@@ -143,9 +143,7 @@ class GenlabCLI(LightningCLI):
         values = self._values()
         choose_precision(values)
         choose_strategy(values)
-        if self.subcommand == "fit" and not self.is_trial():
-            self.run = self._run_folder(values)
-        elif self.checkpoint is not None:
+        if self.subcommand != "fit" and self.checkpoint is not None:
             self.run = run_of(self.checkpoint)
 
     def instantiate_classes(self) -> None:
@@ -157,12 +155,13 @@ class GenlabCLI(LightningCLI):
             raise ValueError(readable(error)) from error
         if self.checkpoint is not None:
             check_weights(self.model, read_checkpoint(self.checkpoint), self.checkpoint)
-        if self.subcommand == "fit":
-            values = self._values()
-            check_variants(self.model, plain(values["model"]), values["variants"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         values = self._values()
+        if self.subcommand == "fit":
+            check_variants(self.model, plain(values["model"]), values["variants"])
+            if not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
+                self.run = self._run_folder(values)
         budget, checkpoints = (self._get(self.config_init, name) for name in ("budget", "checkpoints"))
         # The clock comes first, so that what the others do at a pause is not training time.
         always = [budget.clock]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from genlab.report.columns import chosen
+from genlab.report.columns import chosen, shown
 from genlab.report.comparison import Comparison
 from genlab.report.rows import Row
 from genlab.report.table import MetricsTable, printable
@@ -28,12 +28,25 @@ TEXTBOOK = {
 
 
 def beside_measurements(comparison: Comparison) -> list[tuple[Row, list[tuple[str, str]]]]:
-    """Returns every comparable row of a known family with (adjective, measured) for each of QUALITIES."""
-    return [
-        (row, [(adjective, of(row)) for adjective, of in zip(TEXTBOOK[row.family], _MEASURED, strict=True)])
-        for row in comparison.rows
-        if row.family in TEXTBOOK
-    ]
+    """Returns every comparable row of a known family with (adjective, measured) for each of QUALITIES.
+
+    Both are "" in what a way to sample has in common with the other rows of its weights, and measured is ""
+    where the textbook says that there is nothing to measure.
+    """
+    return [(row, _pairs(row)) for row in comparison.rows if row.family in TEXTBOOK]
+
+
+def _pairs(row: Row) -> list[tuple[str, str]]:
+    pairs = []
+    for quality, adjective in zip(QUALITIES, TEXTBOOK[row.family], strict=True):
+        measured = _MEASURED[quality](row)
+        if row.variant and quality not in _OF_THE_SAMPLER:
+            pairs.append(("", ""))
+        elif adjective == "none" and not measured:
+            pairs.append((adjective, ""))
+        else:
+            pairs.append((adjective, measured or "not measured"))
+    return pairs
 
 
 def as_table(comparison: Comparison) -> MetricsTable | None:
@@ -42,7 +55,7 @@ def as_table(comparison: Comparison) -> MetricsTable | None:
         [
             row.name,
             row.family,
-            *(f"{adjective}: {measured or 'not measured'}" for adjective, measured in pairs),
+            *(": ".join(filter(None, pair)) for pair in pairs),
         ]
         for row, pairs in beside_measurements(comparison)
     ]
@@ -73,7 +86,11 @@ def _training(row: Row) -> str:
 
 
 def _sampling(row: Row) -> str:
-    parts = [_keyed(row, "ms", after=" ms"), _keyed(row, "nfe", after=" network evaluations")]
+    nfe = row.over_seeds("speed", "nfe")
+    passes = (
+        "" if nfe is None else "1 network pass" if nfe.value == 1 else f"{shown(nfe.value)} network passes"
+    )
+    parts = [_keyed(row, "ms", after=" ms"), passes]
     return ", ".join(filter(None, parts))
 
 
@@ -85,4 +102,7 @@ def _latent(row: Row) -> str:
     return ", ".join(filter(None, [_keyed(row, "latent"), _keyed(row, "probe", "probe ")]))
 
 
-_MEASURED: tuple[Callable[[Row], str], ...] = (_quality, _training, _sampling, _likelihood, _latent)
+_MEASURED: dict[str, Callable[[Row], str]] = dict(
+    zip(QUALITIES, (_quality, _training, _sampling, _likelihood, _latent), strict=True)
+)
+_OF_THE_SAMPLER = ("sample quality", "sampling")

@@ -260,6 +260,7 @@ COLUMNS = (
         better="lower",
         importance=4,
     ),
+    _recorded("images", "images seen", "images_seen", "Training images seen.", importance=6),
     Column(
         "images_per_second",
         "train img/s",

@@ -240,7 +240,7 @@ def _adjectives(comparison: Comparison, album: Album) -> Markup | None:
     lines = []
     for row, pairs in beside_measurements(comparison):
         cells = [
-            tag("td", tag("strong", adjective), tag("span", measured or "not measured", class_="interval"))
+            tag("td", tag("strong", adjective), tag("span", measured, class_="interval"))
             for adjective, measured in pairs
         ]
         lines.append(tag("tr", tag("th", breakable(row.name), scope="row"), tag("td", row.family), cells))
