@@ -129,7 +129,8 @@ class ProbabilityFlow(Likelihood):
 
     @property
     def estimator(self) -> str:
-        probes = f"{self.num_probes} probes" if self.num_probes else "exact divergence"
+        plural = "s" if self.num_probes > 1 else ""
+        probes = f"{self.num_probes} probe{plural}" if self.num_probes else "exact divergence"
         return f"probability flow, {self.num_steps} RK4 steps, {probes}"
 
     def log_prob(self, x: Tensor, denoise: Denoiser, process: Process, draw: Draw, levels: int = 0) -> Tensor:

@@ -276,7 +276,9 @@ class Chart:
                 self._boxes.append(box)
                 if abs(dx) > _NEAR:
                     self._segment((x, y), (box[0] if dx > 0 else box[2], y + dy), "lead")
-                self._text(left, y + dy + 3, text)
+                # Letters are not all as wide as expected: the end beside the point is the one that is held.
+                at, anchor = (x + dx, "end") if dx < 0 else (left, "start")
+                self._text(at, y + dy + 3, text, anchor=anchor)
                 return
 
     def _segment(self, start: tuple[float, float], end: tuple[float, float], class_: str) -> None:

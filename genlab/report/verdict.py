@@ -5,6 +5,7 @@ from __future__ import annotations
 from genlab.report import fairness
 from genlab.report.columns import chosen
 from genlab.report.comparison import Comparison, in_order
+from genlab.report.gather import part
 from genlab.report.intervals import Difference
 from genlab.report.rows import Row
 
@@ -46,6 +47,8 @@ def _likelihoods(comparison: Comparison) -> list[str]:
     lines = []
     for first, *others in alike.values():
         kind = "an upper bound" if bits.cell(first).sign else "an exact likelihood"
+        how = part(first.protocol, "likelihood").get("estimator")
+        kind += f" ({how})" if how else ""
         compared = [(row, comparison.against(row, first, bits)) for row in others]
         tied = [row.name for row, found in compared if found is not None and found.outcome == "tie"]
         also = f"; tied with it: {', '.join(tied)}" if tied else ""
