@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from short_training import train
 
 from genlab import bench
 from genlab.data.random_images import RandomImages
@@ -50,19 +51,8 @@ def diffusion(network=UNET, process=None, optimizer=ADAM, **options):
     return Diffusion(images().spec, network, process or DiscreteChain(), optimizer, **options)
 
 
-def fit(model, data=None, max_steps=3, **options):
-    trainer = pl.Trainer(
-        max_epochs=-1,
-        max_steps=max_steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        **options,
-    )
-    trainer.fit(model, data or images())
+def fit(model, data=None, **options):
+    train(model, data or images(), **options)
     return model
 
 

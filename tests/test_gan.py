@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
+from short_training import train
 
 from genlab.data.random_images import RandomImages
 from genlab.families.base import averaged_copy, evaluating, frozen
@@ -34,18 +35,7 @@ def gan(networks=MLP, optimizers=(SGD, SGD), loss=None, **options):
 
 
 def fit(model, data=None, **options):
-    trainer = pl.Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        **options,
-    )
-    trainer.fit(model, data or images())
-    return trainer
+    return train(model, data or images(), **options)
 
 
 def weights(network):

@@ -5,8 +5,8 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import pytorch_lightning as pl
 import torch
+from short_training import train
 from torch import nn
 from torch.distributions import MultivariateNormal
 
@@ -41,19 +41,8 @@ def a_batch(num=8, **options):
     return data.to_device_batch(next(iter(data.loader("train", batch_size=num))), "cpu")
 
 
-def fit(model, data=None, max_steps=3, **options):
-    trainer = pl.Trainer(
-        max_steps=max_steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        **options,
-    )
-    trainer.fit(model, data or images())
-    return trainer
+def fit(model, data=None, **options):
+    return train(model, data or images(), **options)
 
 
 def losses_of(model, batch):
