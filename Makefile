@@ -13,7 +13,7 @@ RUNS := $(or $(GENLAB_OUTPUTS),outputs)
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install browser demo check format test test-slow bench smoke clean
+.PHONY: help install browser demo check format test test-slow bench smoke headline clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,13 @@ bench: install ## Run the measurements and print them
 
 smoke: install ## Run one batch of every experiment
 	$(BIN)/pytest tests/test_experiments.py $(ARGS)
+
+headline: install ## Train and test the README's comparison again: 10 families, 5 seeds, 90 s each; about 100 minutes
+	$(BIN)/genlab bench digits --name digits-90s --budget 90s --seeds 5 --trials 3 --jobs 2 \
+		--families gan,dcgan,autoencoder,vae,cvae,realnvp,glow,ddpm,vpsde,flow_matching
+	rm -rf experiments/results/digits-90s
+	$(BIN)/genlab records $(RUNS)/bench/digits-90s -o experiments/results/digits-90s
+	$(BIN)/genlab compare --refresh README.md
 
 clean: ## Remove the environment, caches and builds; runs in outputs/ stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

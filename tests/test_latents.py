@@ -180,17 +180,17 @@ def test_a_gan_interpolates_between_seeds_and_says_that_it_cannot_encode(
         assert code == 2 and "cannot encode images" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["realnvp_digits", "ddpm_digits"])
+@pytest.mark.parametrize("name", ["crealnvp_digits", "ddpm_digits"])
 def test_models_whose_latents_are_noise_interpolate_between_seeds_and_images(
     name, trained, digit_files, genlab_command
 ):
     run = trained(name)
-    label = ("--label", 3) if name == "realnvp_digits" else ()
+    label = ("--label", 3) if name == "crealnvp_digits" else ()
     code, out, error = genlab_command("interpolate", run, "-n", 3, *label)
     assert code == 0 and out.strip().endswith("interpolation_seeds0-1_slerp.png"), error
     code, out, error = genlab_command("reconstruct", run, *digit_files[:2], *label)
     assert code == 0, error
-    if name == "realnvp_digits":
+    if name == "crealnvp_digits":
         assert all(float(line.split()[-3]) < 0.1 for line in out.splitlines() if "rms error" in line)
     code, _, error = genlab_command("interpolate", run, "--images", *digit_files[:2], "-n", 3, *label)
     assert code == 0, error

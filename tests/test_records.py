@@ -92,6 +92,15 @@ def test_a_table_in_a_file_is_made_anew_and_the_rest_stays(bench, tmp_path, genl
     assert refreshed(file) == text
 
 
+def test_the_tables_of_the_readme_are_those_of_the_records_beside_it(monkeypatch):
+    monkeypatch.chdir(README.parent)
+    text = README.read_text(encoding="utf-8")
+    assert refreshed(README) == text, "make it true by: genlab compare --refresh README.md"
+    (table,) = re.findall(r"<!-- genlab compare .*?-->\n(.*?)<!-- end", text, re.DOTALL)
+    assert len(re.findall(r"^\| \w+_digits", table, re.MULTILINE)) == 24  # 12 ways to sample in 2 tables
+    assert "5/5" in table and "not been tested" not in table
+
+
 def test_a_file_without_a_place_for_a_table_is_told_how_to_make_one(tmp_path, genlab_command):
     file = tmp_path / "README.md"
     file.write_text(f"# nothing\n{HEAD.format(options='.')}\n")  # begun and not ended
