@@ -29,6 +29,7 @@ from comparison_runs import (
 )
 from PIL import Image
 
+from genlab.report import fairness
 from genlab.report.chart import Axis, Chart, Series
 from genlab.report.columns import COLUMNS, shown
 from genlab.report.comparison import compare
@@ -456,6 +457,19 @@ def test_the_verdict_gives_ratios_of_geometric_means(tmp_path):
     half = T_4 * math.sqrt(2 * math.log(2) ** 2 / 3)  # equal variances: Welch's degrees of freedom are 4
     ends = f"[{16 * math.exp(-half):.2f}, {16 * math.exp(half):.2f}]"
     assert f"high has 16.00 times its FID {ends}." in verdict(compare([tmp_path]))
+
+
+def test_what_all_rows_share_is_held_equal_and_the_rest_is_not(tmp_path):
+    write_seeds(tmp_path, "gan", [1.0, 1.1])
+    write_seeds(tmp_path, "vae", [1.0, 1.1, 1.2], uses_labels=True)
+    rows = compare([tmp_path]).rows
+    equal, unequal = dict(fairness.held_equal(rows)), dict(fairness.not_held_equal(rows))
+    assert (equal["tuning trials"], equal["budget"], equal["weights"]) == ("3", "90 s", "raw")
+    assert unequal.keys() == {"labels", "seeds"} and not equal.keys() & unequal.keys()
+    assert "uses labels: vae" in unequal["labels"] and unequal["seeds"] in (
+        "2: gan; 3: vae",
+        "3: vae; 2: gan",
+    )
 
 
 def test_the_verdict_tells_likelihoods_apart_by_their_kind(tmp_path):

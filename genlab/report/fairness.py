@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,21 +116,18 @@ def require_comparable(rows: Sequence[Row], scope: str, what: str) -> None:
 
 def held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Returns the fields that all these rows share, with their value."""
-    of_rows = [facts(row) for row in rows if row.entries]
-    if not of_rows:
+    tested = [row for row in rows if row.entries]
+    if not tested:
         return []
-    return [(name, value) for name, value in of_rows[0].items() if all(f.get(name) == value for f in of_rows)]
+    of_rows = [{**facts(row), **{name: of(row) for name, of in _TO_WEIGH.items()}} for row in tested]
+    first, *others = of_rows
+    return [(name, v) for name, v in first.items() if v and all(found.get(name) == v for found in others)]
 
 
 def not_held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Returns what differs among comparable rows and should be weighed: labels, trials, weights, seeds."""
     found = []
-    for name, of in (
-        ("tuning trials", trials),
-        ("labels", _labels),
-        ("weights", _weights),
-        ("seeds", _seeds),
-    ):
+    for name, of in _TO_WEIGH.items():
         names: dict[str, list[str]] = {}
         for row in rows:
             if row.entries:
@@ -218,6 +215,15 @@ def _labels(row: Row) -> str:
 
 def _seeds(row: Row) -> str:
     return str(len(row.entries))
+
+
+_TO_WEIGH: dict[str, Callable[[Row], str]] = {
+    "tuning trials": trials,
+    "labels": _labels,
+    "weights": _weights,
+    "seeds": _seeds,
+}
+"""What makes rows of one protocol less alike."""
 
 
 def text_of(value: Any) -> str:
