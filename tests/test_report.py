@@ -472,6 +472,20 @@ def test_what_all_rows_share_is_held_equal_and_the_rest_is_not(tmp_path):
     )
 
 
+def test_the_verdict_names_the_best_without_labels_beside_a_winner_with_labels(tmp_path):
+    write_seeds(tmp_path, "cvae", [0.3, 0.31, 0.32], "VAE", uses_labels=True)
+    write_seeds(tmp_path, "gan", [1.0, 1.1, 1.2])
+    write_seeds(tmp_path, "dcgan", [1.05, 1.1, 1.2])
+    write_seeds(tmp_path, "vae", [5.0, 5.1, 5.2], "VAE")
+    lines = verdict(compare([tmp_path]))
+    assert lines[0].startswith("cvae has the lowest FID, 0.310")
+    (line,) = (line for line in lines if "without labels" in line)
+    assert line.startswith("Of the 3 without labels, gan has the lowest FID, 1.10 [0.875, 1.38]")
+    assert line.endswith("; tied with it: dcgan.")
+    write_seeds(tmp_path, "best", [0.1, 0.11, 0.12])
+    assert not any("without labels" in line for line in verdict(compare([tmp_path])))
+
+
 def test_the_verdict_tells_likelihoods_apart_by_their_kind(tmp_path):
     for name, kind, bits in (
         ("flow", "exact", 2.0),

@@ -36,7 +36,20 @@ def verdict(comparison: Comparison) -> list[str]:
     lines += higher[:_MOST_LINES]
     if len(higher) > _MOST_LINES:
         lines.append(f"{len(higher) - _MOST_LINES} further models have a higher FID, too.")
+    lines += _without_labels(comparison, scored)
     return lines + _likelihoods(comparison) + _fastest(comparison, first) + _troubles(comparison)
+
+
+def _without_labels(comparison: Comparison, scored: list[Row]) -> list[str]:
+    # Labels tell a model what to draw: its first place says little of the others.
+    unlabelled = [row for row in scored if not row.uses_labels]
+    if not scored[0].uses_labels or not unlabelled:
+        return []
+    fid = chosen(["fid"])[1]
+    first, *others = unlabelled
+    compared = [(row, comparison.against(row, first, fid)) for row in others]
+    lowest = f"{first.name} has the lowest FID, {fid.cell(first)}{_tied(compared)}"
+    return [f"Of the {len(unlabelled)} without labels, {lowest}."]
 
 
 def _likelihoods(comparison: Comparison) -> list[str]:
@@ -50,9 +63,7 @@ def _likelihoods(comparison: Comparison) -> list[str]:
         how = part(first.protocol, "likelihood").get("estimator")
         kind += f" ({how})" if how else ""
         compared = [(row, comparison.against(row, first, bits)) for row in others]
-        tied = [row.name for row, found in compared if found is not None and found.outcome == "tie"]
-        also = f"; tied with it: {', '.join(tied)}" if tied else ""
-        lowest = f"{first.name} has the lowest bits/dim, {bits.cell(first)}{also}"
+        lowest = f"{first.name} has the lowest bits/dim, {bits.cell(first)}{_tied(compared)}"
         lines += [f"Of the {1 + len(others)} models with {kind}, {lowest}."] if others else []
     return lines
 
@@ -92,10 +103,15 @@ def remarks(comparison: Comparison) -> list[str]:
 
 
 def _ties(first: Row, compared: list[tuple[Row, Difference | None]]) -> list[str]:
+    tied = _tied(compared).removeprefix("; tied with it: ")
+    return (
+        [f"Tied with it (the 95 % interval of the difference of log FID contains 0): {tied}."] if tied else []
+    )
+
+
+def _tied(compared: list[tuple[Row, Difference | None]]) -> str:
     tied = [row.name for row, found in compared if found is not None and found.outcome == "tie"]
-    if not tied:
-        return []
-    return [f"Tied with it (the 95 % interval of the difference of log FID contains 0): {', '.join(tied)}."]
+    return f"; tied with it: {', '.join(tied)}" if tied else ""
 
 
 def _undecided(compared: list[tuple[Row, Difference | None]]) -> list[str]:
