@@ -1109,6 +1109,15 @@ def test_a_speed_curve_stands_beside_scores_of_its_protocol_alone(tmp_path, plac
     assert "0.450" in section
 
 
+def test_weights_sampled_in_several_ways_are_drawn_against_steps_and_others_are_not(tmp_path):
+    variant = entry(1.5, **{"speed.nfe": 10})
+    made = record("ddpm", "Diffusion", **{"test.speed.nfe": 50, "variants": {"ddim-10": variant}})
+    write_run(tmp_path, made, pictures=False)
+    write_run(tmp_path, record("gan"), pictures=False)
+    section = re.search(r'<section id="steps".*?</section>', page(compare([tmp_path])), re.S).group(0)
+    assert "ddpm/ddim" in section and "gan" not in section
+
+
 # The command
 
 

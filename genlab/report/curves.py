@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -99,7 +100,9 @@ def against_steps(comparison: Comparison) -> Markup | None:
     for row, name in zip(comparison.rows, _short_names(comparison.rows), strict=True):
         for sampler, point in _speed_file(row):
             found.setdefault(f"{name}/{sampler}", {}).setdefault(point[0], point)  # a variant's has intervals
-    if not any(len(points) > 1 for points in found.values()):
+    ways = Counter(name.partition("/")[0] for name, points in found.items() for _ in points)
+    found = {name: points for name, points in found.items() if ways[name.partition("/")[0]] > 1}
+    if not found:  # no weights were sampled in several numbers of steps
         return None
     series = [
         Series(name, place, [(p[0], p[1]) for p in points], [p[2] for p in points], [p[3] for p in points])
