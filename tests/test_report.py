@@ -31,7 +31,7 @@ from PIL import Image
 
 from genlab.report import fairness
 from genlab.report.chart import Axis, Chart, Series
-from genlab.report.columns import COLUMNS, shown
+from genlab.report.columns import COLUMNS, chosen, shown
 from genlab.report.comparison import compare
 from genlab.report.curves import frontier
 from genlab.report.fairness import Incomparable
@@ -457,6 +457,15 @@ def test_the_verdict_gives_ratios_of_geometric_means(tmp_path):
     half = T_4 * math.sqrt(2 * math.log(2) ** 2 / 3)  # equal variances: Welch's degrees of freedom are 4
     ends = f"[{16 * math.exp(-half):.2f}, {16 * math.exp(half):.2f}]"
     assert f"high has 16.00 times its FID {ends}." in verdict(compare([tmp_path]))
+
+
+def test_an_interval_has_two_digits_and_no_power_of_ten(tmp_path):
+    for seed, seen in enumerate((69_760, 75_000)):
+        made = record("ddpm", seed=seed, images_seen=seen, **{"test.speed.ms_per_sample": 3.0 + 0.01 * seed})
+        write_run(tmp_path, made, pictures=False)
+    (row,) = compare([tmp_path]).rows
+    images, ms = (str(column.cell(row)) for column in chosen(["images", "ms"])[1:])
+    assert (images, ms) == ("72,380 ±33,000", "3.00 ±0.064")
 
 
 def test_what_all_rows_share_is_held_equal_and_the_rest_is_not(tmp_path):

@@ -45,7 +45,8 @@ class Cell:
             return ""
         if self.skewed:
             return f"[{shown(self.low)}, {shown(self.high)}]"
-        return f"±{(self.high - self.low) / 2:.2g}"
+        half = float(f"{(self.high - self.low) / 2:.2g}")
+        return f"±{shown(half) if half >= 100 else f'{half:g}'}"
 
     def __str__(self) -> str:
         return f"{self.text} {self.mark or self.interval}".strip()
