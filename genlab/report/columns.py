@@ -46,7 +46,7 @@ class Cell:
         if self.skewed:
             return f"[{shown(self.low)}, {shown(self.high)}]"
         half = float(f"{(self.high - self.low) / 2:.2g}")
-        return f"±{shown(half) if half >= 100 else f'{half:g}'}"
+        return f"±{f'{half:,.0f}' if half >= 100 else f'{half:g}'}"
 
     def __str__(self) -> str:
         return f"{self.text} {self.mark or self.interval}".strip()
@@ -358,7 +358,7 @@ COLUMNS = (
     ),
     Column(
         "wobble",
-        "last 5",
+        "spread, last 5",
         _wobble,
         "Spread of log FID over a run's last evaluations.",
         better="lower",
