@@ -261,7 +261,7 @@ def _stability(comparison: Comparison, album: Album) -> Markup | None:
     rows = _trainings(comparison)
     if not rows:
         return None
-    heads = ("model", "trainings", "FID best", "FID last", "last 5")
+    heads = ("model", "trainings", "FID best", "FID last", "spread, last 5")
     by_key = {column.key: column for column in COLUMNS}
     lines = []
     for row in rows:
