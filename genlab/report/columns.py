@@ -360,7 +360,7 @@ COLUMNS = (
         "wobble",
         "spread, last 5",
         _wobble,
-        "Spread of log FID over a run's last evaluations.",
+        "Spread of log FID over a run's last evaluations; what it still gains is in it.",
         better="lower",
         importance=7,
     ),
