@@ -39,13 +39,11 @@ def beside_measurements(comparison: Comparison) -> list[tuple[Row, list[tuple[st
 def _pairs(row: Row) -> list[tuple[str, str]]:
     pairs = []
     for quality, adjective in zip(QUALITIES, TEXTBOOK[row.family], strict=True):
-        measured = _MEASURED[quality](row)
         if row.variant and quality not in _OF_THE_SAMPLER:
             pairs.append(("", ""))
-        elif adjective == "none" and not measured:
-            pairs.append((adjective, ""))
-        else:
-            pairs.append((adjective, measured or "not measured"))
+            continue
+        otherwise = "" if adjective == "none" else "not measured"
+        pairs.append((adjective, _MEASURED[quality](row) or otherwise))
     return pairs
 
 

@@ -103,20 +103,24 @@ def remarks(comparison: Comparison) -> list[str]:
 
 
 def _ties(first: Row, compared: list[tuple[Row, Difference | None]]) -> list[str]:
-    tied = _tied(compared).removeprefix("; tied with it: ")
+    tied = _names(compared, "tie")
     return (
         [f"Tied with it (the 95 % interval of the difference of log FID contains 0): {tied}."] if tied else []
     )
 
 
 def _tied(compared: list[tuple[Row, Difference | None]]) -> str:
-    tied = [row.name for row, found in compared if found is not None and found.outcome == "tie"]
-    return f"; tied with it: {', '.join(tied)}" if tied else ""
+    tied = _names(compared, "tie")
+    return f"; tied with it: {tied}" if tied else ""
+
+
+def _names(compared: list[tuple[Row, Difference | None]], outcome: str) -> str:
+    return ", ".join(row.name for row, found in compared if found is not None and found.outcome == outcome)
 
 
 def _undecided(compared: list[tuple[Row, Difference | None]]) -> list[str]:
-    open_ = [row.name for row, found in compared if found is not None and found.outcome == "undecided"]
-    return [f"Undecided, since one training seed has no interval: {', '.join(open_)}."] if open_ else []
+    undecided = _names(compared, "undecided")
+    return [f"Undecided, since one training seed has no interval: {undecided}."] if undecided else []
 
 
 def _of_seeds(num: int) -> str:
