@@ -176,7 +176,7 @@ def _flow_training(
     spec: DataSpec, bijection: BijectionFactory, ctx: Any, compiled: bool = False
 ) -> dict[str, Any]:
     model = Flow(spec, bijection, partial(torch.optim.Adam, lr=ctx.lr, fused=True), compile=compiled)
-    batch = {"image" if spec.is_image else "point": torch.randn(ctx.batch, *spec.shape) * 0.5}
+    batch = {"image" if spec.kind == "image" else "point": torch.randn(ctx.batch, *spec.shape) * 0.5}
     return _training(model, model.configure_optimizers()["optimizer"], batch, ctx)
 
 

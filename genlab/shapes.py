@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypedDict
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
+from genlab.files import digest
+
 
 class Batch(TypedDict, total=False):
-    """What a data loader yields; a data set fills the keys that it has.
+    """What a data loader yields: what is modelled under one of the first three keys, and what is known of it.
 
     Shapes:
         image: (batch, channels, height, width); uint8 levels from the loader, float in [-1, 1] in a model.
-        point: (batch, dimensions), float: vectors of the toy densities.
+        point: (batch, ...), float: vectors of the toy densities, or codes without levels.
+        tokens: (batch, length), or (batch, height, width) for a map of codes; int64 numbers of a vocabulary.
+        source: What the model is told beside it, of the form of `DataSpec.source`: an image to translate, or
+            the tokens of a sentence. Images and points become floats as the modelled ones do.
         label: (batch,), int64 class number.
         index: (batch,), int64 position in the split.
-        flip: (batch,), bool: images to mirror, decided by the loader so that a resumed run repeats it.
-        caption: list of strings.
-        source, target: images of a translation task.
-        tokens: (batch, length), int64.
+        flip: (batch,), bool: images to mirror, with their sources, decided by the loader so that a resumed
+            run repeats it.
     """
 
     image: Tensor
     point: Tensor
+    tokens: Tensor
+    source: Tensor
     label: Tensor
     index: Tensor
     flip: Tensor
-    caption: list[str]
-    source: Tensor
-    target: Tensor
-    tokens: Tensor
+
+
+Kind = Literal["image", "point", "tokens"]
+
+_UNITS = {"image": "img", "point": "pt", "tokens": "tok"}
 
 
 class DataSpec:
@@ -41,53 +48,108 @@ class DataSpec:
 
     Args:
         name: The data set's name, for titles and tables.
-        shape: (channels, height, width) of an image, (dimensions,) of a vector.
+        shape: (channels, height, width) of an image, (dimensions,) of a vector, (length,) of a text,
+            (height, width) of a map of codes.
         num_classes: Number of labels, 0 where there are none.
-        levels: Number of values a pixel can take (256 for bytes, 17 for the embedded digits);
-            0 for continuous data.
+        levels: Number of values of a pixel (256 for bytes, 17 for the embedded digits) or of a token (the
+            vocabulary's size); 0 for continuous data.
+        source: What each item comes with and a model may be told: the image to translate, the sentence.
+        vocabulary: A tokenizer as JSON (`data.tokenizers`), for tokens that stand for text; "" for others.
     """
 
-    def __init__(self, name: str, shape: Sequence[int], num_classes: int = 0, levels: int = 256) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        levels: int = 256,
+        source: DataSpec | dict[str, Any] | None = None,
+        vocabulary: str = "",
+    ) -> None:
         self.name = name
         self.shape = tuple(int(size) for size in shape)
         self.num_classes = num_classes
         self.levels = levels
+        self.source = DataSpec(**source) if isinstance(source, dict) else source
+        self.vocabulary = vocabulary
 
     @property
-    def is_image(self) -> bool:
+    def kind(self) -> Kind:
+        """What is modelled: an "image" (levels on a grid of channels), "tokens" (other levels), a "point"."""
+        if not self.levels:
+            return "point"
+        return "image" if self.is_grid else "tokens"
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether there are channels on a plane, which convolutions walk over; bounded or not."""
         return len(self.shape) == 3
 
+    @property
+    def unit(self) -> str:
+        """The unit that examples are counted in, as people read it: img, pt, tok or pairs."""
+        return "pairs" if self.source is not None else _UNITS[self.kind]
+
+    @property
+    def units(self) -> int:
+        """How many units one item counts for: the tokens of a window of text, else one."""
+        return math.prod(self.shape) if self.unit == "tok" else 1
+
+    def told(self, given: Collection[str]) -> DataSpec:
+        """Returns the same data with the named conditions only ("label", "source"), as networks see them."""
+        return DataSpec(
+            self.name,
+            self.shape,
+            self.num_classes if "label" in given else 0,
+            self.levels,
+            self.source if "source" in given else None,
+            self.vocabulary,
+        )
+
     def unconditional(self) -> DataSpec:
-        """Returns the same data without its labels; networks condition wherever there are classes."""
-        return DataSpec(self.name, self.shape, 0, self.levels)
+        """Returns the same data without any condition; networks condition wherever there is one."""
+        return self.told(())
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values that `DataSpec(**values)` reads back."""
+        """Returns plain values that `DataSpec(**values)` reads back; what is absent is left out."""
         return {
             "name": self.name,
             "shape": list(self.shape),
             "num_classes": self.num_classes,
             "levels": self.levels,
+            **({} if self.source is None else {"source": self.source.to_dict()}),
+            **({"vocabulary": self.vocabulary} if self.vocabulary else {}),
         }
+
+    def summary(self) -> dict[str, Any]:
+        """Returns plain values for a record, a vocabulary by its digest."""
+        values = self.to_dict()
+        if self.vocabulary:
+            values["vocabulary"] = digest(self.vocabulary, 16)
+        if self.source is not None:
+            values["source"] = self.source.summary()
+        return values
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DataSpec) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        return hash((self.name, self.shape, self.num_classes, self.levels))
+        return hash((self.name, self.shape, self.num_classes, self.levels, self.source, self.vocabulary))
 
     def __repr__(self) -> str:
-        return f"DataSpec({self.name!r}, {self.shape}, num_classes={self.num_classes}, levels={self.levels})"
-
-
-def is_point(spec: DataSpec) -> bool:
-    """Returns whether the data are vectors of numbers, such as the points of a toy density."""
-    return len(spec.shape) == 1 and spec.levels == 0
+        source = "" if self.source is None else f", source={self.source!r}"
+        return (
+            f"DataSpec({self.name!r}, {self.shape}, num_classes={self.num_classes}, "
+            f"levels={self.levels}{source})"
+        )
 
 
 def observed(batch: Batch) -> Tensor:
-    """Returns what a generative model learns from: the images, or the points of a toy density."""
-    return batch["image"] if "image" in batch else batch["point"]
+    """Returns what a generative model learns from: the images, the points or the tokens."""
+    for kind in _UNITS:
+        if kind in batch:
+            return batch[kind]  # type: ignore[literal-required]
+    raise ValueError(f"A batch holds one of {', '.join(_UNITS)}; this one has {', '.join(batch)}.")
 
 
 def to_float(levels: Tensor, num_levels: int = 256) -> Tensor:

@@ -73,17 +73,17 @@ def record(experiment="dcgan_digits", family="GAN", seed=0, fid=1.2, **changes):
         "parameters": 83489,
         "uses_labels": False,
         "seed": seed,
-        "images_seen": 320000,
+        "examples_seen": 320000,
         "training_seconds": 90.0,
         "validation": {"val/fid@797": fid},
         "health": {
             "ok": True,
             "flags": [],
-            "trend": [{"images_seen": 320000, "recall": 0.9, "duplicates": 0.01}],
+            "trend": [{"examples_seen": 320000, "recall": 0.9, "duplicates": 0.01}],
         },
         "bench": {
             "name": "digits",
-            "budget": {"seconds": 90.0, "images": None},
+            "budget": {"seconds": 90.0, "examples": None},
             "seed": seed,
             "tuning_trials": 3,
         },
@@ -173,7 +173,7 @@ def falling(last, num=10):
 def write_metrics(folder, curve):
     lines = []
     for n, fid in enumerate(curve):
-        place = {"images_seen": 32000 * n, "step": 500 * n, "seconds": 9.0 * n}
+        place = {"examples_seen": 32000 * n, "step": 500 * n, "seconds": 9.0 * n}
         lines.append({**place, "train/loss": 1.0 / (n + 1)})
         lines.append({**place, "val/fid@797": fid, "val/recall@797": 0.8})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -182,8 +182,8 @@ def write_metrics(folder, curve):
 def draw_pictures(folder, made, seed=None):
     rng = np.random.default_rng(made["seed"] if seed is None else seed)
     (folder / "samples").mkdir(exist_ok=True)
-    for n, images_seen in enumerate((0, 160000, 320000)):
-        draw(folder / "samples" / f"samples_{images_seen:010d}.png", rng, n / 2)
+    for n, examples_seen in enumerate((0, 160000, 320000)):
+        draw(folder / "samples" / f"samples_{examples_seen:010d}.png", rng, n / 2)
     for tested in (made["test"], *made.get("variants", {}).values()):
         for path in tested.get("pictures", {}).values():
             draw(folder / path, rng, 1.0)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SHARED = {"shapes", "randomness"}
+SHARED = {"shapes", "randomness", "files"}
 ARROWS = {
     "losses": set(),
     "processes": {"losses"},
@@ -155,7 +155,7 @@ def walk_module_level(node):
 
 
 def starts_at_once(name):
-    light = name == "genlab.__version__" or room_of(name) in ("", "runs", "report")
+    light = name == "genlab.__version__" or room_of(name) in ("", "files", "runs", "report")
     return light if is_within(name, "genlab") else name.split(".")[0] in sys.stdlib_module_names
 
 
@@ -222,7 +222,7 @@ def small_house(tmp_path):
         (tmp_path / "genlab" / room / "__init__.py").touch()
     (tmp_path / "genlab" / "__init__.py").write_text("__version__ = '0'\n")
     for name in SHARED:
-        (tmp_path / "genlab" / f"{name}.py").write_text("import torch\n")
+        (tmp_path / "genlab" / f"{name}.py").write_text("" if name == "files" else "import torch\n")
     return tmp_path
 
 

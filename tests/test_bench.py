@@ -65,13 +65,13 @@ def checkpoint(run):
 
 
 @pytest.mark.parametrize(
-    ("text", "images", "seconds"),
+    ("text", "examples", "seconds"),
     [("90s", None, 90), ("1.5m", None, 90), ("1h", None, 3600), ("300k", 300_000, None), ("7", 7, None)],
 )
-def test_a_budget_is_a_time_or_a_number_of_images(text, images, seconds):
+def test_a_budget_is_a_time_or_a_number_of_examples(text, examples, seconds):
     budget = parse_budget(text)
-    assert (budget.images, budget.seconds) == (images, seconds)
-    assert f"--budget.images={images or 'null'}" in budget.options
+    assert (budget.examples, budget.seconds) == (examples, seconds)
+    assert f"--budget.examples={examples or 'null'}" in budget.options
 
 
 @pytest.mark.parametrize("text", ["", "0s", "-3k", "90x", "fast", "infs", "nan"])
@@ -169,7 +169,7 @@ def test_every_experiment_gets_the_same_budget_and_evaluations(plan):
         for job in (Job("gan_toy", 9), Job("vae_toy", 9))
     ]
     assert options[0] == options[1]
-    assert {"--budget.seconds=90.0", "--budget.images=null", "--budget.evaluations=8"} <= set(options[0])
+    assert {"--budget.seconds=90.0", "--budget.examples=null", "--budget.evaluations=8"} <= set(options[0])
 
 
 def test_a_trial_is_scored_once_since_only_its_end_decides(plan):
@@ -238,8 +238,8 @@ def test_a_bench_trains_tests_and_goes_on_with_more_seeds(genlab_command, tmp_pa
     assert code == 0, error
     folder = tmp_path / "outputs" / "bench" / "digits-6400"
     run = list_runs(folder)[0].read()
-    assert run["status"] == "finished" and run["images_seen"] == 6400 and run["test"]["values"]
-    assert run["bench"]["budget"] == {"images": 6400, "seconds": None}
+    assert run["status"] == "finished" and run["examples_seen"] == 6400 and run["test"]["values"]
+    assert run["bench"]["budget"] == {"examples": 6400, "seconds": None}
     code, _, error = genlab_command(*BENCH, "--seeds", 1, *QUICK)
     assert code == 0 and "1 of 1 are there already" in error
 

@@ -93,7 +93,7 @@ def inputs(spec, num=3, dtype=torch.float64):
     torch.manual_seed(1)
     x = (
         torch.rand(num, *spec.shape, dtype=dtype)
-        if spec.is_image
+        if spec.kind == "image"
         else 2 * torch.randn(num, *spec.shape, dtype=dtype)
     )
     return x, torch.arange(num) % spec.num_classes if spec.num_classes else None

@@ -31,17 +31,17 @@ def test_a_budget_of_images_ends_with_the_batch_that_reaches_it(
 ):
     code, _, error = genlab_command(
         *("fit", *TINY, *MLP, "--extractor", tiny_extractor(1), "--evaluate.num_samples", "8"),
-        *("--budget.images", images, "--budget.evaluate_every", 500, "--data.batch_size", batch_size),
+        *("--budget.examples", images, "--budget.evaluate_every", 500, "--data.batch_size", batch_size),
     )
     assert code == 0, error
-    assert list_runs()[-1].read()["images_seen"] == expected
+    assert list_runs()[-1].read()["examples_seen"] == expected
 
 
 def test_a_budget_of_seconds_counts_training_alone(genlab_command, tiny_extractor):
     start = time.monotonic()
     code, _, error = genlab_command(
         *("fit", *TINY, *MLP, "--extractor", tiny_extractor(1), "--evaluate.num_samples", "8"),
-        *("--budget.images", "null", "--budget.seconds", "1.0", "--budget.evaluate_every", "640"),
+        *("--budget.examples", "null", "--budget.seconds", "1.0", "--budget.evaluate_every", "640"),
     )
     assert code == 0, error
     seconds = list_runs()[-1].read()["training_seconds"]
@@ -55,10 +55,10 @@ def test_a_budget_of_epochs_is_lightnings_own(epochs, genlab_command, tiny_extra
         *("--budget", "{}", "--trainer.max_epochs", epochs),
     )
     assert code == 0, error
-    assert list_runs()[-1].read()["images_seen"] == epochs * 15 * 64
+    assert list_runs()[-1].read()["examples_seen"] == epochs * 15 * 64
 
 
-@pytest.mark.parametrize(("name", "value"), [("images", 0), ("seconds", -1.0), ("evaluate_every", 0)])
+@pytest.mark.parametrize(("name", "value"), [("examples", 0), ("seconds", -1.0), ("evaluate_every", 0)])
 def test_a_budget_that_is_not_positive_is_refused(name, value):
     with pytest.raises(ValueError, match=f"budget.{name} must be positive"):
         Budget(**{name: value})
@@ -78,12 +78,12 @@ def test_the_last_evaluation_falls_on_the_end_of_the_run(images, every, per_batc
 
 @pytest.mark.parametrize("evaluations", [1, 3, 7])
 def test_evaluations_are_counted_over_a_budget_of_images(evaluations, genlab_command, tiny_extractor):
-    options = ("--budget.images", "1280")
+    options = ("--budget.examples", "1280")
     assert len(evaluated_at(genlab_command, tiny_extractor, evaluations, *options)) == evaluations
 
 
 def test_evaluations_are_spread_evenly_over_a_budget_of_seconds(genlab_command, tiny_extractor):
-    options = ("--budget.images", "null", "--budget.seconds", "2")
+    options = ("--budget.examples", "null", "--budget.seconds", "2")
     seconds = evaluated_at(genlab_command, tiny_extractor, 4, *options)
     assert len(seconds) == 4
     for found, due in zip(seconds, (0.5, 1.0, 1.5, 2.0), strict=True):
@@ -110,7 +110,7 @@ def test_an_extractor_of_other_channels_is_refused_before_training(genlab_comman
 
 def test_two_spacings_of_evaluations_are_refused():
     with pytest.raises(ValueError, match=r"evaluations 3 and budget.evaluate_every 10 both space"):
-        Budget(images=100, evaluate_every=10, evaluations=3)
+        Budget(examples=100, evaluate_every=10, evaluations=3)
     with pytest.raises(ValueError, match="needs a budget to divide"):
         Budget(evaluations=3)
 
@@ -161,7 +161,7 @@ def evaluated(health, *evaluations):
             state=SimpleNamespace(fn="fit"),
             callback_metrics={name: torch.tensor(value) for name, value in values.items()},
         )
-        health.on_validation_end(trainer, SimpleNamespace(images_seen=100 * number))
+        health.on_validation_end(trainer, SimpleNamespace(examples_seen=100 * number))
     return health
 
 
@@ -169,7 +169,7 @@ def evaluated(health, *evaluations):
 def test_health_flags_what_two_evaluations_in_a_row_show(kind):
     sick = {**HEALTHY, **SICK[kind]}
     health = evaluated(Health(), HEALTHY, sick, sick)
-    assert [flag["images_seen"] for flag in health.flags] == [200]
+    assert [flag["examples_seen"] for flag in health.flags] == [200]
     assert evaluated(Health(), HEALTHY, sick, HEALTHY, sick).flags == []
     assert len(health.trend) == 3 and health.trend[0]["recall"] == pytest.approx(0.8)
 
@@ -257,7 +257,7 @@ def test_durations_have_two_units(seconds, text):
 
 
 def test_the_progress_line_shows_images_speed_losses_score_and_time_left():
-    budget = Budget(images=1000)
+    budget = Budget(examples=1000)
     line = ProgressLine(budget)
     trainer = SimpleNamespace(
         datamodule=SimpleNamespace(batch_size=10),
@@ -272,7 +272,7 @@ def test_the_progress_line_shows_images_speed_losses_score_and_time_left():
         "discriminator": torch.tensor(0.68),
         "accuracy": torch.tensor(1.0),
     }
-    model = SimpleNamespace(images_seen=250, latest=losses)
+    model = SimpleNamespace(examples_seen=250, latest=losses)
     line._start = time.monotonic() - 10
     budget.clock._before = 5.0
     text = line.line(trainer, model)

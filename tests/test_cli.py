@@ -26,7 +26,7 @@ def small(tiny_extractor):
     return (
         *(*DIGITS, *NETWORKS, "--extractor", tiny_extractor(1), "--trainer.accelerator", "cpu"),
         *("--evaluate.num_samples", "20", "--evaluate.num_test_samples", "20", "--samples.num", "4"),
-        *("--budget.images", "640", "--budget.evaluate_every", "320"),
+        *("--budget.examples", "640", "--budget.evaluate_every", "320"),
     )
 
 
@@ -64,7 +64,7 @@ def test_help_lists_every_command_in_under_a_second():
 
 def test_a_run_leaves_a_folder_that_says_everything(trained, genlab_command):
     record = json.loads((trained / "run.json").read_text())
-    assert record["status"] == "finished" and record["images_seen"] == 640
+    assert record["status"] == "finished" and record["examples_seen"] == 640
     assert record["data"]["counts"] == {"train": 1000, "val": 797, "test": 797}
     assert record["training_seconds"] > 0 and record["parameters"] > 1000
     assert any(name.startswith("val/fid@20vs797") for name in record["validation"])
@@ -76,7 +76,7 @@ def test_a_run_leaves_a_folder_that_says_everything(trained, genlab_command):
     assert pictures == [f"samples_{seen:010d}.png" for seen in (0, 320, 640)]
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    scored = [row["images_seen"] for row in rows if any("fid" in name for name in row)]
+    scored = [row["examples_seen"] for row in rows if any("fid" in name for name in row)]
     assert scored == [0, 320, 640]
     assert (trained / "metrics.csv").read_text().count("\n") == len(rows) + 1
     code, out, _ = genlab_command("runs")
@@ -175,7 +175,7 @@ MISTAKES = {
     "a folder that is no run": (["test", "tests"], "is not a run"),
     "a missing checkpoint": (["test", *DIGITS, "--ckpt_path", "no.ckpt"], "There is no checkpoint no.ckpt"),
     "too few samples": (["fit", *DIGITS, "--evaluate.num_samples", "1"], "at least 2"),
-    "an endless run": (["fit", *DIGITS, "--budget.images", "null"], "would never end"),
+    "an endless run": (["fit", *DIGITS, "--budget.examples", "null"], "would never end"),
     "a foreign class": (["fit", *DIGITS, "--model", "os_like.evil.Model"], "--allow os_like"),
     "a batch larger than the data": (["fit", *DIGITS, "--data.batch_size", "5000"], "fewer than one batch"),
     "data that are not there": (["fit", "--config", "experiments/gan_mnist.yaml"], "--data.path"),
@@ -234,7 +234,7 @@ def test_an_extractor_that_cannot_be_had_is_said_before_training_and_training_go
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(number, code, small, genlab_command):
-    command = [sys.executable, "-m", "genlab", "fit", *map(str, small), "--budget.images", "100000000"]
+    command = [sys.executable, "-m", "genlab", "fit", *map(str, small), "--budget.examples", "100000000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not list(
@@ -245,18 +245,18 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(number, code,
     assert process.wait(30) == code
     run = list_runs()[-1]
     assert run.status == "stopped"
-    seen = run.read()["images_seen"]
-    assert torch.load(run.last_checkpoint, weights_only=True)["images_seen"] == seen
-    code, _, error = genlab_command("resume", run.path, "--budget.images", str(seen + 640))
+    seen = run.read()["examples_seen"]
+    assert torch.load(run.last_checkpoint, weights_only=True)["examples_seen"] == seen
+    code, _, error = genlab_command("resume", run.path, "--budget.examples", str(seen + 640))
     assert code == 0, error
-    assert open_run(run.path).read()["images_seen"] >= seen + 640
+    assert open_run(run.path).read()["examples_seen"] >= seen + 640
 
 
 def test_a_run_that_is_training_cannot_be_resumed_by_another_process(trained, genlab_command):
     run = open_run(trained)
     with run.lock():
         code = python_code = None
-        command = [sys.executable, "-m", "genlab", "resume", str(trained), "--budget.images", "1280"]
+        command = [sys.executable, "-m", "genlab", "resume", str(trained), "--budget.examples", "1280"]
         done = subprocess.run(command, capture_output=True, text=True)
         code, python_code = done.returncode, done.stderr
     assert code == 2 and "train" in python_code

@@ -35,6 +35,7 @@ from genlab.data.random_images import RandomImages
 from genlab.data.sources import BadSource, open_source
 from genlab.data.torchvision_sets import CIFAR10, MNIST, CelebA, FashionMNIST
 from genlab.data.toy import Checkerboard, EightGaussians, Gaussian1D, Gaussian2D, Pinwheel, TwoMoons
+from genlab.files import cache_folder
 
 AS_IT_IS = Policy(image_size=None, channels=3)
 GREY = Policy(image_size=None, channels=1)
@@ -702,7 +703,7 @@ def test_several_processes_pack_what_one_packs(tmp_path):
 def test_a_second_call_reads_the_pack_and_a_change_makes_another(tmp_path):
     folder = images_in(tmp_path / "a", 4)
     first = pack(open_source(folder), Policy(8), "a")
-    stored = next(packing.cache_folder().glob("data/a-*/images.npy"))
+    stored = next(cache_folder().glob("data/a-*/images.npy"))
     array = np.load(stored)
     array[0] = 7
     np.save(stored, array)
@@ -710,13 +711,13 @@ def test_a_second_call_reads_the_pack_and_a_change_makes_another(tmp_path):
     assert not (pack(open_source(folder), Policy(8, background="black"), "a").images[0] == 7).all()
     os.utime(folder / "0002.png", ns=(1, 1))
     assert np.array_equal(pack(open_source(folder), Policy(8), "a").images, first.images)
-    assert len(list(packing.cache_folder().glob("data/a-*"))) == 3
+    assert len(list(cache_folder().glob("data/a-*"))) == 3
 
 
 def test_a_pack_that_lost_bytes_is_built_again(tmp_path):
     source = open_source(images_in(tmp_path / "a", 4))
     first = pack(source, Policy(8), "a")
-    stored = next(packing.cache_folder().glob("data/a-*/images.npy"))
+    stored = next(cache_folder().glob("data/a-*/images.npy"))
     stored.write_bytes(stored.read_bytes()[:-5])
     assert np.array_equal(pack(source, Policy(8), "a").images, first.images)
 
@@ -728,7 +729,7 @@ def test_bad_files_stop_packing_with_their_names_and_leave_nothing_behind(tmp_pa
     with pytest.raises(BadSource, match=r"4 of 10 images .* unusable: bad0.png: the file is empty") as caught:
         pack(open_source(folder), Policy(8), "a")
     assert "and 1 more" in str(caught.value) and "genlab data check" in str(caught.value)
-    assert list((packing.cache_folder() / "data").iterdir()) == []
+    assert list((cache_folder() / "data").iterdir()) == []
 
 
 def _pack_slowly(folder):
@@ -746,11 +747,11 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_a_pack(tmp_path):
     folder = images_in(tmp_path / "a", 40)
     builder = multiprocessing.get_context("fork").Process(target=_pack_slowly, args=(folder,))
     builder.start()
-    while not list(packing.cache_folder().glob("data/.a-*/images.npy")):
+    while not list(cache_folder().glob("data/.a-*/images.npy")):
         time.sleep(0.01)
     os.kill(builder.pid, signal.SIGKILL)
     builder.join()
-    data = packing.cache_folder() / "data"
+    data = cache_folder() / "data"
     assert [path.name[0] for path in data.iterdir()] == ["."]
     whole = pack(open_source(folder), Policy(8), "a")
     assert all(image.any() for image in whole.images)
@@ -763,7 +764,7 @@ def test_a_build_that_stops_before_its_last_step_leaves_nothing(tmp_path, monkey
     monkeypatch.setattr(Path, "rename", stopped)
     with pytest.raises(OSError, match="stopped"):
         pack(open_source(images_in(tmp_path / "a", 3)), Policy(8), "a")
-    assert list((packing.cache_folder() / "data").iterdir()) == []
+    assert list((cache_folder() / "data").iterdir()) == []
 
 
 def test_builders_of_one_pack_do_not_disturb_each_other(tmp_path):
@@ -777,13 +778,13 @@ def test_builders_of_one_pack_do_not_disturb_each_other(tmp_path):
     assert [builder.exitcode for builder in builders] == [0, 0, 0]
     alone = pack(open_source(folder), Policy(8), "alone")
     assert np.array_equal(pack(open_source(folder), Policy(8), "a").images, alone.images)
-    assert len(list((packing.cache_folder() / "data").iterdir())) == 2
+    assert len(list((cache_folder() / "data").iterdir())) == 2
 
 
 def test_what_dead_builders_left_is_swept_after_a_day(tmp_path):
     source = open_source(images_in(tmp_path / "a", 3))
     name = f"a-{packing.key(source, Policy(8))[:20]}"
-    old, new = (packing.cache_folder() / "data" / f".{name}.{end}" for end in ("old", "new"))
+    old, new = (cache_folder() / "data" / f".{name}.{end}" for end in ("old", "new"))
     for left in (old, new):
         left.mkdir(parents=True)
     os.utime(old, (0, 0))

@@ -207,7 +207,7 @@ def test_a_perfect_noise_predictor_loses_nothing():
 
 def test_the_average_counts_optimiser_steps_also_with_accumulation():
     model = fit(diffusion(ema_decay=0.9), accumulate_grad_batches=4, max_steps=3)
-    assert model.average.n_averaged == 3 and model.images_seen == 3 * 4 * 8
+    assert model.average.n_averaged == 3 and model.examples_seen == 3 * 4 * 8
     assert model.sampling_weights == "ema" and diffusion(ema_decay=0.0).sampling_weights == "raw"
 
 

@@ -27,7 +27,7 @@ def small_version(path, folder, tiny_extractor):
     """The experiment's file with generated images of its shape, two at a time."""
     config = yaml.safe_load(path.read_text())
     spec = data_spec(config["data"])
-    if spec.is_image:
+    if spec.kind == "image":
         arguments = {**spec.to_dict(), "num_train": 8, "num_test": 8, "batch_size": 2}
         config["data"] = {"class_path": "RandomImages", "init_args": arguments}
         config.setdefault("evaluate", {})["extractor"] = str(tiny_extractor(spec.shape[0]))

@@ -398,13 +398,13 @@ def test_a_resumed_flow_equals_an_uninterrupted_one_bit_for_bit(
     )
     for name, budget in (("whole", 1200), ("parts", 600)):
         monkeypatch.setenv("GENLAB_OUTPUTS", str(tmp_path / name))
-        code, _, error = genlab_command("fit", *options, "--budget.images", budget)
+        code, _, error = genlab_command("fit", *options, "--budget.examples", budget)
         assert code == 0, error
     parts, whole = only_run(tmp_path / "parts"), only_run(tmp_path / "whole")
-    code, _, error = genlab_command("resume", parts, "--budget.images", "1200")
+    code, _, error = genlab_command("resume", parts, "--budget.examples", "1200")
     assert code == 0, error
     a, b = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts))
-    assert a["images_seen"] == 1200 and differences(a, b) == []
+    assert a["examples_seen"] == 1200 and differences(a, b) == []
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_budget_of_n_makes_n_generator_updates_for_any_k(k):
     assert players.count("G") == 6 == trainer.global_step
     assert players.count("D") == 6 * k == model.discriminator_updates
     assert players[: k + 1] == ["D"] * k + ["G"]
-    assert model.images_seen == 6 * k * 8
+    assert model.examples_seen == 6 * k * 8
 
 
 def test_every_discriminator_step_sees_a_fresh_batch():

@@ -21,7 +21,7 @@ from genlab.runs.folder import Run, list_runs
 from genlab.shapes import DataSpec
 
 SMALL = ("--evaluate.num_samples", "16", "--evaluate.num_test_samples", "16", "--samples.num", "4")
-BUDGET = ("--budget.images", "128", "--budget.evaluate_every", "64", "--trainer.accelerator", "cpu")
+BUDGET = ("--budget.examples", "128", "--budget.evaluate_every", "64", "--trainer.accelerator", "cpu")
 
 
 def digits_vae(**options):

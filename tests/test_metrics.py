@@ -13,9 +13,9 @@ from random_inception import random_inception_weights
 from safetensors.torch import save_file
 from torch import nn
 
+from genlab.files import digest, replacing
 from genlab.metrics import inception_weights
 from genlab.metrics.base import chosen_rows
-from genlab.metrics.cache import replacing
 from genlab.metrics.classifier_extractor import save_extractor
 from genlab.metrics.duplicates import duplicate_share, nearest_distances
 from genlab.metrics.features import (
@@ -682,7 +682,7 @@ def public_file(tmp_path, monkeypatch):
     """A stand-in for the public weights file, served from a folder, with its hash."""
     served = tmp_path / "served.pth"
     served.write_bytes(b"weights" * 1000)
-    monkeypatch.setattr(inception_weights, "WEIGHTS_SHA256", inception_weights._sha256(served))
+    monkeypatch.setattr(inception_weights, "WEIGHTS_SHA256", digest(served))
     urls = (f"file://{tmp_path}/nothing/weights-a.pth", f"file://{served}")
     monkeypatch.setattr(inception_weights, "WEIGHTS_URLS", urls)
     return served

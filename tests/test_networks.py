@@ -50,7 +50,7 @@ def pairs(factories) -> list:
         pytest.param(factory, spec, id=f"{name}-{'x'.join(map(str, spec.shape))}-{spec.num_classes}")
         for name, factory in factories
         for spec in SPECS
-        if spec.is_image or name.startswith("mlp")
+        if spec.kind == "image" or name.startswith("mlp")
     ]
 
 
@@ -70,7 +70,7 @@ def labels(spec: DataSpec, shift: int = 0) -> torch.Tensor | None:
 def test_generators_give_the_shape_of_the_data_and_images_in_range(factory, spec):
     x = factory(spec)(noise() * 100, labels(spec))
     assert x.shape == (BATCH, *spec.shape) and x.dtype == torch.float32
-    assert not spec.is_image or x.abs().max() <= 1
+    assert spec.kind != "image" or x.abs().max() <= 1
 
 
 def test_generated_vectors_are_not_bounded():

@@ -314,7 +314,7 @@ UNEQUAL = {
     "levels": {"test.protocol.levels": 256},
     "metric FrechetDistance": {"test.protocol.metrics.FrechetDistance": {"ddof": 0}},
     "training data": {"data.fingerprints.train": "ffff"},
-    "budget": {"bench.budget": {"seconds": 180.0, "images": None}},
+    "budget": {"bench.budget": {"seconds": 180.0, "examples": None}},
     "hardware": {"threads": 8},
 }
 
@@ -352,7 +352,7 @@ def test_a_row_that_is_set_apart_is_in_no_line_of_the_verdict(tmp_path):
 
 
 def test_seeds_with_images_as_their_budget_may_train_on_any_machine(tmp_path):
-    images = {"bench.budget": {"seconds": None, "images": 320_000}}
+    images = {"bench.budget": {"seconds": None, "examples": 320_000}}
     write_seeds(tmp_path, "a", [1.0, 1.1], **images)
     write_seeds(tmp_path, "b", [2.0, 2.1], threads=8, **images)
     assert not compare([tmp_path]).apart
@@ -361,7 +361,7 @@ def test_seeds_with_images_as_their_budget_may_train_on_any_machine(tmp_path):
 def test_a_budget_of_images_differs_from_one_of_seconds_by_itself_alone(tmp_path):
     write_seeds(tmp_path, "a", [1.0, 1.1])
     write_seeds(tmp_path, "b", [1.0, 1.1])
-    write_seeds(tmp_path, "odd", [2.0, 2.1], **{"bench.budget": {"seconds": None, "images": 320_000}})
+    write_seeds(tmp_path, "odd", [2.0, 2.1], **{"bench.budget": {"seconds": None, "examples": 320_000}})
     ((_, fields),) = compare([tmp_path]).apart
     assert [str(field) for field in fields] == ["budget: 320,000 images instead of 90 s"]
 
@@ -461,7 +461,9 @@ def test_the_verdict_gives_ratios_of_geometric_means(tmp_path):
 
 def test_an_interval_has_two_digits_and_no_power_of_ten(tmp_path):
     for seed, seen in enumerate((69_760, 75_000)):
-        made = record("ddpm", seed=seed, images_seen=seen, **{"test.speed.ms_per_sample": 3.0 + 0.01 * seed})
+        made = record(
+            "ddpm", seed=seed, examples_seen=seen, **{"test.speed.ms_per_sample": 3.0 + 0.01 * seed}
+        )
         write_run(tmp_path, made, pictures=False)
     (row,) = compare([tmp_path]).rows
     images, ms = (str(column.cell(row)) for column in chosen(["images", "ms"])[1:])
@@ -519,7 +521,7 @@ def test_the_verdict_names_the_fastest_on_one_machine_only(tmp_path):
     write_seeds(tmp_path, "fast", [2.0, 2.1])
     said = "fast draws a sample fastest, in 3 ms; slow takes 240 ms."
     assert said in verdict(compare([tmp_path]))
-    write_seeds(tmp_path, "elsewhere", [3.0, 3.1], threads=8, **{"bench.budget": {"images": 5}})
+    write_seeds(tmp_path, "elsewhere", [3.0, 3.1], threads=8, **{"bench.budget": {"examples": 5}})
     assert said in verdict(compare([tmp_path]))  # the row is set apart
 
 
@@ -876,7 +878,7 @@ def test_a_run_named_like_a_script_is_text(tmp_path):
         "test.checkpoint_digest": SCRIPT,
         "test.pictures": {"samples": f"{SCRIPT}.png", "failures": f"../{SCRIPT}.png"},
         "variants": {SCRIPT: entry(2.0, **{"protocol.split": SCRIPT})},
-        "health.flags": [{"images_seen": SCRIPT, "problem": SCRIPT}],
+        "health.flags": [{"examples_seen": SCRIPT, "problem": SCRIPT}],
     }
     for seed in range(2):
         folder = write_run(tmp_path, record(SCRIPT, seed=seed, **hostile))

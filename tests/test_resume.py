@@ -94,13 +94,13 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
     experiment, *options = AUTOENCODERS.get(case) or ("dcgan_digits", *CASES[case])
     for name, budget in (("whole", 2560), ("parts", stop_at)):
         monkeypatch.setenv("GENLAB_OUTPUTS", str(tmp_path / name))
-        code, _, error = genlab_command("fit", *options_of(experiment), *options, "--budget.images", budget)
+        code, _, error = genlab_command("fit", *options_of(experiment), *options, "--budget.examples", budget)
         assert code == 0, error
     parts, whole = only_run(tmp_path / "parts"), only_run(tmp_path / "whole")
-    code, _, error = genlab_command("resume", parts, "--budget.images", "2560")
+    code, _, error = genlab_command("resume", parts, "--budget.examples", "2560")
     assert code == 0, error
     a, b = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts))
-    assert a["images_seen"] == 2560
+    assert a["examples_seen"] == 2560
     assert differences(a, b) == []
     assert lines(whole) == lines(parts)
 
@@ -129,27 +129,27 @@ def test_a_resumed_diffusion_model_equals_the_uninterrupted_one_bit_for_bit(
     )
     for name, budget in (("whole", 2560), ("parts", 640)):  # the latter between two steps of two batches
         monkeypatch.setenv("GENLAB_OUTPUTS", str(tmp_path / name))
-        code, _, error = genlab_command("fit", *common, *DIFFUSION[case], "--budget.images", budget)
+        code, _, error = genlab_command("fit", *common, *DIFFUSION[case], "--budget.examples", budget)
         assert code == 0, error
     parts, whole = only_run(tmp_path / "parts"), only_run(tmp_path / "whole")
-    code, _, error = genlab_command("resume", parts, "--budget.images", "2560")
+    code, _, error = genlab_command("resume", parts, "--budget.examples", "2560")
     assert code == 0, error
     a, b = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts))
-    assert a["images_seen"] == 2560 and any("average" in name for name in a["state_dict"])
+    assert a["examples_seen"] == 2560 and any("average" in name for name in a["state_dict"])
     assert differences(a, b) == []
     assert lines(whole) == lines(parts)
 
 
 def test_lines_written_after_the_last_checkpoint_are_written_once(options_of, genlab_command, tmp_path):
     """A killed run has logged more than it has saved; the resumed one writes those lines again."""
-    code, _, error = genlab_command("fit", *options_of("dcgan_digits"), *MLP, "--budget.images", "1280")
+    code, _, error = genlab_command("fit", *options_of("dcgan_digits"), *MLP, "--budget.examples", "1280")
     assert code == 0, error
     run = only_run(tmp_path / "outputs")
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"images_seen": 1344, "step": 21, "seconds": 9.0, "train/loss": 1.0}\n')
-    code, _, error = genlab_command("resume", run, "--budget.images", "1920")
+        file.write('{"examples_seen": 1344, "step": 21, "seconds": 9.0, "train/loss": 1.0}\n')
+    code, _, error = genlab_command("resume", run, "--budget.examples", "1920")
     assert code == 0, error
-    seen = [row["images_seen"] for row in lines(run) if "train/loss" in row]
+    seen = [row["examples_seen"] for row in lines(run) if "train/loss" in row]
     assert seen == list(range(64, 1921, 64))
 
 

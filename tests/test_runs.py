@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from genlab import files
 from genlab.report.table import metrics_table
-from genlab.runs import atomic, lock
+from genlab.runs import lock
 from genlab.runs.environment import PACKAGES, command_line, environment, without_private
 from genlab.runs.folder import STATUSES, NotARun, create_run, folder_name, list_runs, open_run
 from genlab.runs.lock import RunIsLive
@@ -161,11 +162,11 @@ def test_a_damaged_record_is_named_and_does_not_hide_the_other_runs(run, tmp_pat
 
 
 def test_an_update_merges_one_level_and_keeps_the_rest(run):
-    run.update(results={"fid": 3.0, "kid": {"mean": 1, "std": 2}}, images_seen=10)
+    run.update(results={"fid": 3.0, "kid": {"mean": 1, "std": 2}}, examples_seen=10)
     run.update(results={"recall": 0.5, "kid": {"mean": 3}}, status="finished")
     record = run.read()
     assert record["results"] == {"fid": 3.0, "recall": 0.5, "kid": {"mean": 3}}
-    assert (record["images_seen"], run.status, record["experiment"]) == (10, "finished", "dcgan_digits")
+    assert (record["examples_seen"], run.status, record["experiment"]) == (10, "finished", "dcgan_digits")
 
 
 def test_updates_of_several_processes_are_all_kept(run):
@@ -196,7 +197,7 @@ def test_the_record_is_whole_at_every_moment_of_an_update(run):
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
-    with pytest.raises(OSError, match="disk full"), atomic.replacing(target) as temporary:
+    with pytest.raises(OSError, match="disk full"), files.replacing(target) as temporary:
         temporary.write_text("half of the n")
         raise OSError("disk full")
     assert target.read_text() == "old"
@@ -334,7 +335,7 @@ def test_a_lock_of_another_machine_is_never_taken(run):
 def fill(metrics, first, last):
     for step in range(first, last):
         values = {"train/loss": 1.0 / (step + 1), **({"val/fid": step * 0.1} if step % 3 == 0 else {})}
-        metrics.write(values, images_seen=64 * step, step=step, seconds=2.0 * step)
+        metrics.write(values, examples_seen=64 * step, step=step, seconds=2.0 * step)
 
 
 def test_metrics_of_a_resumed_run_equal_those_of_one_never_stopped(tmp_path):
@@ -354,7 +355,7 @@ def test_a_torn_last_line_is_neither_read_nor_glued_to_the_next(run):
     metrics = MetricsFile(run)
     fill(metrics, 0, 3)
     with run.metrics_jsonl.open("a") as file:
-        file.write('{"images_seen": 192, "st')
+        file.write('{"examples_seen": 192, "st')
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(read_metrics(run.metrics_jsonl)) == 3
@@ -373,10 +374,10 @@ def test_a_damaged_line_is_named_and_left_out(run):
 
 def test_every_line_is_valid_json_also_when_a_loss_is_not_finite(run):
     values = {"a": math.nan, "b": -math.inf, "c": np.float64(0.1), "d": np.float32(2)}
-    MetricsFile(run).write(values, images_seen=1, step=1, seconds=0.1234567)
+    MetricsFile(run).write(values, examples_seen=1, step=1, seconds=0.1234567)
     (line,) = run.metrics_jsonl.read_text().splitlines()
     assert json.loads(line, parse_constant=pytest.fail) == {
-        "images_seen": 1,
+        "examples_seen": 1,
         "step": 1,
         "seconds": 0.123,
         "a": None,
@@ -392,7 +393,7 @@ def test_the_csv_has_a_column_for_every_metric_and_a_row_for_every_line(run):
     metrics.write({"val/fid": 7.25}, 128, 2, 2)
     metrics.write_csv()
     assert run.metrics_csv.read_text().splitlines() == [
-        "images_seen,step,seconds,train/loss,val/fid",
+        "examples_seen,step,seconds,train/loss,val/fid",
         "64,1,1,0.5,",
         "128,2,2,,7.25",
     ]
@@ -523,4 +524,4 @@ def test_a_terminal_shows_the_same_cells_and_no_markup():
 
 
 def test_an_empty_table_has_its_headings():
-    assert str(metrics_table([], ["experiment", "images_seen"])) == "experiment  images seen"
+    assert str(metrics_table([], ["experiment", "examples_seen"])) == "experiment  examples seen"

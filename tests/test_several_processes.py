@@ -46,7 +46,7 @@ def fit(folder, extractor, *options, experiment="dcgan_digits"):
     command = [sys.executable, "-m", "genlab", "fit", "--config", f"experiments/{experiment}.yaml"]
     command += ["--allow", "rank_weights", "--trainer.callbacks+=rank_weights.SaveWeights"]
     command += ["--extractor", str(extractor), "--evaluate.num_samples", "31", "--samples.num", "4"]
-    command += ["--budget.images", "640", "--budget.evaluate_every", "320", "--trainer.accelerator", "cpu"]
+    command += ["--budget.examples", "640", "--budget.evaluate_every", "320", "--trainer.accelerator", "cpu"]
     done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (record,) = folder.glob("*/*/run.json")
@@ -120,7 +120,7 @@ def test_two_processes_test_as_one_and_measure_what_one_measures(joined_and_spli
 
 def test_two_processes_count_the_images_of_both(joined_and_split):
     _, one, two = joined_and_split
-    counts = [json.loads((run / "run.json").read_text())["images_seen"] for run in (one, two)]
+    counts = [json.loads((run / "run.json").read_text())["examples_seen"] for run in (one, two)]
     assert counts == [640, 640]
 
 

@@ -55,10 +55,45 @@ def test_a_spec_survives_plain_values_and_forgets_labels():
     spec = DataSpec("digits", [1, 8, 8], num_classes=10, levels=17)
     assert DataSpec(**spec.to_dict()) == spec and hash(DataSpec(**spec.to_dict())) == hash(spec)
     assert spec.unconditional().num_classes == 0 and spec.unconditional() != spec
-    assert spec.is_image and not DataSpec("moons", (2,), levels=0).is_image
+    assert spec.kind == "image" and spec.is_grid and spec.unit == "img" and spec.units == 1
 
 
-def test_images_are_observed_before_points():
-    image, point = torch.zeros(1), torch.ones(1)
-    assert observed(Batch(image=image, point=point)) is image
-    assert observed(Batch(point=point)) is point
+def test_the_kind_follows_from_shape_and_levels():
+    kinds = {
+        "image": DataSpec("photos", (3, 8, 8)),
+        "point": DataSpec("moons", (2,), levels=0),
+        "tokens": DataSpec("text", (64,), levels=65),
+    }
+    assert {spec.kind for spec in kinds.values()} == kinds.keys()
+    assert all(spec.kind == kind for kind, spec in kinds.items())
+    latent, codes = DataSpec("latent", (4, 8, 8), levels=0), DataSpec("codes", (8, 8), levels=512)
+    assert latent.kind == "point" and latent.is_grid  # convolutions fit, nothing is bounded
+    assert codes.kind == "tokens" and not codes.is_grid
+
+
+def test_examples_are_counted_in_the_data_s_own_unit():
+    text = DataSpec("text", (64,), levels=65)
+    assert (text.unit, text.units) == ("tok", 64)
+    pairs = DataSpec("sentences", (20,), levels=100, source=DataSpec("german", (30,), levels=80))
+    assert (pairs.unit, pairs.units) == ("pairs", 1)
+    assert DataSpec("moons", (2,), levels=0).unit == "pt"
+
+
+def test_a_spec_keeps_its_source_and_its_vocabulary():
+    source = DataSpec("labels", (3, 16, 16), levels=256)
+    spec = DataSpec("photos", (3, 16, 16), num_classes=4, source=source, vocabulary='{"kind": "bytes"}')
+    again = DataSpec(**spec.to_dict())
+    assert again == spec and again.source == source and hash(again) == hash(spec)
+    assert len(spec.summary()["vocabulary"]) == 16
+    assert spec.told(["source"]).source == source and spec.told(["source"]).num_classes == 0
+    assert spec.told(["label"]).source is None and spec.told(["label"]).num_classes == 4
+    assert spec.told([]) == spec.unconditional()
+    assert spec != DataSpec("photos", (3, 16, 16), num_classes=4, source=source)
+
+
+def test_what_is_modelled_is_observed():
+    for kind in ("image", "point", "tokens"):
+        x = torch.ones(1)
+        assert observed(Batch(**{kind: x}, source=torch.zeros(1))) is x
+    with pytest.raises(ValueError, match="holds one of image, point, tokens"):
+        observed(Batch(source=torch.zeros(1)))

@@ -16,6 +16,7 @@ from PIL import Image
 import genlab
 from genlab.cli.main import main
 from genlab.evaluation import examine, latent_space
+from genlab.files import digest
 from genlab.report.film import film_of
 from genlab.runs import tests as stored
 from genlab.runs.folder import Run, list_runs
@@ -38,7 +39,7 @@ def fit_arguments(extractor, variants=VARIANTS):
         *(*process, *likelihood, "--model.likelihood.grid.num_steps", "2"),
         *("--variants", json.dumps(variants), "--extractor", str(extractor), "--trainer.accelerator", "cpu"),
         *("--evaluate.num_samples", "8", "--evaluate.num_test_samples", "30", "--samples.num", "4"),
-        *("--evaluate.num_likelihood", "20", "--budget.images", "128", "--budget.evaluate_every", "64"),
+        *("--evaluate.num_likelihood", "20", "--budget.examples", "128", "--budget.evaluate_every", "64"),
         *("--evaluate.at_start", "true"),
     )
 
@@ -98,7 +99,7 @@ def test_one_test_leaves_every_measure_of_the_model_in_the_record(tested):
     assert 0 < entry["latent"]["linear_probe"] <= 1 <= entry["latent"]["path_length"]
     assert entry["floor"]["fid@30vs797"] > 0
     assert entry["genlab"] == genlab.__version__ and entry["arguments"] == []
-    assert entry["checkpoint_digest"] == stored.file_digest(tested / "checkpoints" / "last.ckpt")
+    assert entry["checkpoint_digest"] == digest(tested / "checkpoints" / "last.ckpt", stored.DIGEST_LENGTH)
     for path in entry["pictures"].values():
         with Image.open(tested / path) as picture:
             assert min(picture.size) > 60
@@ -192,7 +193,7 @@ def change_checkpoint(run):
     path = run.checkpoints / "last.ckpt"
     shutil.copy(run.checkpoints / "best.ckpt", path)
     state = torch.load(path, weights_only=True)
-    state["images_seen"] += 1
+    state["examples_seen"] += 1
     torch.save(state, path)
 
 
@@ -278,7 +279,7 @@ MISTAKES = {
     "a misspelt key": ({"model.samplr": "DDIM"}, "there is no option 'samplr'. Did you mean 'sampler'?"),
     "a misspelt class": ({"model.sampler": "DDIN"}, "Did you mean 'DDIM'?"),
     "an option of another class": ({"model.sampler.num_steps": 3}, "there is no option 'num_steps'"),
-    "another group": ({"budget.images": 3}, "there is no key 'budget.images'"),
+    "another group": ({"budget.examples": 3}, "there is no key 'budget.examples'"),
     "a wrong value": ({"model.sampler.eta": 7.0}, "eta must be in [0, 1], got 7.0"),
     "another network": ({"model.network.channels": [4]}, "changes the network"),
     "a foreign class": ({"model.sampler": "evil.Bad"}, "evil"),

@@ -167,15 +167,15 @@ def test_beta_and_the_warmup_weigh_the_kl_alone():
     assert weighed["elbo"].item() == pytest.approx(plain["elbo"].item())
     warming = vae(beta=3.0, warmup_images=1_000).train()
     for seen, share in ((0, 0.0), (250, 0.25), (1_000, 1.0), (5_000, 1.0)):
-        warming.images_seen = seen
+        warming.examples_seen = seen
         loss = losses_of(warming, batch)
         assert loss["loss"].item() == pytest.approx((loss["distortion"] + 3 * share * loss["rate"]).item())
-    warming.images_seen = 0
+    warming.examples_seen = 0
     assert losses_of(warming.eval(), batch)["loss"].item() == pytest.approx(weighed["loss"].item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("max_steps", "share"), [(2, 0.5 + math.sqrt(0.125)), (4, 0.5), (8, 0.0), (9, 0.0)])
-def test_the_learning_rate_falls_along_a_cosine_of_the_images_seen(max_steps, share):
+def test_the_learning_rate_falls_along_a_cosine_of_the_examples_seen(max_steps, share):
     trainer = fit(vae(decay_images=64), max_steps=max_steps)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * share)
 

@@ -18,7 +18,7 @@ DIGITS = DataSpec("digits", (1, 8, 8), levels=17)
 SMALL = (
     *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
     *("--model.sampler.init_args.grid.init_args.num_steps", "3", "--samples.num", "4"),
-    *("--evaluate.num_samples", "16", "--budget.images", "128", "--trainer.accelerator", "cpu"),
+    *("--evaluate.num_samples", "16", "--budget.examples", "128", "--trainer.accelerator", "cpu"),
 )
 
 
@@ -140,7 +140,7 @@ def test_commands_of_a_walk_refuse_what_they_cannot_do_in_one_line(trained, pict
 def test_a_model_without_a_walk_is_refused_with_the_remedy(trained, tiny_extractor, pictures, genlab_command):
     config = ("--config", "experiments/dcgan_digits.yaml", "--extractor", tiny_extractor(1))
     networks = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
-    limits = ("--budget.images", 64, "--evaluate.num_samples", 16, "--trainer.accelerator", "cpu")
+    limits = ("--budget.examples", 64, "--evaluate.num_samples", 16, "--trainer.accelerator", "cpu")
     code, _, error = genlab_command("fit", *config, *networks, *limits)
     assert code == 0, error
     run, image = list_runs()[-1].path, pictures["image"]
@@ -246,7 +246,7 @@ def test_the_exact_score_of_a_tilted_normal_density_is_that_of_its_inverse_covar
 
 
 def test_training_on_a_plane_logs_the_scores_error_and_draws_it(genlab_command):
-    small = ("--data.num_train", 64, "--data.num_test", 64, "--data.batch_size", 32, "--budget.images", 64)
+    small = ("--data.num_train", 64, "--data.num_test", 64, "--data.batch_size", 32, "--budget.examples", 64)
     steps = (
         *("--model.sampler.init_args.grid.init_args.num_steps", 3, "--evaluate.num_samples", 16),
         *("--model.likelihood.init_args.num_steps", 1),

@@ -50,7 +50,7 @@ class CouplingFlow(Chain):
     ) -> None:
         _require_at_least_one("num_couplings", num_couplings)
         layers: list[Bijection] = []
-        if spec.is_image:
+        if spec.is_grid:
             layers += [*from_pixels(spec, alpha), Flatten(spec.shape, interleave=True)]
         flat = DataSpec(spec.name, (math.prod(spec.shape),), spec.num_classes, spec.levels)
         for number in range(num_couplings):
@@ -178,7 +178,7 @@ def kept_half(spec: DataSpec) -> DataSpec:
 
 
 def _require_halvings(spec: DataSpec, name: str, value: int, num_halvings: int) -> None:
-    if not spec.is_image:
+    if not spec.is_grid:
         raise ValueError(f"This flow needs images, but {spec.name} has shape {spec.shape}; use CouplingFlow.")
     _require_at_least_one(name, value)
     height, width = spec.shape[1:]

@@ -13,27 +13,27 @@ NEVER = 1 << 62  # batches
 
 
 class Budget(Callback):
-    """Ends training after a number of images or seconds, and spaces evaluations evenly over it.
+    """Ends training after a number of examples or seconds, and spaces evaluations evenly over it.
 
-    A batch is one step's real images on all devices, so a budget of N images with batches of B makes
+    A batch is one step's examples on all devices, so a budget of N examples with batches of B makes
     ceil(N / B) batches for every family, whatever its number of optimisers.
 
     Args:
-        images: Real images to train on; None for no such limit.
+        examples: Examples to train on, in the data's unit (`DataSpec.unit`); None for no such limit.
         seconds: Seconds of training alone, without evaluation; None for no such limit.
-        evaluate_every: Images between two evaluations; None evaluates after each epoch.
-        evaluations: Number of evaluations, spaced evenly over the images or else over the seconds, in place
+        evaluate_every: Examples between two evaluations; None evaluates after each epoch.
+        evaluations: Number of evaluations, spaced evenly over the examples or else over the seconds, in place
             of `evaluate_every`. Families of different speed are then evaluated equally often.
     """
 
     def __init__(
         self,
-        images: int | None = None,
+        examples: int | None = None,
         seconds: float | None = None,
         evaluate_every: int | None = None,
         evaluations: int | None = None,
     ) -> None:
-        given = {"images": images, "seconds": seconds}
+        given = {"examples": examples, "seconds": seconds}
         given |= {"evaluate_every": evaluate_every, "evaluations": evaluations}
         for name, value in given.items():
             if value is not None and value <= 0:
@@ -43,9 +43,9 @@ class Budget(Callback):
                 f"budget.evaluations {evaluations} and budget.evaluate_every {evaluate_every} both space the "
                 f"evaluations: set one of them to null."
             )
-        if evaluations and not (images or seconds):
-            raise ValueError("budget.evaluations needs a budget to divide: give budget.images or .seconds.")
-        self.images = images
+        if evaluations and not (examples or seconds):
+            raise ValueError("budget.evaluations needs a budget to divide: give budget.examples or .seconds.")
+        self.examples = examples
         self.seconds = seconds
         self.evaluate_every = evaluate_every
         self.evaluations = evaluations
@@ -57,19 +57,19 @@ class Budget(Callback):
             return
         timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # --trainer.max_time
         unlimited = trainer.max_epochs in (-1, None) and trainer.max_steps == -1
-        if unlimited and not (self.images or self.seconds or timed):
+        if unlimited and not (self.examples or self.seconds or timed):
             raise ValueError(
-                "The run would never end: give --budget.images, --budget.seconds or --trainer.max_epochs."
+                "The run would never end: give --budget.examples, --budget.seconds or --trainer.max_epochs."
             )
         if self.evaluate_every or self.evaluations:
             trainer.check_val_every_n_epoch = None
-            trainer.val_check_interval = self._batches_between_evaluations(images_per_batch(trainer))
+            trainer.val_check_interval = self._batches_between_evaluations(examples_per_batch(trainer))
 
     def _batches_between_evaluations(self, per_batch: int) -> int:
-        if self.images is not None:
+        if self.examples is not None:
             # A whole number of intervals, so that the last evaluation is the one at the end.
-            num_evaluations = self.evaluations or max(1, round(self.images / self.evaluate_every))  # type: ignore[operator]
-            return math.ceil(math.ceil(self.images / per_batch) / num_evaluations)
+            num_evaluations = self.evaluations or max(1, round(self.examples / self.evaluate_every))  # type: ignore[operator]
+            return math.ceil(math.ceil(self.examples / per_batch) / num_evaluations)
         if self.evaluate_every is not None:
             return max(1, round(self.evaluate_every / per_batch))
         return NEVER  # the clock decides after each batch
@@ -77,13 +77,13 @@ class Budget(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.images is not None and pl_module.images_seen >= self.images:
+        if self.examples is not None and pl_module.examples_seen >= self.examples:
             trainer.should_stop = True
         if self.seconds is not None and trainer.strategy.reduce_boolean_decision(
             self.clock.seconds >= self.seconds, all=False
         ):
             trainer.should_stop = True
-        if self.evaluations and self.images is None:
+        if self.evaluations and self.examples is None:
             self._evaluate_when_due(trainer)
 
     def _evaluate_when_due(self, trainer: Any) -> None:
@@ -96,10 +96,10 @@ class Budget(Callback):
         if due:  # on every device, also where the clock is a little behind
             self._evaluated = max(passed, self._evaluated + 1)
 
-    def total_images(self, trainer: Any) -> float:
-        """Returns how many images the whole run will see, infinity where only the clock decides."""
-        per_batch = images_per_batch(trainer)
-        limits = [float("inf") if self.images is None else float(self.images)]
+    def total_examples(self, trainer: Any) -> float:
+        """Returns how many examples the whole run will see, infinity where only the clock decides."""
+        per_batch = examples_per_batch(trainer)
+        limits = [float("inf") if self.examples is None else float(self.examples)]
         if trainer.max_epochs not in (-1, None):
             limits.append(trainer.max_epochs * trainer.num_training_batches * per_batch)
         if trainer.max_steps > 0:
@@ -108,6 +108,6 @@ class Budget(Callback):
         return min(limits)
 
 
-def images_per_batch(trainer: Any) -> int:
-    """Returns the real images of one step, over all devices."""
+def examples_per_batch(trainer: Any) -> int:
+    """Returns the examples of one step, over all devices."""
     return trainer.datamodule.batch_size * trainer.world_size

@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from genlab.callbacks.record import find_recorder
 from genlab.evaluation.score import find_score
 from genlab.families.base import Diverged
-from genlab.runs.atomic import replacing
+from genlab.files import replacing
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -77,7 +77,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         # In the middle of an epoch Lightning has by now counted the epoch as done, and could not resume.
-        if self._saved_images != pl_module.images_seen:
+        if self._saved_images != pl_module.examples_seen:
             self.save(trainer, "last.ckpt")
 
     def save(self, trainer: Any, name: str) -> None:
@@ -89,7 +89,7 @@ class RunCheckpoints(Checkpoint):
             raise Diverged(f"The weights are not finite; {name} keeps the last finite ones.")
         trainer.save_checkpoint(folder / name, weights_only=False)
         self._saved_at = time.monotonic()
-        self._saved_images = trainer.lightning_module.images_seen
+        self._saved_images = trainer.lightning_module.examples_seen
 
     def _improved(self, trainer: Any) -> bool:
         values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}

@@ -37,7 +37,7 @@ class DensityPlot(Callback):
         self.seed = seed
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if not pl_module.images_seen:
+        if not pl_module.examples_seen:
             self._draw(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -74,7 +74,7 @@ class DensityPlot(Callback):
         data = trainer.datamodule
         samples = sample_levels(model, torch.arange(self.num), self.seed).cpu()
         picture = self._one_dimension if samples.shape[1] == 1 else self._two_dimensions
-        log_image(trainer, "density", picture(data, model, samples), model.images_seen)
+        log_image(trainer, "density", picture(data, model, samples), model.examples_seen)
 
     def _one_dimension(self, data: Any, model: Any, samples: torch.Tensor) -> np.ndarray:
         places = self._places(data)
@@ -90,7 +90,7 @@ class DensityPlot(Callback):
             if probability is not None:
                 axes.plot(places, probability.cpu(), color="#e63946", label="D(x)")
                 axes.axhline(0.5, color="#e63946", linewidth=0.5, linestyle="--")
-        axes.set(xlabel="x", title=f"{model.images_seen:,} points seen", ylim=(0, None))
+        axes.set(xlabel="x", title=f"{model.examples_seen:,} points seen", ylim=(0, None))
         axes.legend(loc="upper right")
         return rendered(figure)
 
@@ -114,7 +114,7 @@ class DensityPlot(Callback):
         red, device = {"color": "#e63946"}, model.device
         pictures: list[Any] = [
             (
-                f"{model.images_seen:,} points seen",
+                f"{model.examples_seen:,} points seen",
                 data.log_density(points).exp(),
                 lambda axes: axes.scatter(*samples[:2_000].T, s=2, linewidths=0, **red),
             )

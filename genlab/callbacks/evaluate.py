@@ -22,7 +22,6 @@ from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
 from genlab.metrics.wasserstein import WassersteinDistance
-from genlab.shapes import is_point
 
 SMALLEST = 8  # samples of a fast_dev_run: enough for every metric to run, too few to mean anything
 
@@ -84,11 +83,11 @@ class Evaluate(Callback):
     def prepare(self, model: Model) -> str | None:
         """Loads what the model's scores need; returns the reason where there can be none."""
         spec = model.spec
-        if not can_be_sampled(model) or self.extractor is not None or not (spec.is_image or is_point(spec)):
+        if not can_be_sampled(model) or self.extractor is not None or spec.kind == "tokens":
             return None
         if self.metrics is None:
-            self.metrics = default_metrics(model.spec.is_image)
-        if is_point(spec):
+            self.metrics = default_metrics(model.spec.kind == "image")
+        if spec.kind == "point":
             self.extractor = Identity(model.spec.shape[0])
             return None
         reason = extractor_available(self.source)
@@ -100,7 +99,7 @@ class Evaluate(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         recorder = find_recorder(trainer)
-        if recorder is not None and self.at_start and not pl_module.images_seen:
+        if recorder is not None and self.at_start and not pl_module.examples_seen:
             scores = self.score(trainer, pl_module, self.num_samples)
             if scores is not None:
                 recorder.write(trainer, pl_module, _prefixed("val", scores))

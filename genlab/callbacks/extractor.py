@@ -27,7 +27,7 @@ class ExportExtractor(Callback):
             "init_args": config.get("init_args", {}),
             "name": f"{pl_module.spec.name}-classifier",
             "command": f"genlab fit --config experiments/{recorder.run.experiment}.yaml",
-            "images_seen": pl_module.images_seen,
+            "examples_seen": pl_module.examples_seen,
             "validation": {k: v for k, v in recorder.latest.items() if k.startswith("val/")},
         }
         save_extractor(recorder.run.path / "extractor.safetensors", network, pl_module.spec, metadata)

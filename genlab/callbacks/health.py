@@ -54,13 +54,13 @@ class Health(Callback):
         signs = self.signs(values)
         if not signs:
             return
-        self.trend.append({"images_seen": pl_module.images_seen, **signs})
+        self.trend.append({"examples_seen": pl_module.examples_seen, **signs})
         problems = self.problems(signs)
         confirmed = [text for kind, text in problems.items() if kind in self._suspicions]
         self._suspicions = set(problems)
         for problem in confirmed:
-            self.flags.append({"images_seen": pl_module.images_seen, "problem": problem})
-            say(trainer, f"Health after {pl_module.images_seen:,} images: {problem}.")
+            self.flags.append({"examples_seen": pl_module.examples_seen, "problem": problem})
+            say(trainer, f"Health after {pl_module.examples_seen:,} images: {problem}.")
         recorder = find_recorder(trainer)
         if recorder is not None and trainer.is_global_zero:
             recorder.run.update(health={"ok": not self.flags, "flags": self.flags, "trend": self.trend})

@@ -48,7 +48,7 @@ class PosteriorHealth(Callback):
         if trainer.state.fn == "fit" and not trainer.fast_dev_run:
             if active == 0:
                 say(trainer, "The posterior has collapsed: no dimension of z depends on the image.")
-            log_image(trainer, "kl_per_dim", bars(kl), pl_module.images_seen)
+            log_image(trainer, "kl_per_dim", bars(kl), pl_module.examples_seen)
 
 
 class LatentPictures(Callback):
@@ -72,7 +72,7 @@ class LatentPictures(Callback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        if not pl_module.spec.is_image or not isinstance(pl_module, Reconstructs):
+        if pl_module.spec.kind != "image" or not isinstance(pl_module, Reconstructs):
             return
         self._reconstruct(trainer, pl_module)
         if isinstance(pl_module, HasLatent):
@@ -83,7 +83,7 @@ class LatentPictures(Callback):
         batches = list(items(trainer, model, self.num, alone=True))
         pairs = [torch.stack([x, reconstruct(model, x, label)], dim=1).flatten(0, 1) for x, label in batches]
         picture = grid(torch.cat(pairs)[: 2 * self.num].cpu(), model.spec.levels, columns=16)
-        log_image(trainer, "reconstructions", picture, model.images_seen)
+        log_image(trainer, "reconstructions", picture, model.examples_seen)
 
     def _traverse(self, trainer: Any, model: Any) -> None:
         drawn = model.draw_latent(torch.arange(512, device=model.device))
@@ -93,7 +93,7 @@ class LatentPictures(Callback):
         low, high = drawn.mean(dim=0) - reach, drawn.mean(dim=0) + reach
         label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.uses_labels else None
         x = traverse(model, drawn[0], low, high, range(min(self.num_dims, drawn.shape[1])), 9, label)
-        log_image(trainer, "traversal", grid(x.cpu(), model.spec.levels, columns=9), model.images_seen)
+        log_image(trainer, "traversal", grid(x.cpu(), model.spec.levels, columns=9), model.examples_seen)
 
     def _scatter(self, trainer: Any, model: Any) -> None:
         codes, labels = [], []
@@ -102,7 +102,7 @@ class LatentPictures(Callback):
             label = batch.get("label")
             codes.append(model.encode(observed(batch), label if model.uses_labels else None).cpu())
             labels.append(torch.zeros(len(codes[-1])) if label is None else label.cpu())
-        log_image(trainer, "scatter", scatter(torch.cat(codes), torch.cat(labels)), model.images_seen)
+        log_image(trainer, "scatter", scatter(torch.cat(codes), torch.cat(labels)), model.examples_seen)
 
 
 def items(trainer: Any, model: Any, num: int, alone: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:

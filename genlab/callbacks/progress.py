@@ -44,7 +44,7 @@ class ProgressLine(ProgressBar):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if not self._start:  # not earlier: the untrained model is evaluated before the first batch
             self._start = self._shown = time.monotonic()
-            self._start_images = pl_module.images_seen
+            self._start_images = pl_module.examples_seen
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -71,7 +71,7 @@ class ProgressLine(ProgressBar):
 
     def line(self, trainer: Any, model: Any) -> str:
         """Returns the run's state in one line."""
-        seen, total = model.images_seen, self.budget.total_images(trainer)
+        seen, total = model.examples_seen, self.budget.total_examples(trainer)
         elapsed = max(time.monotonic() - self._start, 1e-9)
         trained = self.budget.clock.seconds or elapsed
         losses = {k: v for k, v in read_losses(model.latest).items() if k in shown_losses(model.latest)}

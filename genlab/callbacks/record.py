@@ -17,7 +17,7 @@ from torch import Tensor
 from genlab.callbacks.clock import TrainingClock
 from genlab.data.base import DataModule
 from genlab.families.base import Diverged, Model
-from genlab.runs.atomic import write_json
+from genlab.files import write_json
 from genlab.runs.environment import environment
 from genlab.runs.folder import Run
 from genlab.runs.metrics_file import MetricsFile
@@ -62,8 +62,8 @@ class RunRecorder(Callback):
         )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.is_global_zero and pl_module.images_seen:
-            self.file.truncate_after(pl_module.images_seen)
+        if trainer.is_global_zero and pl_module.examples_seen:
+            self.file.truncate_after(pl_module.examples_seen)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -78,7 +78,7 @@ class RunRecorder(Callback):
         broken = [name for name, value in losses.items() if not math.isfinite(value)]
         if broken:
             raise Diverged(
-                f"The {broken[0]} loss is not finite after {model.images_seen:,} images. "
+                f"The {broken[0]} loss is not finite after {model.examples_seen:,} images. "
                 f"The last checkpoint is untouched; a smaller learning rate, `clip` or 32-bit precision "
                 f"are the usual remedies."
             )
@@ -97,9 +97,9 @@ class RunRecorder(Callback):
         if not values or not trainer.is_global_zero:
             return
         seconds = self.clock.seconds
-        self.file.write(values, model.images_seen, trainer.global_step, seconds)
+        self.file.write(values, model.examples_seen, trainer.global_step, seconds)
         for logger in trainer.loggers:
-            logger.log_metrics({**values, "training_seconds": seconds}, step=model.images_seen)
+            logger.log_metrics({**values, "training_seconds": seconds}, step=model.examples_seen)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -115,7 +115,7 @@ class RunRecorder(Callback):
         values = {name: value for name, value in self.latest.items() if name.startswith("val/")}
         self.run.update(
             status=status,
-            images_seen=model.images_seen,
+            examples_seen=model.examples_seen,
             training_seconds=round(self.clock.seconds, 3),
             validation=values,
             **more,
@@ -146,14 +146,14 @@ def say(trainer: Any, text: str) -> None:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def log_image(trainer: Any, key: str, picture: np.ndarray, images_seen: int) -> Path | None:
+def log_image(trainer: Any, key: str, picture: np.ndarray, examples_seen: int) -> Path | None:
     """Saves a picture in the run's `samples/` and shows it to whichever loggers are on.
 
     Args:
         trainer: Its recorder knows the folder, its loggers are shown the picture.
         key: What the picture shows, such as `samples`; becomes the start of the file's name.
         picture: (height, width) or (height, width, 3), uint8.
-        images_seen: The picture's place in the run.
+        examples_seen: The picture's place in the run.
 
     Returns:
         The file, or None where nothing is written (another rank, or a fast_dev_run).
@@ -161,15 +161,15 @@ def log_image(trainer: Any, key: str, picture: np.ndarray, images_seen: int) -> 
     recorder = find_recorder(trainer)
     if recorder is None or not trainer.is_global_zero:
         return None
-    path = recorder.run.samples / f"{key}_{images_seen:010d}.png"
+    path = recorder.run.samples / f"{key}_{examples_seen:010d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # wandb
-            logger.log_image(key, [str(path)], step=images_seen)
+            logger.log_image(key, [str(path)], step=examples_seen)
         elif hasattr(logger.experiment, "add_image"):  # TensorBoard
             formats = "HW" if picture.ndim == 2 else "HWC"
-            logger.experiment.add_image(key, picture, images_seen, dataformats=formats)
+            logger.experiment.add_image(key, picture, examples_seen, dataformats=formats)
     return path
 
 

@@ -30,7 +30,7 @@ class SampleGrid(Callback):
         self.seed = seed
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if not pl_module.images_seen:
+        if not pl_module.examples_seen:
             self._draw(trainer, pl_module)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -39,11 +39,11 @@ class SampleGrid(Callback):
 
     @torch.no_grad()
     def _draw(self, trainer: Any, model: Any) -> None:
-        if not trainer.is_global_zero or not can_be_sampled(model) or not model.spec.is_image:
+        if not trainer.is_global_zero or not can_be_sampled(model) or model.spec.kind != "image":
             return
         num = 4 if trainer.fast_dev_run else self.num
         levels = sample_levels(model, torch.arange(num), self.seed)
-        log_image(trainer, "samples", grid(levels, model.spec.levels), model.images_seen)
+        log_image(trainer, "samples", grid(levels, model.spec.levels), model.examples_seen)
 
 
 class SampleWriter(BasePredictionWriter):

@@ -42,7 +42,7 @@ class ScoreField(Callback):
         names = {f"val/score_error@{ratio:g}": error for ratio, error in errors.items()}
         pl_module.log_dict(names, logger=False, rank_zero_only=False)
         if trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.fast_dev_run:
-            log_image(trainer, "score", self._picture(data, pl_module, errors), pl_module.images_seen)
+            log_image(trainer, "score", self._picture(data, pl_module, errors), pl_module.examples_seen)
 
     def error(self, data: Any, model: Any, ratio: float) -> float:
         """Returns the relative error of the model's score over the noised test data."""

@@ -209,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", help="the data's name, the end of the experiments' names (digits)")
     parser.add_argument("--families", help="the beginnings of the experiments' names: gan,vae,realnvp")
-    parser.add_argument("--budget", default="90s", help="training alone, 90s or 5m, or images, 300k (90s)")
+    parser.add_argument("--budget", default="90s", help="training alone, 90s or 5m, or examples, 300k (90s)")
     parser.add_argument("--seeds", type=int, default=5, help="runs for each experiment (5)")
     parser.add_argument(
         "--trials", type=int, default=1, help="learning rates tried for each experiment before (1: its own)"

@@ -10,13 +10,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+from genlab import files
 from genlab.report.columns import COLUMNS, Column, chosen
 from genlab.report.comparison import Comparison
 from genlab.report.comparison import compare as compared
 from genlab.report.forms import as_markdown, csv_table, markdown_table, text_table
 from genlab.report.table import printable
 from genlab.report.verdict import remarks
-from genlab.runs import atomic
 from genlab.runs.folder import outputs_root
 
 _BLOCK = re.compile(
@@ -30,7 +30,7 @@ def compare(arguments: list[str]) -> int:
     """Prints the comparison in the form that was asked for."""
     options = parser().parse_args(arguments)
     if options.refresh:
-        atomic.write_text(options.refresh, refreshed(options.refresh))
+        files.write_text(options.refresh, refreshed(options.refresh))
         print(f"{options.refresh} has the tables of today's records.")
         return 0
     comparison, columns = read(options)

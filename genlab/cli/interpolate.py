@@ -56,7 +56,7 @@ def walk(model: Any, run: Run, options: argparse.Namespace) -> Any:
     from genlab.families.base import HasLatent
 
     has_latent = isinstance(model, HasLatent)
-    if not has_latent or not model.spec.is_image:
+    if not has_latent or model.spec.kind != "image":
         raise ValueError(
             f"{run.path} is a {type(model).__name__}, which has no latent space to walk through."
         )

@@ -32,7 +32,7 @@ def neighbours(arguments: list[str]) -> int:
     from genlab.report.table import metrics_table
     from genlab.runs.tests import read_config
 
-    if not isinstance(model, Samples) or not model.spec.is_image:
+    if not isinstance(model, Samples) or model.spec.kind != "image":
         raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot draw images.")
     import_room("data")
     extractor = load_extractor(options.extractor or read_config(run)["evaluate"]["extractor"]).to(

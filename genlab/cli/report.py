@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from genlab import files
 from genlab.report.comparison import compare
 from genlab.report.table import printable
-from genlab.runs import atomic
 from genlab.runs.folder import outputs_root
 
 
@@ -20,7 +20,7 @@ def report(arguments: list[str]) -> int:
     comparison = compare(options.runs or [outputs_root()])
     from genlab.report.page import page
 
-    atomic.write_text(options.output, page(comparison))
+    files.write_text(options.output, page(comparison))
     for note in comparison.notes:
         print(f"! {printable(note)}", file=sys.stderr)
     print(f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)")

@@ -11,7 +11,7 @@ from genlab.report.table import metrics_table
 from genlab.runs.folder import Run, list_runs, outputs_root
 from genlab.runs.metrics_file import short_name
 
-COLUMNS = ("experiment", "run", "status", "images_seen", "scores", "training")
+COLUMNS = ("experiment", "run", "status", "examples_seen", "scores", "training")
 
 
 def runs(arguments: list[str]) -> int:
@@ -41,7 +41,7 @@ def row(run: Run) -> dict[str, Any]:
         "experiment": run.experiment,
         "run": run.name,
         "status": run.status,
-        "images_seen": record.get("images_seen"),
+        "examples_seen": record.get("examples_seen"),
         "scores": ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in headline(scores)),
         "training": f"{seconds:,.0f} s" if seconds else None,
     }

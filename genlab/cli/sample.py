@@ -42,13 +42,13 @@ def sample(arguments: list[str]) -> int:
     seconds = time.monotonic() - start
     for index, x in zip(batches, drawn, strict=True):
         write_samples(folder, index.tolist(), x, model.spec.levels)
-    if model.spec.is_image:
+    if model.spec.kind == "image":
         Image.fromarray(grid(torch.cat(drawn), model.spec.levels)).save(folder / "grid.png")
     print(
         f"{options.num} samples in {seconds:.2f} s ({options.num / seconds:,.0f} images/s on {model.device})",
         file=sys.stderr,
     )
-    print(shown_path(folder / "grid.png" if model.spec.is_image else folder))
+    print(shown_path(folder / "grid.png" if model.spec.kind == "image" else folder))
     return 0
 
 
@@ -103,7 +103,7 @@ def require_walk(model: Any, run: Run) -> None:
     """Refuses a model that does not walk from noise to images."""
     from genlab.families.base import Denoises
 
-    if not isinstance(model, Denoises) or not model.spec.is_image:  # type: ignore[attr-defined]
+    if not isinstance(model, Denoises) or model.spec.kind != "image":  # type: ignore[attr-defined]
         raise ValueError(
             f"{run.path} is a {type(model).__name__} of {model.spec.name}: this needs a diffusion model of "
             "images, such as experiments/ddpm_mnist.yaml trains."

@@ -33,7 +33,7 @@ def speed(arguments: list[str]) -> int:
     rows, protocol = measured(model, load_data(run), load_extractor(source), options)
     folder = options.output or run.path / "speed"
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"run": run.name, "images_seen": model.images_seen, "protocol": protocol, "points": rows}
+    found = {"run": run.name, "examples_seen": model.examples_seen, "protocol": protocol, "points": rows}
     (folder / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
     plot(rows, folder / "speed.png", title(run, model))
     metrics_table(rows, ("sampler", "passes", "value", "images_per_second", "metric")).show()
@@ -100,7 +100,7 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
 
 def title(run: Run, model: Any) -> str:
     """Returns what the plot shows."""
-    return f"{run.experiment}: {model.images_seen:,} images seen, {model.sampling_weights} weights"
+    return f"{run.experiment}: {model.examples_seen:,} images seen, {model.sampling_weights} weights"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from genlab import randomness
 from genlab.data.loading import Items, Order, ScoringLoader, TrainLoader, permutation
-from genlab.data.packed import Packed, cache_folder
+from genlab.data.packed import Packed
+from genlab.files import cache_folder
 from genlab.shapes import Batch, DataSpec, to_float
 
 
@@ -87,7 +88,7 @@ class DataModule(pl.LightningDataModule):
     @property
     def cache(self) -> Path:
         """Where packed data lie."""
-        return cache_folder() / "data"
+        return cache_folder("data")
 
     def split(self, name: str) -> Packed:
         """Returns the items of "train", "val" or "test", or of "rest", what `fraction` leaves out of "train".
@@ -166,12 +167,12 @@ class DataModule(pl.LightningDataModule):
 
     def items(self, split: str) -> Items:
         """Returns a split's items as they are, for scoring."""
-        return Items(self.split(split), "image" if self.spec.is_image else "point")
+        return Items(self.split(split), self.spec.kind)
 
     def training_items(self, epoch: int) -> Items:
         """Returns the training items of an epoch."""
         items = self.items("train")
-        if self.flip and self.spec.is_image:
+        if self.flip and self.spec.kind == "image":
             address = randomness.key(self.seed, "flip", epoch)
             items.flip = randomness.uniform(address, torch.arange(len(items)), 1)[:, 0] < 0.5
         return items

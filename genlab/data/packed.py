@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -26,6 +25,7 @@ from genlab.data import decode
 from genlab.data.decode import BadImage, Policy
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source
+from genlab.files import cache_folder, digest_of, sync
 
 LARGE = 256 * 2**20
 """Arrays of more bytes are mapped from disk instead of being read."""
@@ -125,11 +125,6 @@ class Packed:
         return digest.hexdigest()
 
 
-def cache_folder() -> Path:
-    """Returns where packed data lie: $GENLAB_CACHE, or ~/.cache/genlab."""
-    return Path(os.environ.get("GENLAB_CACHE") or Path.home() / ".cache" / "genlab").expanduser()
-
-
 def pack(
     source: Source, policy: Policy, name: str, cache: Path | None = None, workers: int | None = None
 ) -> Packed:
@@ -139,7 +134,7 @@ def pack(
         source: Folder, zip or tar.
         policy: Size, channels and background; part of the key together with the source's fingerprint.
         name: Begins the name of the cache's folder.
-        cache: Parent of the packs; None means `cache_folder() / "data"`.
+        cache: Parent of the packs; None means `cache_folder("data")`.
         workers: Decoding processes; None means one a core.
 
     Raises:
@@ -147,7 +142,7 @@ def pack(
     """
     if policy.image_size is None:
         raise ValueError("image_size must be given: the images of one array have one size.")
-    folder = (cache or cache_folder() / "data") / f"{name}-{key(source, policy)[:20]}"
+    folder = (cache or cache_folder("data")) / f"{name}-{key(source, policy)[:20]}"
     if not _is_finished(folder):
         _build(folder, source, policy, workers)
     return load(folder)
@@ -155,8 +150,7 @@ def pack(
 
 def key(source: Source, policy: Policy) -> str:
     """Returns the name under which these images with this policy are cached."""
-    parts = [FORMAT, decode.VERSION, asdict(policy), source.fingerprint()]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return digest_of(FORMAT, decode.VERSION, asdict(policy), source.fingerprint())
 
 
 def load(folder: Path) -> Packed:
@@ -206,13 +200,13 @@ def _appearing(folder: Path) -> Iterator[Path]:
     try:
         yield work
         for file in [*work.iterdir(), work]:
-            _sync(file)
+            sync(file)
         try:
             work.rename(folder)
         except OSError:
             if not _is_finished(folder):  # another builder was faster, unless the disk is at fault
                 raise
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -222,14 +216,6 @@ def _sweep(folder: Path) -> None:
     for left in folder.parent.glob(f".{folder.name}.*"):
         if time.time() - left.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _new_array(file: Path, shape: tuple[int, ...]) -> None:

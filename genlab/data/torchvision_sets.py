@@ -15,8 +15,9 @@ from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items
-from genlab.data.packed import Packed, cache_folder, pack
+from genlab.data.packed import Packed, pack
 from genlab.data.sources import BadSource, Source, open_source
+from genlab.files import cache_folder
 from genlab.shapes import DataSpec
 
 
@@ -35,7 +36,7 @@ def find(
     Raises:
         BadSource: Where nothing is found; says where it was looked for and the ways to get the data.
     """
-    places = [Path(path).expanduser()] if path else [Path("data"), cache_folder() / "torchvision"]
+    places = [Path(path).expanduser()] if path else [Path("data"), cache_folder("torchvision")]
     found = _first(places, patterns)
     if found is None and download:
         _download(name, fetch, places[-1])

@@ -68,7 +68,7 @@ class Examination:
             f"{self.extractor.name} {self.extractor.digest[:8]}", len(train.index)
         )
         found["floor"] = self.floor(train, test, drawn.features.num)
-        if self.run is not None and model.spec.is_image:
+        if self.run is not None and model.spec.kind == "image":
             pictures = gallery.of_samples(model, self.data, drawn, copies, train, test)
             found["pictures"] = gallery.save(pictures, self.run / folder, self.run)
         return found
@@ -77,7 +77,7 @@ class Examination:
         """Returns the parts that depend on the weights alone, and the reconstruction with its protocol."""
         latent, reconstruction = measure_latent(model, self.data, self.extractor, self.batch_size, self.seed)
         found: dict[str, Any] = {"latent": latent} if latent else {}
-        if self.run is not None and model.spec.is_image:
+        if self.run is not None and model.spec.kind == "image":
             pictures = gallery.of_latents(model, self.data, self.seed)
             found["pictures"] = gallery.save(pictures, self.run / folder, self.run)
         return found, reconstruction

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from genlab.evaluation.score import score_name
+from genlab.files import cache_folder, digest_of, write_json
 from genlab.metrics.base import chosen_rows
-from genlab.metrics.cache import cache_folder, replacing
 from genlab.metrics.features import Features
 from genlab.metrics.reference import Reference
 
@@ -34,8 +33,7 @@ def floor_scores(
     metrics = [metric for metric in metrics if metric.needs <= {"sums", "features"}]
     rows = chosen_rows(train.index, num_samples)
     applied = {type(metric).__name__: metric.protocol() for metric in metrics}
-    content = json.dumps([1, *key, len(rows), test.num, applied], sort_keys=True)
-    path = cache_folder() / "floors" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
+    path = cache_folder("floors", f"{digest_of(1, *key, len(rows), test.num, applied, length=32)}.json")
     with suppress(OSError, ValueError):
         return json.loads(path.read_text())
     features, index = Features(train.features[rows]), train.index[rows]
@@ -43,8 +41,7 @@ def floor_scores(
     for metric in metrics:
         values |= _alone(metric, test, features, index)
     floor = {score_name(name, test.num, len(rows)): value for name, value in values.items()}
-    with replacing(path) as file:
-        file.write_text(json.dumps(floor))
+    write_json(path, floor)
     return floor
 
 

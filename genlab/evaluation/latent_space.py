@@ -17,7 +17,7 @@ from genlab.evaluation.speed import Evaluations
 from genlab.families.base import HasLatent, HasPosterior, Model, Reconstructs
 from genlab.metrics.features import Extractor
 from genlab.metrics.posterior import ACTIVE_VARIANCE
-from genlab.shapes import is_point, observed, to_levels
+from genlab.shapes import observed, to_levels
 
 NUM_CODES = 5_000
 """Most training images whose codes are looked at."""
@@ -133,7 +133,7 @@ def measure_latent(
         seed: Of the latents.
     """
     latent, reconstruction = describe_latent(model), {}
-    if can(model, HasLatent) and extractor is not None and model.spec.is_image:
+    if can(model, HasLatent) and extractor is not None and model.spec.kind == "image":
         latent["path_length"] = path_length(model, extractor, seed)
     if can_encode(model):
         test = encode_split(model, data, "test", 10_000, batch_size, back=True)
@@ -258,7 +258,7 @@ def can(model: Any, capability: Any) -> bool:
 
 def can_encode(model: Any) -> bool:
     """Returns whether a model finds codes of images or points."""
-    return can(model, Reconstructs) and (model.spec.is_image or is_point(model.spec))
+    return can(model, Reconstructs) and model.spec.kind != "tokens"
 
 
 def _blank(model: Model) -> tuple[Tensor, Tensor | None]:

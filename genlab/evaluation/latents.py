@@ -74,7 +74,7 @@ def read_images(paths: Sequence[Path], spec: DataSpec) -> Tensor:
     Raises:
         ValueError: If the model knows no images, or none that are square; BadImage for a damaged file.
     """
-    if not spec.is_image or spec.shape[1] != spec.shape[2]:
+    if spec.kind != "image" or spec.shape[1] != spec.shape[2]:
         raise ValueError(
             f"Image files are brought to a square, but this model's data have shape {spec.shape}."
         )

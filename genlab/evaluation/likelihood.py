@@ -58,7 +58,7 @@ def score_likelihood(
     nll = float(total[0] / total[1])
     spec = model.spec
     values = {"nll": nll}
-    if spec.is_image:
+    if spec.kind == "image":
         values["bits_per_dim"] = nll / (math.prod(spec.shape) * math.log(2))
     protocol = {
         "kind": model.likelihood_kind,

@@ -105,7 +105,7 @@ def load_weights(model: Model, state: dict[str, Any], source: Path) -> None:
     """Loads weights and the count of images seen."""
     check_weights(model, state, source)
     model.load_state_dict(state["state_dict"])
-    model.images_seen = int(state["images_seen"])
+    model.examples_seen = int(state["examples_seen"])
 
 
 def check_weights(model: Model, state: dict[str, Any], source: Path) -> None:

@@ -144,7 +144,7 @@ def sample_levels(model: Model, index: Tensor, seed: int) -> Tensor:
     """Returns the numbered samples as the data's own levels (uint8), points as they are."""
     with torch.autocast(model.device.type, enabled=False):
         x = model.sample(index.to(model.device), seed=seed)  # type: ignore[operator]
-    return to_levels(x, model.spec.levels) if model.spec.is_image else x.float()
+    return to_levels(x, model.spec.levels) if model.spec.kind == "image" else x.float()
 
 
 def reference_of(

@@ -85,7 +85,7 @@ class Autoencoder(Model):
         """Returns the images of codes."""
         with evaluating(self):
             x = self.decoder(z).float()
-        return x.clamp(-1.0, 1.0) if self.spec.is_image else x
+        return x.clamp(-1.0, 1.0) if self.spec.kind == "image" else x
 
     def draw_latent(self, index: int | Tensor, seed: int = 0) -> Tensor:
         """Returns code number i of the seed for every i in index, from the fitted distribution."""
@@ -106,7 +106,7 @@ class Autoencoder(Model):
     def fit_sampler(self) -> None:
         """Fits the codes' distribution to the weights of this moment, unless it was already."""
         data = getattr(self._trainer, "datamodule", None)
-        if data is None or self.trainer.state.fn != "fit" or self._fitted_at == self.images_seen:
+        if data is None or self.trainer.state.fn != "fit" or self._fitted_at == self.examples_seen:
             return
         codes: list[Tensor] = []
         for batch in data.loader("train", batch_size=500):
@@ -114,7 +114,7 @@ class Autoencoder(Model):
             if sum(map(len, codes)) >= self.num_codes:
                 break
         self.sampler.fit(torch.cat(codes)[: self.num_codes])
-        self._fitted_at = self.images_seen
+        self._fitted_at = self.examples_seen
 
     def _noisy(self, x: Tensor) -> Tensor:
         if not self.training or self.noise_std == 0.0:

@@ -116,7 +116,7 @@ class Model(pl.LightningModule):
     optimisers also implements `training_step`.
 
     Attributes:
-        images_seen: Real images drawn from the data so far, over all devices: the unit of every
+        examples_seen: Real images drawn from the data so far, over all devices: the unit of every
             budget, schedule and axis. Optimiser steps differ between families, images do not.
         latest: The last training losses, detached and still on the device; read them only when needed,
             since reading waits for the device.
@@ -132,7 +132,7 @@ class Model(pl.LightningModule):
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.images_seen = 0
+        self.examples_seen = 0
         self.latest: dict[str, Tensor] = {}
         self.config: dict[str, Any] = {}
         self._step_address = 0
@@ -144,7 +144,7 @@ class Model(pl.LightningModule):
         """Returns named scalars; the one called "loss" is minimised."""
 
     def setup(self, stage: str) -> None:
-        if self.spec.is_image:
+        if self.spec.is_grid:
             # Convolutions run a tenth faster on a CPU and more on a GPU with channels innermost.
             self.to(memory_format=torch.channels_last)
 
@@ -178,9 +178,9 @@ class Model(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Everything random in this step follows from (seed, images seen, rank): a resumed run repeats it.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        self._step_address = randomness.key(seed, "training", self.images_seen)
+        self._step_address = randomness.key(seed, "training", self.examples_seen)
         torch.manual_seed(randomness.key(self._step_address, self.global_rank))
-        self.images_seen += batch_length(batch) * self.trainer.world_size
+        self.examples_seen += batch_length(batch) * self.trainer.world_size
 
     def draw_normal(self, stream: str, num: int, shape: tuple[int, ...]) -> Tensor:
         """Returns this step's normal noise, one row for each item of the batch.
@@ -198,7 +198,7 @@ class Model(pl.LightningModule):
         return u.float().reshape(num, *shape)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["images_seen"] = self.images_seen
+        checkpoint["examples_seen"] = self.examples_seen
         checkpoint["latest"] = {name: value.cpu() for name, value in self.latest.items()}
         checkpoint["genlab"] = {
             "version": genlab.__version__,
@@ -207,7 +207,7 @@ class Model(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.images_seen = int(checkpoint["images_seen"])
+        self.examples_seen = int(checkpoint["examples_seen"])
         # On the device, where a step of only one player will join its losses to the other's last ones.
         self.latest = {name: value.to(self.device) for name, value in checkpoint["latest"].items()}
 
@@ -268,7 +268,9 @@ def scheduled(
     model: Model, optimizer: Optimizer, warmup_images: int = 0, decay_images: int = 0
 ) -> dict[str, Any]:
     """Returns what `configure_optimizers` gives for a learning rate that follows the images seen."""
-    rate = LambdaLR(optimizer, lambda _: learning_rate_factor(model.images_seen, warmup_images, decay_images))
+    rate = LambdaLR(
+        optimizer, lambda _: learning_rate_factor(model.examples_seen, warmup_images, decay_images)
+    )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
 

@@ -110,11 +110,11 @@ class Diffusion(Model):
         self.weighting, self.sampler = weighting, sampler or Ancestral()
         # The decoder tells levels apart from noise of about half their distance on; below it steps cost bits.
         bound = VariationalBound(RatioGrid(100, smallest=0.6 / max(1, spec.levels - 1)))
-        self.likelihood = likelihood or (bound if spec.is_image else ProbabilityFlow())
+        self.likelihood = likelihood or (bound if spec.kind == "image" else ProbabilityFlow())
         self.optimizer_factory = optimizer
         self.label_dropout, self.guidance = label_dropout, guidance
-        self.clip = clip and spec.is_image
-        self.dequantise = dequantise and spec.is_image
+        self.clip = clip and spec.kind == "image"
+        self.dequantise = dequantise and spec.kind == "image"
         self.variance_weight = variance_weight
         self.warmup_images, self.decay_images = warmup_images, decay_images
 
@@ -206,7 +206,7 @@ class Diffusion(Model):
     @property
     def likelihood_kind(self) -> str:
         """Dequantisation makes the likelihood of a level a bound; a density of numbers is exact."""
-        return "<=" if self.likelihood.is_bound or self.spec.is_image else "exact"
+        return "<=" if self.likelihood.is_bound or self.spec.kind == "image" else "exact"
 
     @property
     def likelihood_estimator(self) -> str:
@@ -215,7 +215,7 @@ class Diffusion(Model):
     @torch.no_grad()
     def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Returns log p(x) in nats: of their levels for images."""
-        levels = self.spec.levels if self.spec.is_image else 0
+        levels = self.spec.levels if self.spec.kind == "image" else 0
         # A test runs without derivatives, which the flow's divergence is made of; its tensors are copied.
         with torch.inference_mode(False), evaluating(self.sampling_network):
             x, label = x.clone(), None if label is None else label.clone()
@@ -266,7 +266,7 @@ class Diffusion(Model):
             )
         alpha, sigma = self.process.coefficients(t, x)
         c_skip, c_out = self.prediction.scales(alpha, sigma)
-        levels = self.spec.levels if self.spec.is_image else 0
+        levels = self.spec.levels if self.spec.kind == "image" else 0
         bound = variance_loss(self.process, x, x_t, t, c_skip * x_t + c_out * output, v, levels)
         total = self.process.num_steps * bound.mean()
         return {"simple": simple, "bound": total, "loss": simple + self.variance_weight * total}
@@ -295,4 +295,4 @@ class Diffusion(Model):
         return batch["label"].masked_fill(hidden, self.spec.num_classes)
 
     def _bounded(self, x: Tensor) -> Tensor:
-        return x.clamp(-1.0, 1.0) if self.spec.is_image else x
+        return x.clamp(-1.0, 1.0) if self.spec.kind == "image" else x

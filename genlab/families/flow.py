@@ -97,7 +97,7 @@ class Flow(Model):
     @property
     def is_discrete(self) -> bool:
         """Whether the data are images with levels, which need dequantisation."""
-        return self.spec.is_image and self.spec.levels > 0
+        return self.spec.kind == "image"
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.parts.parameters())
@@ -201,8 +201,8 @@ class Flow(Model):
         if not observed(batch).isfinite().all():
             where = "the data"
         return (
-            f"The loss is not finite after {self.images_seen:,} images: {where} gives the first such value. "
-            f"The last checkpoint is untouched; a smaller learning rate, warmup_images, "
+            f"The loss is not finite after {self.examples_seen:,} {self.spec.unit}: {where} gives the first "
+            f"such value. The last checkpoint is untouched; a smaller learning rate, warmup_images, "
             f"trainer.gradient_clip_val or a smaller bound of the transform are the usual remedies."
         )
 
@@ -217,7 +217,7 @@ class Flow(Model):
     @property
     def _units(self) -> float:
         """Nats of one unit of the loss."""
-        return self.latent_dim * math.log(2) if self.spec.is_image else 1.0
+        return self.latent_dim * math.log(2) if self.spec.kind == "image" else 1.0
 
     def _levels(self, x: Tensor) -> Tensor:
         return ((x.float() + 1.0) * ((self.spec.levels - 1) / 2)).round()

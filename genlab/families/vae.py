@@ -185,7 +185,7 @@ class VAE(Model):
     def _kl_weight(self) -> float:
         if not self.training or not self.warmup_images:
             return self.beta
-        return self.beta * min(1.0, self.images_seen / self.warmup_images)
+        return self.beta * min(1.0, self.examples_seen / self.warmup_images)
 
     def _augmented(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns images changed by random amounts, back on the data's levels, and the amounts."""

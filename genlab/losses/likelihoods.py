@@ -134,7 +134,7 @@ class Gaussian(PixelLikelihood):
 
     def mean(self, parameters: Tensor) -> Tensor:
         mean = self._mean_and_log_std(parameters.float())[0]
-        return mean.clamp(-1.0, 1.0) if self.spec.is_image else mean
+        return mean.clamp(-1.0, 1.0) if self.spec.kind == "image" else mean
 
     def _mean_and_log_std(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         split = self._split(parameters)

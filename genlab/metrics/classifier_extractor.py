@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from genlab.metrics.cache import replacing
+from genlab.files import replacing
 from genlab.metrics.features import Extractor, Features, MissingWeights, weights_digest
 from genlab.shapes import DataSpec, to_float
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import urllib.request
 import warnings
@@ -11,7 +10,7 @@ from typing import BinaryIO
 
 import torch
 
-from genlab.metrics.cache import cache_folder, replacing
+from genlab.files import cache_folder, digest, replacing
 from genlab.metrics.features import MissingWeights
 
 WEIGHTS_URLS = (
@@ -37,13 +36,13 @@ def find_weights(path: str | Path | None = None) -> Path:
     named = path or os.environ.get(WEIGHTS_VARIABLE)
     if named:
         return _named_file(Path(named).expanduser())
-    cached = cache_folder() / Path(WEIGHTS_URLS[0]).name
-    if cached.is_file() and _sha256(cached) != WEIGHTS_SHA256:
+    cached = cache_folder(Path(WEIGHTS_URLS[0]).name)
+    if cached.is_file() and digest(cached) != WEIGHTS_SHA256:
         warnings.warn(f"{cached} is damaged (its SHA-256 is not {WEIGHTS_SHA256[:8]}...); removed.")
         cached.unlink(missing_ok=True)
     others = [Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name for url in WEIGHTS_URLS]
     for file in [cached, *others]:
-        if file.is_file() and (file == cached or _sha256(file) == WEIGHTS_SHA256):
+        if file.is_file() and (file == cached or digest(file) == WEIGHTS_SHA256):
             return file
     return _download(cached)
 
@@ -53,7 +52,7 @@ def _named_file(path: Path) -> Path:
         raise MissingWeights(
             f"The Inception weights {path} (from ${WEIGHTS_VARIABLE} or inception:) are missing."
         )
-    if _sha256(path) != WEIGHTS_SHA256:
+    if digest(path) != WEIGHTS_SHA256:
         warnings.warn(f"{path} is not the public weights file: its scores compare only with its own.")
     return path
 
@@ -78,11 +77,6 @@ def _copy_checked(source: BinaryIO, file: Path) -> None:
     with file.open("wb") as target:
         while block := source.read(2**20):
             target.write(block)
-    found = _sha256(file)
+    found = digest(file)
     if found != WEIGHTS_SHA256:
         raise ValueError(f"the file came with SHA-256 {found[:8]}..., not {WEIGHTS_SHA256[:8]}...; removed")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

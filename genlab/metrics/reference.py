@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -19,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from genlab.files import cache_folder, digest_of, replacing
 from genlab.metrics.base import checked, chosen_rows
-from genlab.metrics.cache import cache_folder, replacing
 from genlab.metrics.features import Extractor, Features
 from genlab.metrics.frechet import Moments, covariance_factor
 
@@ -149,8 +148,7 @@ def cached_reference(*key_parts: str | int, build: Callable[[], Reference]) -> R
             resizing, counts. The file's name is their hash.
         build: Measures the real images; over several processes, all of them or none build.
     """
-    content = json.dumps([_FORMAT, *key_parts])
-    path = cache_folder() / "references" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
+    path = cache_folder("references", f"{digest_of(_FORMAT, *key_parts, length=32)}.safetensors")
     found = _read(path)
     if found is not None and _everywhere(True):
         return found

@@ -300,7 +300,7 @@ def halved_down(spec: DataSpec) -> tuple[tuple[int, int], int]:
 
     28 = 7 x 2^2, 32 = 4 x 2^3, 64 = 4 x 2^4, and 8 = 4 x 2.
     """
-    if not spec.is_image:
+    if not spec.is_grid:
         raise ValueError(
             f"A convolutional network needs images, but {spec.name} has shape {spec.shape}; use the MLP ones."
         )
@@ -313,7 +313,7 @@ def halved_down(spec: DataSpec) -> tuple[tuple[int, int], int]:
 def require_halvings(spec: DataSpec, num_halvings: int) -> None:
     """Refuses data that are no images, or whose sides cannot be halved so often."""
     factor = 2**num_halvings
-    if not spec.is_image or any(side % factor for side in spec.shape[1:]):
+    if not spec.is_grid or any(side % factor for side in spec.shape[1:]):
         raise ValueError(
             f"The network halves the sides {num_halvings} times, so they must be multiples of {factor}, but "
             f"{spec.name} has shape {spec.shape}; resize the images."

@@ -27,7 +27,7 @@ class ConvClassifier(nn.Module):
 
     def __init__(self, spec: DataSpec, num_features: int = 64, base_channels: int = 32) -> None:
         super().__init__()
-        if not spec.is_image or spec.num_classes < 2:
+        if not spec.is_grid or spec.num_classes < 2:
             raise ValueError(
                 f"A classifier needs images of at least 2 classes, but {spec.name} has shape {spec.shape} "
                 f"and {spec.num_classes} classes; choose a labelled data set."

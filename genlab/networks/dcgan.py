@@ -103,7 +103,7 @@ def smallest_map(spec: DataSpec) -> tuple[tuple[int, int], int]:
     The shorter side starts at 4 to 7 pixels (64 = 4 x 2^4, 28 = 7 x 2^2) and doubles at least twice, so that
     8 = 2 x 2^2 still has a hidden layer between noise and image.
     """
-    if not spec.is_image:
+    if not spec.is_grid:
         raise ValueError(f"DCGAN needs images, but {spec.name} has shape {spec.shape}; use the MLP networks.")
     height, width = spec.shape[1:]
     num_doublings = max(2, (min(height, width) // 4).bit_length() - 1)

@@ -42,7 +42,7 @@ class DiT(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
-        if not spec.is_image or any(side % patch_size for side in spec.shape[1:]):
+        if not spec.is_grid or any(side % patch_size for side in spec.shape[1:]):
             raise ValueError(
                 f"DiT needs images with sides of whole patches of {patch_size}, got {spec.shape}."
             )

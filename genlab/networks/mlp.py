@@ -35,7 +35,7 @@ class MLPGenerator(nn.Module):
         layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
         self.hidden = nn.Sequential(*layers)
         self.output = nn.Linear(widths[-1], math.prod(spec.shape))
-        self.squash = nn.Tanh() if spec.is_image else nn.Identity()
+        self.squash = nn.Tanh() if spec.kind == "image" else nn.Identity()
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         h = self.hidden(with_label(z, label, self.spec.num_classes))

@@ -208,7 +208,7 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 
 def _smallest_side(spec: DataSpec, num_sizes: int) -> int:
-    if not spec.is_image:
+    if not spec.is_grid:
         raise ValueError(f"UNet needs images, but {spec.name} has shape {spec.shape}; use MLPDenoiser.")
     factor = 2 ** (num_sizes - 1)
     height, width = spec.shape[1:]

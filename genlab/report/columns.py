@@ -141,7 +141,7 @@ def _disentanglement(row: Row) -> Cell:
 def _images_per_second(row: Row) -> Cell:
     rates = []
     for trained in row.runs:
-        seen, seconds = (number(trained.record.get(name)) for name in ("images_seen", "training_seconds"))
+        seen, seconds = (number(trained.record.get(name)) for name in ("examples_seen", "training_seconds"))
         if seen and seconds:
             rates.append(seen / seconds)
     return _point(fmean(rates) if rates else None)
@@ -261,7 +261,7 @@ COLUMNS = (
         better="lower",
         importance=4,
     ),
-    _recorded("images", "images seen", "images_seen", "Training images seen.", importance=6),
+    _recorded("images", "images seen", "examples_seen", "Training images seen.", importance=6),
     Column(
         "images_per_second",
         "train img/s",

@@ -86,7 +86,7 @@ def against_time(rows: Sequence[Row]) -> Markup | None:
 
 def against_images(rows: Sequence[Row]) -> Markup | None:
     """Draws FID against images seen."""
-    return _through_training(rows, lambda evaluation: float(evaluation.images_seen), "images seen")
+    return _through_training(rows, lambda evaluation: float(evaluation.examples_seen), "images seen")
 
 
 def against_steps(comparison: Comparison) -> Markup | None:

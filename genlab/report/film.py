@@ -31,7 +31,7 @@ def film_of(run: Run, target: Path | None = None, frame_ms: int | None = None) -
     Raises:
         ValueError: The run has no grids.
     """
-    grids = sorted(run.samples.glob("samples_[0-9]*.png"), key=images_seen)
+    grids = sorted(run.samples.glob("samples_[0-9]*.png"), key=examples_seen)
     if not grids:
         raise ValueError(
             f"{run.samples} has no grids samples_<images>.png: they are drawn while a model of images trains."
@@ -45,7 +45,7 @@ def film_of(run: Run, target: Path | None = None, frame_ms: int | None = None) -
     return target, len(frames)
 
 
-def images_seen(grid: Path) -> int:
+def examples_seen(grid: Path) -> int:
     """Returns the images seen that a grid's name tells."""
     return int(grid.stem.rsplit("_", 1)[1])
 
@@ -59,7 +59,7 @@ def captioned(grid: Path) -> Image.Image:
     picture.thumbnail((LARGEST, LARGEST))
     size = max(12, picture.width // 30)
     font = ImageFont.load_default(size=size)
-    text = f"{images_seen(grid):,} images seen"
+    text = f"{examples_seen(grid):,} images seen"
     height = 2 * size
     frame = Image.new("RGB", (picture.width, picture.height + height), "white")
     frame.paste(picture, (0, 0))

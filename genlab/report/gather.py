@@ -23,13 +23,13 @@ class Evaluation:
     """The sample score of one evaluation during training.
 
     Attributes:
-        images_seen: When, on the axis that families share.
+        examples_seen: When, on the axis that families share.
         seconds: When, in seconds of training alone.
         name: The score's full name, such as `fid@797`.
         fid: Its value.
     """
 
-    images_seen: int
+    examples_seen: int
     seconds: float
     name: str
     fid: float
@@ -90,12 +90,12 @@ class Trained:
     def budget(self) -> str:
         """What the training was allowed, in words: of its bench, else of its configuration."""
         planned = part(self.record, "bench", "budget") or _budget_block(self.config)
-        seconds, images = number(planned.get("seconds")), number(planned.get("images"))
+        seconds, images = number(planned.get("seconds")), number(planned.get("examples"))
         words = [] if seconds is None else [f"{seconds:g} s"]
         words += [] if images is None else [f"{images:,.0f} images"]
         if words:
             return " or ".join(words)
-        seen = number(self.record.get("images_seen"))
+        seen = number(self.record.get("examples_seen"))
         return "" if seen is None else f"{seen:,.0f} images"
 
     @property
@@ -235,7 +235,7 @@ def _evaluation(line: bytes) -> Evaluation | None:
     found = score({name: v for name, v in row.items() if name.startswith("val/")}, "fid")
     if found is None:
         return None
-    seen, seconds = number(row.get("images_seen")), number(row.get("seconds"))
+    seen, seconds = number(row.get("examples_seen")), number(row.get("seconds"))
     return Evaluation(int(seen or 0), seconds or 0.0, *found)
 
 

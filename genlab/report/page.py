@@ -297,7 +297,9 @@ def _trouble(trained: Trained) -> str:
         return f"{trained.status}. {trained.record.get('error') or ''}".strip()
     flags = part(trained.record, "health").get("flags")
     told = [
-        f"after {f.get('images_seen')} images: {f.get('problem')}" for f in flags or [] if isinstance(f, dict)
+        f"after {f.get('examples_seen')} images: {f.get('problem')}"
+        for f in flags or []
+        if isinstance(f, dict)
     ]
     reason = collapse(trained)
     return "; ".join(([f"collapsed, {reason}"] if reason else []) + told[-1:])
@@ -349,12 +351,12 @@ def _film(row: Row, album: Album) -> Markup | None:
             continue
         last = frames[-1][0] or 1
         images = []
-        for images_seen, file in frames:
-            alt = f"Samples of {row.name} after {images_seen:,} images"
-            share = round(images_seen / last, 4)
-            shown = images_seen == last
+        for examples_seen, file in frames:
+            alt = f"Samples of {row.name} after {examples_seen:,} images"
+            share = round(examples_seen / last, 4)
+            shown = examples_seen == last
             image = album.image(
-                trained.run, file, alt, data_share=share, data_images=f"{images_seen:,}", hidden=not shown
+                trained.run, file, alt, data_share=share, data_images=f"{examples_seen:,}", hidden=not shown
             )
             images.append(image)
         caption = tag(
@@ -376,7 +378,7 @@ def _frames(trained: Trained) -> Iterator[tuple[int, str]]:
     places = sorted(files)
     if len(places) > FRAMES:
         places = [places[round(n * (len(places) - 1) / (FRAMES - 1))] for n in range(FRAMES)]
-    yield from ((images_seen, files[images_seen]) for images_seen in places)
+    yield from ((examples_seen, files[examples_seen]) for examples_seen in places)
 
 
 def _gallery(kind: str, told: str, alt: str) -> Callable[[Comparison, Album], Markup | None]:

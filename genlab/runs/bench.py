@@ -12,7 +12,6 @@ it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -23,7 +22,8 @@ from typing import Any
 
 import yaml
 
-from genlab.runs import atomic
+from genlab import files
+from genlab.files import digest
 from genlab.runs.folder import NotARun, Run, folder_name, open_run
 from genlab.runs.metrics_file import short_name
 from genlab.runs.tests import variants_of
@@ -42,36 +42,40 @@ _SELECTED_BY = ("fid", "wasserstein", "bits_per_dim", "loss")
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run may use: real images seen, or seconds of training alone."""
+    """What every run may use: examples seen, or seconds of training alone."""
 
-    images: int | None = None
+    examples: int | None = None
     seconds: float | None = None
 
     @property
     def options(self) -> list[str]:
         """The budget as options of `genlab fit`; the experiment's own is replaced."""
-        return [f"--budget.images={_yaml(self.images)}", f"--budget.seconds={_yaml(self.seconds)}"]
+        return [f"--budget.examples={_yaml(self.examples)}", f"--budget.seconds={_yaml(self.seconds)}"]
 
     def __str__(self) -> str:
-        return f"{self.seconds:g}s" if self.seconds else f"{self.images}"
+        return f"{self.seconds:g}s" if self.seconds else f"{self.examples}"
 
 
 def parse_budget(text: str) -> Budget:
-    """Returns the budget that a text such as 90s, 2m, 1h (seconds) or 300000, 300k, 1M (images) stands for.
+    """Returns the budget that a text such as 90s, 2m, 1h (seconds) or 300000, 300k, 1M (examples) stands for.
 
     Raises:
         ValueError: Another text, or a number that is not positive.
     """
     seconds = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    images = {"": 1.0, "k": 1e3, "M": 1e6}
+    examples = {"": 1.0, "k": 1e3, "M": 1e6}
     unit = text[-1:] if text[-1:].isalpha() else ""
     try:
         number = float(text.removesuffix(unit))
     except ValueError:
         number = math.nan
-    if not 0.0 < number < math.inf or unit not in {**seconds, **images}:
-        raise ValueError(f"--budget must be a time such as 90s or 5m, or images such as 300k, got {text!r}.")
-    return Budget(seconds=number * seconds[unit]) if unit in seconds else Budget(round(number * images[unit]))
+    if not 0.0 < number < math.inf or unit not in {**seconds, **examples}:
+        raise ValueError(
+            f"--budget must be a time such as 90s or 5m, or examples such as 300k, got {text!r}."
+        )
+    return (
+        Budget(seconds=number * seconds[unit]) if unit in seconds else Budget(round(number * examples[unit]))
+    )
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ class Bench:
             "options": self.options,
         }
         changed = [name for name in new if name in old and old[name] != new[name]]
-        digests = {name: _digest(path) for name, path in self.files.items()}
+        digests = {name: digest(path, 16) for name, path in self.files.items()}
         known = old.get("experiments", {})
         changed += [str(self.files[name]) for name, now in digests.items() if known.get(name, now) != now]
         if changed:
@@ -254,7 +258,7 @@ class Bench:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(exist_ok=True)
         new |= {"experiments": {**known, **digests}, "num_seeds": self.num_seeds}
-        atomic.write_json(self._file, new)
+        files.write_json(self._file, new)
 
     @property
     def _file(self) -> Path:
@@ -296,7 +300,3 @@ def _is_tested(run: Run, record: dict[str, Any]) -> bool:
 
 def _yaml(value: Any) -> str:
     return "null" if value is None else str(value)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

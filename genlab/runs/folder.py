@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import genlab
-from genlab.runs import atomic, lock
+from genlab import files
+from genlab.runs import lock
 
 STATUSES = ("created", "running", "finished", "stopped", "diverged", "failed")
 """Stopped: on request. Diverged: a loss was no longer finite. Failed: an error or a kill."""
@@ -136,12 +137,12 @@ class Run:
         if status not in STATUSES:
             raise ValueError(f"The status of a run must be one of {', '.join(STATUSES)}, got {status!r}.")
         with lock.exclusive(self.path):
-            atomic.write_json(self.record, _merged(self.read(), fields))
+            files.write_json(self.record, _merged(self.read(), fields))
 
     def replace(self, **fields: Any) -> None:
         """Sets fields of the record in one step, whatever they held before."""
         with lock.exclusive(self.path):
-            atomic.write_json(self.record, {**self.read(), **fields})
+            files.write_json(self.record, {**self.read(), **fields})
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -151,7 +152,7 @@ class Run:
             genlab.runs.lock.RunIsLive: Another process trains in it.
         """
         with lock.hold(self._lock):
-            atomic.sweep(self.checkpoints)
+            files.sweep(self.checkpoints)
             yield
 
     @property
@@ -181,7 +182,7 @@ def create_run(experiment: str, root: Path | None = None, name: str | None = Non
     run = Run(_new_folder(parent, folder_name(name)) if name else _unique_folder(parent, dated))
     run.samples.mkdir()
     run.checkpoints.mkdir()
-    atomic.write_json(run.record, _first_record(run, experiment))
+    files.write_json(run.record, _first_record(run, experiment))
     return run
 
 

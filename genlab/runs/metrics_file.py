@@ -9,10 +9,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from genlab.runs import atomic
+from genlab import files
 from genlab.runs.folder import Run
 
-_POSITION = ("images_seen", "step", "seconds")
+_POSITION = ("examples_seen", "step", "seconds")
 
 
 class MetricsFile:
@@ -26,10 +26,10 @@ class MetricsFile:
         self.jsonl = run.metrics_jsonl
         self.csv = run.metrics_csv
 
-    def write(self, values: dict[str, float], images_seen: int, step: int, seconds: float) -> None:
+    def write(self, values: dict[str, float], examples_seen: int, step: int, seconds: float) -> None:
         """Appends one line, with null for what is not finite; it is in the file when this returns."""
-        position = {"images_seen": images_seen, "step": step, "seconds": round(seconds, 3)}
-        line = json.dumps(atomic.plain({**position, **values}), allow_nan=False) + "\n"
+        position = {"examples_seen": examples_seen, "step": step, "seconds": round(seconds, 3)}
+        line = json.dumps(files.plain({**position, **values}), allow_nan=False) + "\n"
         with self.jsonl.open("a+b", buffering=0) as file:  # unbuffered: one line is one write
             _drop_torn_end(file)
             file.write(line.encode())
@@ -39,19 +39,19 @@ class MetricsFile:
         rows = read_metrics(self.jsonl)
         columns = dict.fromkeys([*_POSITION, *(name for row in rows for name in row)])
         with (
-            atomic.replacing(self.csv) as temporary,
+            files.replacing(self.csv) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, list(columns), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
-    def truncate_after(self, images_seen: int) -> None:
+    def truncate_after(self, examples_seen: int) -> None:
         """Drops the lines beyond a restored checkpoint: a resumed run writes them again."""
         if not self.jsonl.exists():
             return
-        kept = [row for row in read_metrics(self.jsonl) if row["images_seen"] <= images_seen]
-        atomic.write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in kept))
+        kept = [row for row in read_metrics(self.jsonl) if row["examples_seen"] <= examples_seen]
+        files.write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def short_name(name: str) -> str:
@@ -76,7 +76,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _row(line: bytes) -> dict[str, Any]:
     row = json.loads(line)
-    if not isinstance(row, dict) or "images_seen" not in row:
+    if not isinstance(row, dict) or "examples_seen" not in row:
         raise ValueError("not a line of metrics")
     return row
 

@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from genlab.runs import atomic
+from genlab import files
 from genlab.runs.folder import Run
 
 _EVALUATION = b'"val/'  # in each line of metrics.jsonl that is one
@@ -34,5 +34,5 @@ def keep_record(run: Run, folder: Path) -> Run:
         lines = run.metrics_jsonl.read_bytes().splitlines(keepends=True)
         kept.metrics_jsonl.write_bytes(b"".join(line for line in lines if _EVALUATION in line))
     # On one line: indented, the many small numbers of histograms are most of the file.
-    atomic.write_text(kept.record, json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    files.write_text(kept.record, json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
     return kept

@@ -6,7 +6,6 @@ for each variant of its configuration: the same weights, sampled otherwise.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 import genlab
+from genlab.files import digest
 from genlab.runs.environment import command_line
 from genlab.runs.folder import Run
 
@@ -55,16 +55,10 @@ def stamp(run: Run, checkpoint: Path, arguments: Sequence[str]) -> Stamp:
     text = json.dumps(config, sort_keys=True, default=str)
     return Stamp(
         checkpoint.name,
-        file_digest(checkpoint),
-        hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH],
+        digest(checkpoint, DIGEST_LENGTH),
+        digest(text, DIGEST_LENGTH),
         command_line(["genlab", *arguments])[1:],
     )
-
-
-def file_digest(path: Path) -> str:
-    """Returns the first 16 digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
 
 
 def read_config(run: Run) -> dict[str, Any]:

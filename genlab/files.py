@@ -1,7 +1,8 @@
-"""Files that are the old ones or the new ones, never half of each, and JSON that every reader accepts."""
+"""Files that are the old ones or the new ones, never half of each; the cache; digests. Imports no torch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder(*parts: str) -> Path:
+    """Returns the folder of what is kept between runs, or one below it: $GENLAB_CACHE, or ~/.cache/genlab."""
+    root = Path(os.environ.get("GENLAB_CACHE") or Path.home() / ".cache" / "genlab").expanduser()
+    return root.joinpath(*parts)
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside the target, which replaces the target once the block has ended well.
@@ -19,12 +26,13 @@ def replacing(target: Path) -> Iterator[Path]:
     Beside, since a rename is atomic within one file system only: a temporary file elsewhere ends as a copy
     onto the final name, which a kill leaves truncated.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,7 +71,21 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _sync(path: Path) -> None:
+def digest(content: bytes | str | Path, length: int = 64) -> str:
+    """Returns the first digits of the SHA-256 of bytes, of a text, or of a file's content."""
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:length]
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:length]
+
+
+def digest_of(*parts: Any, length: int = 64) -> str:
+    """Returns the first digits of the SHA-256 of values as JSON: the name of what was made of them."""
+    return digest(json.dumps(parts, sort_keys=True, default=str), length)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
     if os.name == "nt":  # Windows can neither sync a folder nor a file opened for reading
         return
     descriptor = os.open(path, os.O_RDONLY)
