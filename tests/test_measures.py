@@ -301,7 +301,9 @@ EVALUATIONS = [
         id="guided",
     ),
     pytest.param(
-        partial(diffusion, DDIM(UniformGrid(7)), given=["label"], guidance=Guidance(dropout=0.1)), 7, id="not guided"
+        partial(diffusion, DDIM(UniformGrid(7)), given=["label"], guidance=Guidance(dropout=0.1)),
+        7,
+        id="not guided",
     ),
     pytest.param(partial(diffusion, DDIM(UniformGrid(7)), half_life=0), 7, id="without average"),
 ]

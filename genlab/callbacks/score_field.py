@@ -11,8 +11,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from genlab import randomness
-from genlab.callbacks.density import new_figure, rendered
 from genlab.callbacks.record import log_image
+from genlab.evaluation.pictures import new_figure, rendered
 from genlab.families.capabilities import HasScore, can
 
 
