@@ -94,7 +94,7 @@ class Autoregressive(Model):
             return -self._nats(self.sampling_network, x, self.told(given)).sum(dim=1)
 
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
-        """Returns sample i of the seed for every i in index: as many tokens as a window has, (batch, length)."""
+        """Returns sample i of the seed for every i in index, as long as a window: (batch, length)."""
         index = indices(index, self.device)
         start = torch.full((len(index), 1), self.start, device=self.device)
         return torch.stack(list(self.complete(start, self.spec.shape[0], index, seed, **given)), dim=1)
