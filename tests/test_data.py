@@ -186,7 +186,7 @@ def test_lightning_resumes_from_every_checkpoint_with_the_same_images_and_flips(
 
 def test_too_few_images_for_a_batch_are_refused_before_training():
     message = (
-        r"1000 training images are fewer than one batch of 1600 \(800 on each of 2 devices\).*batch_size 500"
+        r"1000 training items are fewer than one batch of 1600 \(800 on each of 2 devices\).*batch_size 500"
     )
     with pytest.raises(ValueError, match=message):
         placed(0, 2, batch_size=800).setup("fit")

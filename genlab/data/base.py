@@ -100,7 +100,7 @@ class DataModule(pl.LightningDataModule):
         _require(name in names, f"split must be one of {', '.join(names)}, got {name!r}{_hint(name)}.")
         if self._splits is None:
             splits = self.load()
-            self._splits = {**splits, **self._shares(splits["train"])}
+            self._splits = {**splits, **self.shares(splits["train"])}
         return self._splits[names[name]]
 
     def fingerprint(self, split: str) -> str:
@@ -212,7 +212,8 @@ class DataModule(pl.LightningDataModule):
         """Returns rank and number of processes of the attached trainer."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _shares(self, train: Packed) -> dict[str, Packed]:
+    def shares(self, train: Packed) -> dict[str, Packed]:
+        """Returns the part of the training split that is used, and the "rest"."""
         if self.fraction == 1.0:
             return {"train": train}
         num = max(1, round(self.fraction * len(train)))
@@ -222,11 +223,11 @@ class DataModule(pl.LightningDataModule):
 
     def _require_a_batch(self) -> None:
         _, world_size = self._place()
-        num, joined = len(self.split("train")), self.batch_size * world_size
+        num, joined = len(self.training_items(0)), self.batch_size * world_size
         devices = f" on each of {world_size} devices" if world_size > 1 else ""
         _require(
             num >= joined,
-            f"{num} training images are fewer than one batch of {joined} ({self.batch_size}{devices}); "
+            f"{num} training items are fewer than one batch of {joined} ({self.batch_size}{devices}); "
             f"use --data.batch_size {max(1, num // world_size)} or less.",
         )
 
