@@ -34,7 +34,8 @@ def beside_measurements(comparison: Comparison) -> list[tuple[Row, list[tuple[st
     Both are "" in what a way to sample has in common with the other rows of its weights, and measured is ""
     where the textbook says that there is nothing to measure.
     """
-    return [(row, _pairs(row)) for row in comparison.rows if row.family in TEXTBOOK]
+    rows = [row for group in comparison.groups for row in group.rows]
+    return [(row, _pairs(row)) for row in rows if row.family in TEXTBOOK]
 
 
 def _pairs(row: Row) -> list[tuple[str, str]]:
