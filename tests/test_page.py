@@ -345,7 +345,7 @@ def test_long_trainings_are_thinned_from_first_to_last(tmp_path):
     assert (frames[0].share, frames[-1].share) == (0.0, 1.0)
 
 
-def test_samples_that_are_texts_are_shown_as_texts(tmp_path):
+def test_samples_that_are_texts_are_shown_as_texts(tmp_path, undrawn):
     spec = {"name": "verse", "shape": [32], "levels": 64}
     made = record("lines", spec=spec, **{"test.pictures": {"continuations": "test/continuations.txt"}})
     folder = write_run(tmp_path, made, curve=[], pictures=False)
@@ -433,12 +433,12 @@ def test_texts_of_a_chart_are_written_as_they_are_and_warn_of_nothing():
 
 def test_names_beside_points_lie_on_nothing():
     rng = np.random.default_rng(0)
-    places = [(float(x), float(y)) for x, y in rng.uniform(1, 2, (14, 2))]
+    places = [(float(x), float(y)) for x, y in rng.uniform(1, 2, (40, 2))]
     boxes, marks = [], []
 
     def put(axes):
         axes.plot(*zip(*places, strict=True), **chart.points_of(0))
-        chart.label_points(axes, places, [f"some_model_{n}" for n in range(14)])
+        chart.label_points(axes, places, [f"some_model_{n}" for n in range(40)])
         boxes.extend(text.get_window_extent() for text in axes.texts)
         marks.extend(axes.transData.transform(places))
 
@@ -740,21 +740,21 @@ def test_the_slider_goes_through_the_training_by_keyboard_and_click(opened):
 
 @pytest.fixture(scope="module")
 def small(tab, hostile, tmp_path_factory):
-    """The other page, which has few lines and all kinds of elements, with all of its details open."""
+    """The other page, which has few lines and all kinds of elements."""
     file = tmp_path_factory.mktemp("hostile") / "hostile.html"
     file.write_text(hostile, encoding="utf-8")
     tab[0].goto(file.as_uri())  # a dialogue would be a console message or hang
-    tab[0].evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     return tab
 
 
 @browsing
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_the_report_passes_an_accessibility_check(small, width, scheme):
+@pytest.mark.parametrize(("width", "scheme", "details"), [(1280, "light", "true"), (390, "dark", "false")])
+def test_the_report_passes_an_accessibility_check(small, width, scheme, details):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     opened, troubles = small
     opened.set_viewport_size({"width": width, "height": 900})
     opened.emulate_media(color_scheme=scheme)
+    opened.evaluate(f"document.querySelectorAll('details').forEach(d => d.open = {details})")
     results = axe.run(opened, options={"resultTypes": ["violations"]})
     assert len(results.response["passes"]) > 40, "hardly anything was checked"
     assert results.violations_count == 0, results.generate_report()
