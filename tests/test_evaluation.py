@@ -14,13 +14,14 @@ from genlab.evaluation.likelihood import score_likelihood
 from genlab.evaluation.pictures import as_pixels, grid
 from genlab.evaluation.score import find_score, reference_of, score, score_name
 from genlab.families.base import Model
+from genlab.metrics.base import Reference
 from genlab.metrics.duplicates import DuplicateShare
-from genlab.metrics.features import Identity, load_extractor
+from genlab.metrics.extractors import load_extractor
+from genlab.metrics.features import Identity
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
-from genlab.metrics.reference import Reference
 from genlab.metrics.wasserstein import WassersteinDistance, wasserstein_1d
 from genlab.shapes import DataSpec, to_float, to_levels
 

@@ -5,13 +5,16 @@ import pytest
 import torch
 from random_inception import random_inception_weights
 
-from genlab.metrics.features import Features, load_extractor
-from genlab.metrics.frechet import FrechetDistance, frechet_distance
+from genlab.metrics.base import Reference
+from genlab.metrics.extractors import load_extractor
+from genlab.metrics.features import Features
+from genlab.metrics.frechet import FrechetDistance
+from genlab.metrics.gaussian import frechet_distance
 from genlab.metrics.inception import InceptionExtractor
 from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
-from genlab.metrics.reference import Reference, collect
+from genlab.metrics.reference import collect
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
 

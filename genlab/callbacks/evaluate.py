@@ -15,7 +15,8 @@ from genlab.evaluation.likelihood import Likelihood, score_likelihood
 from genlab.evaluation.score import Scores, score
 from genlab.families.base import HasLikelihood, Model, can_be_sampled
 from genlab.metrics.duplicates import DuplicateShare
-from genlab.metrics.features import Extractor, Identity, extractor_available, load_extractor
+from genlab.metrics.extractors import extractor_available, load_extractor
+from genlab.metrics.features import Extractor, Identity
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.frechet_noise import FrechetNoise
 from genlab.metrics.inception_score import InceptionScore

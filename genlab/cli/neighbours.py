@@ -28,7 +28,7 @@ def neighbours(arguments: list[str]) -> int:
     from genlab.evaluation.load import load_data
     from genlab.evaluation.score import sample_levels
     from genlab.families.base import Samples
-    from genlab.metrics.features import load_extractor
+    from genlab.metrics.extractors import load_extractor
     from genlab.report.table import metrics_table
     from genlab.runs.tests import read_config
 

@@ -15,8 +15,8 @@ from genlab.evaluation.latent_space import measure_latent
 from genlab.evaluation.score import Scores, place, reference_of
 from genlab.evaluation.speed import measure_speed
 from genlab.families.base import Model, can_be_sampled
+from genlab.metrics.base import Reference
 from genlab.metrics.features import Extractor
-from genlab.metrics.reference import Reference
 
 TRAINING_FEATURES = 2**31  # bytes: beyond, a chosen part of the training images is compared with
 

@@ -16,8 +16,8 @@ from genlab.evaluation.latents import reconstruct, slerp
 from genlab.evaluation.pictures import grid, joined
 from genlab.evaluation.score import Drawn
 from genlab.families.base import HasLatent, Model, Reconstructs
+from genlab.metrics.base import Reference
 from genlab.metrics.neighbours import neighbour_distances
-from genlab.metrics.reference import Reference
 from genlab.shapes import observed
 
 NUM_SAMPLES = 64

@@ -170,44 +170,24 @@ def indicators(*codes: Tensor) -> tuple[Tensor, ...]:
 
 
 def linear_probe(z: Tensor, labels: Tensor, unseen: Tensor, unseen_labels: Tensor) -> float:
-    """Returns the share of unseen codes whose label a linear map tells: its largest output, see `ridge`.
+    """Returns the share of unseen codes whose label a linear map tells: the one with the largest output.
 
-    Codes are centred and in units of their standard deviation; the map learns indicators of the labels.
+    Codes are centred and in units of their standard deviation. The map is a ridge regression of the labels'
+    indicators, whose strength is, of 13 powers of ten times the largest eigenvalue of Z Z^T, the one with
+    the smallest squared error when each row in turn is predicted by a map fitted without it.
 
     Shapes:
         z: (n, d), unseen: (m, d); labels: (n,), unseen_labels: (m,).
     """
+    from sklearn.linear_model import RidgeClassifierCV
+
     mean, std = z.double().mean(dim=0), z.double().std(dim=0)
     scale = torch.where(std > 1e-9 * std.max(), std, torch.inf)  # a constant dimension says nothing
     z, unseen = (z.double() - mean) / scale, (unseen.double() - mean) / scale
-    targets = one_hot(labels, int(max(labels.max(), unseen_labels.max())) + 1).double()
-    predicted = (unseen @ ridge(z, targets) + targets.mean(dim=0)).argmax(dim=1)
-    return float((predicted == unseen_labels).double().mean())
-
-
-def ridge(z: Tensor, targets: Tensor) -> Tensor:
-    """Returns the linear map of a ridge regression whose strength is chosen by leaving one out.
-
-        W = argmin |Z W - (Y - mean Y)|^2 + lambda |W|^2
-
-    lambda is, of 13 powers of ten times the largest eigenvalue of Z Z^T, the one with the smallest squared
-    error when each row in turn is predicted by a map fitted without it, its constant included: the residual
-    over 1 - h_ii, with h the projection (Hastie et al. 2009, equation 7.64), from one eigenvalue problem.
-
-    Shapes:
-        z: (n, d), of mean 0, float64; targets: (n, k). Returns (d, k).
-    """
-    values, vectors = torch.linalg.eigh(z @ z.mT)
-    rotated = vectors.mT @ (targets - targets.mean(dim=0))
-    best, smallest = rotated, math.inf
-    for power in range(-9, 4):
-        strength = 10.0**power * float(values[-1].clamp_min(1e-12))
-        inverse = 1.0 / (values.clamp_min(0.0) + strength)
-        dual = vectors @ (inverse[:, None] * rotated)
-        error = dual / (vectors.square() @ inverse - 1.0 / (strength * len(z)))[:, None]
-        if float(error.square().sum()) < smallest:
-            best, smallest = dual, float(error.square().sum())
-    return z.mT @ best
+    largest = max(float(torch.linalg.matrix_norm(z, 2)) ** 2, 1e-12)
+    probe = RidgeClassifierCV([10.0**power * largest for power in range(-9, 4)])
+    probe.fit(z.numpy(), labels.numpy())
+    return float((probe.predict(unseen.numpy()) == unseen_labels.numpy()).mean())
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from genlab.data.base import DataModule
 from genlab.families.base import Model, Samples
+from genlab.metrics.base import Reference
 from genlab.metrics.features import Extractor, Features
-from genlab.metrics.reference import NUM_KEPT, Reference, cached_reference, collect, statistics
+from genlab.metrics.reference import NUM_KEPT, cached_reference, collect, statistics
 from genlab.runs.metrics_file import short_name
 from genlab.shapes import observed, to_levels
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,9 +14,33 @@ from torchmetrics.utilities import dim_zero_cat
 
 from genlab import randomness
 from genlab.metrics.features import Features
+from genlab.metrics.gaussian import covariance_factor
 
-if TYPE_CHECKING:
-    from genlab.metrics.reference import Reference
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Statistics of real images' features.
+
+    Attributes:
+        num: Number of images.
+        protocol: The extractor, its digest and resizing, and the counts.
+
+    Shapes:
+        mean: (d,), covariance: (d, d), of all images, float64.
+        features: (kept, d), float32: rows of the kept images; index: (kept,), their ascending numbers.
+    """
+
+    num: int
+    mean: Tensor
+    covariance: Tensor
+    features: Tensor
+    index: Tensor
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """The covariance's Cholesky factor."""
+        return covariance_factor(self.covariance)
 
 
 class SampleMetric(Metric):

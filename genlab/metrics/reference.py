@@ -6,8 +6,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +17,14 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from genlab.files import cache_folder, digest_of, replacing
-from genlab.metrics.base import checked, chosen_rows
+from genlab.metrics.base import Reference, checked, chosen_rows
 from genlab.metrics.features import Extractor, Features
-from genlab.metrics.frechet import Moments, covariance_factor
+from genlab.metrics.frechet import Moments
 
 NUM_KEPT = 10_000
 """Images whose features are kept one by one, unless told otherwise."""
 
 _FORMAT = 1  # of the cached files; counts up when their meaning changes
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """Statistics of real images' features.
-
-    Attributes:
-        num: Number of images.
-        protocol: The extractor, its digest and resizing, and the counts.
-
-    Shapes:
-        mean: (d,), covariance: (d, d), of all images, float64.
-        features: (kept, d), float32: rows of the kept images; index: (kept,), their ascending numbers.
-    """
-
-    num: int
-    mean: Tensor
-    covariance: Tensor
-    features: Tensor
-    index: Tensor
-    protocol: dict[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def factor(self) -> Tensor:
-        """The covariance's Cholesky factor."""
-        return covariance_factor(self.covariance)
 
 
 def collect(
