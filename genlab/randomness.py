@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -44,6 +46,50 @@ def normal(address: int, index: Tensor, shape: tuple[int, ...], dtype: torch.dty
     angle = u[:, half:].mul(2.0 * math.pi)
     pairs = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
     return pairs[:, :size].to(dtype).reshape(len(index), *shape)
+
+
+class StepNoise:
+    """The random numbers of one training step or of one evaluated batch, each a function of its address.
+
+    An object of its own so that a model can lend it to another that learns inside of it: both then draw
+    what belongs to one step, by the names of their streams.
+
+    Attributes:
+        address: Of the step; numbers of different steps have nothing in common.
+        rank, world_size: In training row j on rank r of w is row r + w j of the joined batch, so that w
+            devices draw together exactly what one device draws for the whole batch.
+    """
+
+    def __init__(self) -> None:
+        self.address, self.rank, self.world_size = 0, 0, 1
+        self._numbers: Tensor | None = None
+
+    def begin(self, address: int, rank: int = 0, world_size: int = 1) -> None:
+        """Moves to another step."""
+        self.address, self.rank, self.world_size = address, rank, world_size
+
+    @contextmanager
+    def numbered(self, index: Tensor) -> Iterator[None]:
+        """Makes noise a function of the items' numbers, so that an evaluation can be repeated anywhere."""
+        self.address, self._numbers = key("evaluation"), index
+        try:
+            yield
+        finally:
+            self._numbers = None
+
+    def normal(self, stream: str, num: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Returns standard normal numbers, (num, *shape): one row for each item of the batch."""
+        return normal(key(self.address, stream), self._rows(num, device), shape)
+
+    def uniform(self, stream: str, num: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Returns numbers in (0, 1), (num, *shape), numbered as the normal ones."""
+        u = uniform(key(self.address, stream), self._rows(num, device), math.prod(shape))
+        return u.float().reshape(num, *shape)
+
+    def _rows(self, num: int, device: torch.device) -> Tensor:
+        if self._numbers is not None:
+            return self._numbers.to(device)
+        return torch.arange(num, device=device) * self.world_size + self.rank
 
 
 def _hash(address: int, index: Tensor, size: int) -> Tensor:

@@ -327,7 +327,9 @@ def machine_paths(text):
 def test_the_jobs_for_an_outside_driver_are_found_from_the_root_and_not_installed(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     jobs = importlib.import_module("benchmarks.genlab_jobs")
-    assert all(callable(getattr(jobs, name)) for name in ("ddpm_train", "flow2d_train", "vae_step", "vq_step"))
+    assert all(
+        callable(getattr(jobs, name)) for name in ("ddpm_train", "flow2d_train", "vae_step", "vq_step")
+    )
     packaging = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert packaging["find"]["include"] == ["genlab*"]
 

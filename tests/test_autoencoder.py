@@ -9,7 +9,7 @@ import torch
 
 from genlab.data.random_images import RandomImages
 from genlab.families.autoencoder import Autoencoder
-from genlab.families.base import HasLatent, HasLikelihood, Reconstructs, Samples
+from genlab.families.capabilities import HasLatent, HasLikelihood, Reconstructs, Samples
 from genlab.networks.augment import AffineAugment
 from genlab.networks.autoencoder import (
     ConvDecoder,

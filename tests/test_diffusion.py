@@ -12,7 +12,7 @@ from short_training import train
 from genlab import bench
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import Gaussian1D
-from genlab.families.base import Denoises, HasLatent, HasLikelihood, Reconstructs, learning_rate_factor
+from genlab.families.capabilities import Denoises, HasLatent, HasLikelihood, Reconstructs
 from genlab.families.diffusion import Diffusion
 from genlab.networks.dit import DiT, MLPDenoiser
 from genlab.networks.embeddings import sinusoids
@@ -182,7 +182,7 @@ def test_every_process_trains_and_samples_finite_images(process, prediction, pre
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS)
 def test_an_untrained_network_loses_the_targets_square(process, prediction):
-    model = diffusion(process=process, prediction=prediction, ema_decay=0.0).train()
+    model = diffusion(process=process, prediction=prediction, half_life=0).train()
     x = torch.zeros(4096, 1, 8, 8).uniform_(-1, 1)
     t = process.training_time((torch.arange(4096) + 0.5) / 4096)
     with model.numbered(torch.arange(4096)):
@@ -194,7 +194,7 @@ def test_an_untrained_network_loses_the_targets_square(process, prediction):
 
 
 def test_a_perfect_noise_predictor_loses_nothing():
-    model, process = diffusion(ema_decay=0.0), DiscreteChain()
+    model, process = diffusion(half_life=0), DiscreteChain()
     x, t = torch.rand(8, 1, 8, 8), torch.arange(1, 9) * 100.0
 
     def knows(x_t, time, label):
@@ -206,13 +206,13 @@ def test_a_perfect_noise_predictor_loses_nothing():
 
 
 def test_the_average_counts_optimiser_steps_also_with_accumulation():
-    model = fit(diffusion(ema_decay=0.9), accumulate_grad_batches=4, max_steps=3)
+    model = fit(diffusion(half_life=50), accumulate_grad_batches=4, max_steps=3)
     assert model.average.n_averaged == 3 and model.examples_seen == 3 * 4 * 8
-    assert model.sampling_weights == "ema" and diffusion(ema_decay=0.0).sampling_weights == "raw"
+    assert model.sampling_weights == "ema" and diffusion(half_life=0).sampling_weights == "raw"
 
 
 def test_samples_and_validation_come_from_the_average():
-    model = fit(diffusion(ema_decay=0.9, optimizer=partial(torch.optim.SGD, lr=0.5)))
+    model = fit(diffusion(half_life=50, optimizer=partial(torch.optim.SGD, lr=0.5)))
     before, scores = model.sample(2), validated(model)
     torch.nn.init.normal_(next(model.network.parameters()))
     assert torch.equal(model.sample(2), before)
@@ -223,7 +223,7 @@ def test_samples_and_validation_come_from_the_average():
     "sampler", [SHORT, Ancestral(UniformGrid(4)), DDIM(UniformGrid(4), eta=0.7), DPMSolver(UniformGrid(4))]
 )
 def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(sampler):
-    model = fit(diffusion(sampler=sampler, conditional=True))
+    model = fit(diffusion(sampler=sampler, given=["label"]))
     state = torch.get_rng_state()
     whole = model.sample(7, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
@@ -240,7 +240,7 @@ def test_decoding_the_starting_noise_is_sampling():
 
 
 def test_a_conditional_sample_without_a_label_goes_round_the_classes():
-    model = fit(diffusion(conditional=True))
+    model = fit(diffusion(given=["label"]))
     label = torch.arange(6) % 3
     assert torch.equal(model.sample(6), model.sample(6, label=label))
     assert not torch.equal(model.sample(6), model.sample(6, label=label.roll(1)))
@@ -248,7 +248,7 @@ def test_a_conditional_sample_without_a_label_goes_round_the_classes():
 
 
 def test_labels_are_hidden_each_on_its_own_and_only_in_training():
-    model = diffusion(conditional=True, label_dropout=0.3).train()
+    model = diffusion(given=["label"], guidance=Guidance(dropout=0.3)).train()
     batch = {"image": torch.zeros(4_000, 1, 8, 8), "label": torch.arange(4_000) % 3}
     with model.numbered(torch.arange(4_000)):
         hidden = model._hidden_label(batch)
@@ -259,7 +259,7 @@ def test_labels_are_hidden_each_on_its_own_and_only_in_training():
 
 
 def test_guidance_changes_samples_and_one_is_the_conditional_model():
-    model = fit(diffusion(conditional=True, label_dropout=0.1))
+    model = fit(diffusion(given=["label"], guidance=Guidance(dropout=0.1)))
     plain = model.sample(3)
     model.guidance = 3.0
     assert not torch.allclose(model.sample(3), plain, atol=1e-5)
@@ -268,7 +268,7 @@ def test_guidance_changes_samples_and_one_is_the_conditional_model():
 
 
 def test_validation_is_repeatable_and_independent_of_the_batch_size():
-    model = fit(diffusion(conditional=True, label_dropout=0.5))
+    model = fit(diffusion(given=["label"], guidance=Guidance(dropout=0.5)))
     a, b = validated(model, 5), validated(model, 16)
     assert a.keys() == b.keys() and {"val/loss", "val/x_error@0.1", "val/x_error@10"} <= a.keys()
     assert all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a)
@@ -289,7 +289,7 @@ def test_the_error_at_a_ratio_is_comparable_between_processes():
 
     found = {}
     for process in (DiscreteChain(), VESDE(), VPSDE()):
-        model = Diffusion(data.spec, Best, process, ADAM, ema_decay=0.0).eval()
+        model = Diffusion(data.spec, Best, process, ADAM, half_life=0).eval()
         x = torch.randn(4_000, 1)
         model.network.forward = partial(best_noise, process)
         with model.numbered(torch.arange(4_000)):
@@ -313,7 +313,7 @@ def best_noise(process, scaled, time, label=None):
     "likelihood", [VariationalBound(UniformGrid(5)), ProbabilityFlow(2), ProbabilityFlow(2, num_probes=0)]
 )
 def test_images_have_a_bounded_likelihood_that_does_not_depend_on_the_batch(likelihood):
-    model = fit(diffusion(likelihood=likelihood, conditional=True, dequantise=True)).eval()
+    model = fit(diffusion(likelihood=likelihood, given=["label"], dequantise=True)).eval()
     assert all(isinstance(model, can) for can in (HasLikelihood, HasLatent, Reconstructs, Denoises))
     assert model.likelihood_kind == "<=" and model.likelihood_estimator
     x, label = torch.randint(256, (4, 1, 8, 8)) / 127.5 - 1, torch.arange(4) % 3
@@ -348,7 +348,7 @@ def test_a_model_of_points_learns_their_width_and_its_likelihood_is_exact():
         partial(torch.optim.Adam, lr=5e-3),
         sampler=RungeKutta(40),
         likelihood=ProbabilityFlow(30, num_probes=0),
-        ema_decay=0.98,
+        half_life=50,
     )
     fit(model, data, max_steps=300).eval()
     x = model.sample(2_000)
@@ -373,7 +373,7 @@ def test_a_learned_variance_trains_bounds_and_samples():
 
 
 def test_the_bound_teaches_the_variance_and_not_the_mean():
-    model = diffusion(partial(UNET, learned_variance=True), DiscreteChain(20), ema_decay=0.0)
+    model = diffusion(partial(UNET, learned_variance=True), DiscreteChain(20), half_life=0)
     x, t = torch.rand(4, 1, 8, 8), torch.tensor([1.0, 5.0, 10.0, 20.0])
     with model.numbered(torch.arange(4)):
         model._loss(model.network, x, t, None)["bound"].backward()
@@ -382,7 +382,7 @@ def test_the_bound_teaches_the_variance_and_not_the_mean():
 
 
 def test_weights_by_min_snr_count_clear_images_less():
-    plain, weighted = diffusion(ema_decay=0.0), diffusion(ema_decay=0.0, weighting=MinSNR(5.0))
+    plain, weighted = diffusion(half_life=0), diffusion(half_life=0, weighting=MinSNR(5.0))
     x = torch.rand(4, 1, 8, 8)
     for t, factor in ((1.0, 5 * 1e-4 / 0.9999), (900.0, 1.0)):
         losses = []
@@ -411,7 +411,7 @@ def test_wrong_settings_are_refused_with_their_rule(option, message):
 
 
 def test_the_flows_likelihood_is_computed_where_derivatives_are_switched_off():
-    model = fit(diffusion(conditional=True, likelihood=ProbabilityFlow(2))).eval()
+    model = fit(diffusion(given=["label"], likelihood=ProbabilityFlow(2))).eval()
     x, label = torch.rand(3, 1, 8, 8) * 2 - 1, torch.arange(3)
     with model.numbered(torch.arange(3)):
         expected = model.log_prob(x, label)
@@ -420,7 +420,7 @@ def test_the_flows_likelihood_is_computed_where_derivatives_are_switched_off():
 
 
 def test_the_learning_rate_follows_the_images_and_not_the_steps():
-    model = fit(diffusion(optimizer=partial(torch.optim.SGD, lr=1.0), decay_images=2 * 3 * 8), max_steps=3)
+    model = fit(diffusion(optimizer=partial(torch.optim.SGD, lr=1.0), schedule=Schedule(decay=2 * 3 * 8)), max_steps=3)
     rates = [group["lr"] for group in model.optimizers().optimizer.param_groups]
     assert rates[0] == pytest.approx(0.5, rel=1e-6)  # half of the images have been seen
     assert learning_rate_factor(0, 100, 0) == pytest.approx(0.01) and learning_rate_factor(500, 100, 0) == 1.0
@@ -431,7 +431,7 @@ def test_the_learning_rate_follows_the_images_and_not_the_steps():
 
 @pytest.mark.parametrize("process", [DiscreteChain(), VESDE(), EDM()])
 def test_the_score_is_that_of_the_noise_the_network_sees(process):
-    model = fit(diffusion(process=process, ema_decay=0.0)).eval()
+    model = fit(diffusion(process=process, half_life=0)).eval()
     level, x_t = process.level_of(0.7), torch.randn(2, 1, 8, 8)
     time = process.network_time(torch.full((2,), level.t).double()).float()
     noise = model.network(x_t / math.hypot(level.alpha, level.sigma), time)

@@ -21,7 +21,8 @@ from genlab.callbacks.health import Health
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import EightGaussians, TwoMoons
 from genlab.evaluation.likelihood import score_likelihood
-from genlab.families.base import Diverged, HasLatent, HasLikelihood, Reconstructs, Samples
+from genlab.families.base import Diverged
+from genlab.families.capabilities import HasLatent, HasLikelihood, Reconstructs, Samples
 from genlab.families.flow import Flow
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner
 from genlab.report.test_table import likelihood_protocol
@@ -172,7 +173,7 @@ def test_a_flow_fitted_to_a_known_density_reaches_its_entropy(data):
     data = data(num_train=50_000, num_test=10_000, batch_size=512)
     network = partial(MLPConditioner, hidden=[64, 64])
     bijection = partial(CouplingFlow, network=network, transform=Spline(num_bins=8), num_couplings=6)
-    model = fit(Flow(data.spec, bijection, ADAM, ema_decay=0.995), data, max_steps=2_500)
+    model = fit(Flow(data.spec, bijection, ADAM, half_life=50), data, max_steps=2_500)
     x = torch.as_tensor(data.split("test").images)
     excess = (data.log_density(x) - model.log_prob(x)).mean().item()  # an estimate of the divergence
     assert -0.01 < excess < 0.05
@@ -185,7 +186,7 @@ def test_a_flow_learns_a_skewed_normal_density_to_its_entropy():
         len(index), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(address % 2**62)
     ) @ stretch.T + 3  # fmt: skip
     model = fit(
-        Flow(data.spec, VECTOR, partial(torch.optim.Adam, lr=5e-3), ema_decay=0.99), data, max_steps=300
+        Flow(data.spec, VECTOR, partial(torch.optim.Adam, lr=5e-3), half_life=50), data, max_steps=300
     )
     entropy = 1 + math.log(2 * math.pi) + math.log(0.6)
     found = -model.log_prob(torch.as_tensor(data.split("test").images)).mean().item()
@@ -199,7 +200,7 @@ def test_a_flow_learns_a_skewed_normal_density_to_its_entropy():
 @pytest.mark.parametrize("conditional", [False, True])
 def test_encoding_and_decoding_return_every_image_exactly(bijection, conditional):
     data = images(levels=17)
-    model = flow(bijection, data, conditional=conditional)
+    model = flow(bijection, data, given=["label"] if conditional else [])
     batch = batch_of(data, 16)
     z = model.encode(batch["image"], batch["label"])
     assert z.shape == (16, 64) and z.shape[1] == model.latent_dim
@@ -239,7 +240,7 @@ def test_a_flow_has_every_capability_of_a_latent_and_a_likelihood():
 
 def test_labels_change_density_and_samples_and_a_missing_one_goes_round_the_classes():
     data = images()
-    model = flow(GLOW, data, perturb=0.2, conditional=True)
+    model = flow(GLOW, data, perturb=0.2, given=["label"])
     batch = batch_of(data)
     assert not torch.allclose(
         model.log_prob(batch["image"], batch["label"]),
@@ -250,8 +251,8 @@ def test_labels_change_density_and_samples_and_a_missing_one_goes_round_the_clas
     assert not torch.equal(model.sample(6), model.sample(6, label=label.roll(1)))
     with pytest.raises(ValueError, match="label is missing"):
         model.log_prob(batch["image"])
-    with pytest.raises(ValueError, match="conditional needs labels"):
-        flow(GLOW, images(num_classes=0), conditional=True)
+    with pytest.raises(ValueError, match="needs labels"):
+        flow(GLOW, images(num_classes=0), given=["label"])
 
 
 # Training
@@ -309,7 +310,7 @@ def test_health_flags_an_inverse_that_misses_the_data():
 
 @pytest.mark.slow
 def test_a_compiled_training_step_equals_the_uncompiled_one():
-    plain, compiled = (flow(GLOW, ema_decay=0.9, compile=compile) for compile in (False, True))
+    plain, compiled = (flow(GLOW, half_life=50, compile=compile) for compile in (False, True))
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     for model in (plain, compiled):
         fit(model, max_steps=3)
@@ -324,7 +325,7 @@ def test_a_compiled_training_step_equals_the_uncompiled_one():
 @pytest.mark.parametrize("dequantisation", [None, partial(VariationalDequantisation, network=CONV)])
 @pytest.mark.parametrize("bijection", IMAGE_FLOWS)
 def test_every_flow_learns_images_under_bfloat16(bijection, dequantisation):
-    model = flow(bijection, perturb=0.0, dequantisation=dequantisation, conditional=True, ema_decay=0.9)
+    model = flow(bijection, perturb=0.0, dequantisation=dequantisation, given=["label"], half_life=50)
     before = score_likelihood(model, images()).values["bits_per_dim"]
     fit(model, max_steps=30, precision="bf16-mixed", gradient_clip_val=10.0)
     assert score_likelihood(model, images()).values["bits_per_dim"] < before - 0.1
@@ -361,7 +362,7 @@ def test_a_value_that_is_not_finite_stops_the_run_with_the_layers_name(place):
 
 
 def test_the_learning_rate_grows_over_the_warm_up():
-    model = flow(warmup_images=32)
+    model = flow(schedule=Schedule(warmup=32))
     rates = []
 
     class Watcher(pl.Callback):
@@ -373,7 +374,7 @@ def test_the_learning_rate_grows_over_the_warm_up():
 
 
 def test_without_a_warm_up_or_average_the_optimiser_has_every_weight():
-    model = flow(warmup_images=0)
+    model = flow(schedule=Schedule(warmup=0))
     optimizer = model.configure_optimizers()["optimizer"]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters()}
@@ -381,8 +382,8 @@ def test_without_a_warm_up_or_average_the_optimiser_has_every_weight():
 
 
 def test_a_flow_restores_bit_for_bit_from_its_state():
-    model = fit(flow(GLOW, ema_decay=0.9, base=StandardLogistic()), max_steps=3)
-    restored = flow(GLOW, ema_decay=0.9, base=StandardLogistic())
+    model = fit(flow(GLOW, half_life=50, base=StandardLogistic()), max_steps=3)
+    restored = flow(GLOW, half_life=50, base=StandardLogistic())
     restored.load_state_dict(model.state_dict())
     assert torch.equal(model.sample(4), restored.sample(4))
 
@@ -393,7 +394,7 @@ def test_a_resumed_flow_equals_an_uninterrupted_one_bit_for_bit(
     options = (
         *("--config", "experiments/glow_digits.yaml", "--extractor", tiny_extractor(1)),
         *("--model.bijection.num_steps", "2", "--model.bijection.network.hidden_channels", "8"),
-        *("--model.warmup_images", "1000", "--model.decay_images", "2000", "--samples.num", "4"),
+        *("--model.schedule.warmup", "1000", "--model.schedule.decay", "2000", "--samples.num", "4"),
         *("--evaluate.num_samples", "16", "--trainer.accelerator", "cpu", "--budget.evaluate_every", "600"),
     )
     for name, budget in (("whole", 1200), ("parts", 600)):

@@ -9,8 +9,8 @@ import torch
 from short_training import train
 
 from genlab.data.random_images import RandomImages
-from genlab.families.base import averaged_copy, evaluating, frozen
 from genlab.families.gan import GAN
+from genlab.families.weights import evaluating, frozen
 from genlab.losses.adversarial import Hinge, LeastSquares, Minimax, NonSaturating, Wasserstein
 from genlab.losses.penalties import R1, GradientPenalty
 from genlab.networks.augment import DiffAugment
@@ -64,7 +64,7 @@ class Watcher(pl.Callback):
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_a_budget_of_n_makes_n_generator_updates_for_any_k(k):
-    model, watcher = gan(discriminator_steps=k), Watcher()
+    model, watcher = gan(balance=Balance(discriminator_steps=k)), Watcher()
     trainer = fit(model, max_steps=6, callbacks=[watcher])
     players = [player for player, *_ in watcher.steps]
     assert players.count("G") == 6 == trainer.global_step
@@ -74,7 +74,7 @@ def test_a_budget_of_n_makes_n_generator_updates_for_any_k(k):
 
 
 def test_every_discriminator_step_sees_a_fresh_batch():
-    model, seen = gan(discriminator_steps=2), []
+    model, seen = gan(balance=Balance(discriminator_steps=2)), []
     model.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     fit(model, max_steps=2)
     real = seen[0], seen[2]  # D(real), D(fake), D(real), D(fake), G's D(fake), ...
@@ -83,7 +83,7 @@ def test_every_discriminator_step_sees_a_fresh_batch():
 
 def test_each_step_leaves_the_other_players_weights_and_gradients_untouched():
     watcher = Watcher()
-    fit(gan(CONV, ema_decay=0.9), max_steps=4, callbacks=[watcher])
+    fit(gan(CONV, half_life=50), max_steps=4, callbacks=[watcher])
     for (player, gradients, g, d), (_, _, next_g, next_d) in zip(
         watcher.steps, watcher.steps[1:], strict=False
     ):
@@ -161,7 +161,7 @@ def test_the_average_follows_the_closed_form_and_copies_buffers():
 
 
 def test_only_the_generator_is_averaged_and_samples_come_from_the_average():
-    model = gan(ema_decay=0.5)
+    model = gan(half_life=50)
     fit(model, max_steps=3)
     assert [n for n in model.state_dict() if n.startswith("average.module.")] == [
         f"average.module.{n}" for n in model.generator.state_dict()
@@ -175,7 +175,7 @@ def test_only_the_generator_is_averaged_and_samples_come_from_the_average():
 
 @pytest.mark.parametrize("networks", [MLP, CONV])
 def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(networks):
-    model = gan(networks, conditional=True)
+    model = gan(networks, given=["label"])
     fit(model, max_steps=2)
     state = torch.get_rng_state()
     whole = model.sample(10, seed=3)
@@ -187,7 +187,7 @@ def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(net
 
 
 def test_a_conditional_sample_without_a_label_goes_round_the_classes():
-    model = gan(conditional=True)
+    model = gan(given=["label"])
     label = torch.arange(6) % 3
     assert torch.equal(model.sample(6), model.sample(6, label=label))
     assert not torch.equal(model.sample(6), model.sample(6, label=label.roll(1)))
@@ -195,8 +195,8 @@ def test_a_conditional_sample_without_a_label_goes_round_the_classes():
 
 
 def test_labels_are_refused_where_the_data_have_none():
-    with pytest.raises(ValueError, match="conditional needs labels"):
-        GAN(images(num_classes=0).spec, *MLP, NonSaturating(), SGD, SGD, conditional=True)
+    with pytest.raises(ValueError, match="needs labels"):
+        GAN(images(num_classes=0).spec, *MLP, NonSaturating(), SGD, SGD, given=["label"])
 
 
 LOSSES = [Minimax(), NonSaturating(), LeastSquares(), Hinge(), Wasserstein()]
@@ -206,7 +206,7 @@ LOSSES = [Minimax(), NonSaturating(), LeastSquares(), Hinge(), Wasserstein()]
 @pytest.mark.parametrize("penalty", [None, GradientPenalty(), R1(every=2)], ids=["none", "gp", "r1"])
 def test_every_game_trains_under_bfloat16_and_stays_finite(loss, penalty):
     networks = (CONV[0], partial(DCGANDiscriminator, base_channels=4, norm="none", spectral_norm=True))
-    model = gan(networks, loss=loss, penalty=penalty, augment=DiffAugment(), conditional=True)
+    model = gan(networks, loss=loss, balance=Balance(penalty=penalty, augment=DiffAugment()), given=["label"])
     fit(model, max_steps=3, precision="bf16-mixed")
     assert all(value.isfinite() for value in model.latest.values())
     assert all(p.isfinite().all() for p in model.parameters())
@@ -235,7 +235,7 @@ def test_a_lazy_penalty_is_applied_every_nth_step():
             seen.append(model.discriminator_updates)
             return super().points(real, fake, uniform)
 
-    model = gan(penalty=Counted(every=3))
+    model = gan(balance=Balance(penalty=Counted(every=3)))
     fit(model, max_steps=7)
     assert seen == [0, 3, 6]
 
@@ -295,4 +295,4 @@ def test_validation_losses_do_not_depend_on_the_batch_size():
 
 def test_wrong_numbers_of_discriminator_steps_are_refused():
     with pytest.raises(ValueError, match="discriminator_steps must be at least 1, got 0"):
-        gan(discriminator_steps=0)
+        gan(balance=Balance(discriminator_steps=0))

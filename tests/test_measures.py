@@ -78,7 +78,7 @@ def images(**options):
 
 
 def gan(**options):
-    return GAN(SPEC, MLPGenerator, MLPDiscriminator, Hinge(), ADAM, ADAM, ema_decay=0.9, **options)
+    return GAN(SPEC, MLPGenerator, MLPDiscriminator, Hinge(), ADAM, ADAM, half_life=50, **options)
 
 
 def vae(**options):
@@ -100,7 +100,7 @@ REALNVP = partial(RealNVP, network=partial(ConvConditioner, hidden_channels=4), 
 
 
 def flow(bijection=REALNVP):
-    return Flow(SPEC, bijection, ADAM, ema_decay=0.9)
+    return Flow(SPEC, bijection, ADAM, half_life=50)
 
 
 def diffusion(sampler, **options):
@@ -277,7 +277,7 @@ def test_kept_samples_are_those_that_were_scored_and_others_are_drawn_again(digi
 
 EVALUATIONS = [
     pytest.param(gan, 1, id="gan"),
-    pytest.param(partial(gan, conditional=True), 1, id="conditional gan"),
+    pytest.param(partial(gan, given=["label"]), 1, id="conditional gan"),
     pytest.param(vae, 1, id="vae"),
     pytest.param(autoencoder, 1, id="autoencoder"),
     pytest.param(flow, 1, id="realnvp"),
@@ -296,14 +296,16 @@ EVALUATIONS = [
     pytest.param(partial(diffusion, Heun()), 35, id="heun"),
     pytest.param(partial(diffusion, RungeKutta(5)), 21, id="runge-kutta"),
     pytest.param(
-        partial(diffusion, DDIM(UniformGrid(7)), conditional=True, label_dropout=0.1, guidance=3.0),
+        partial(diffusion, DDIM(UniformGrid(7)), given=["label"], guidance=Guidance(3.0, 0.1)),
         14,
         id="guided",
     ),
     pytest.param(
-        partial(diffusion, DDIM(UniformGrid(7)), conditional=True, label_dropout=0.1), 7, id="not guided"
+        partial(diffusion, DDIM(UniformGrid(7)), given=["label"], guidance=Guidance(dropout=0.1)),
+        7,
+        id="not guided",
     ),
-    pytest.param(partial(diffusion, DDIM(UniformGrid(7)), ema_decay=0.0), 7, id="without average"),
+    pytest.param(partial(diffusion, DDIM(UniformGrid(7)), half_life=0), 7, id="without average"),
 ]
 
 

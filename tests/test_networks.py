@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from genlab.families.base import averaged_copy
 from genlab.families.classifier import Classifier
 from genlab.networks.augment import DiffAugment, RandomShift, cut_out, jitter_color, translate
 from genlab.networks.classifier import ConvClassifier

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from genlab.data.random_images import RandomImages
-from genlab.families.base import Reconstructs, Samples
+from genlab.families.capabilities import Reconstructs, Samples
 from genlab.families.vqvae import VQVAE, perplexity, straight_through
 from genlab.networks.autoencoder import ConvMapDecoder, ConvMapEncoder
 from genlab.networks.quantizer import EMACodebook, LearnedCodebook

@@ -28,15 +28,15 @@ CASES = {
         *SMALL,
         *("--model.discriminator.init_args.spectral_norm", "true"),
         *("--model.penalty", "R1", "--model.penalty.init_args.every", "2"),
-        *("--model.augment", "DiffAugment", "--model.conditional", "true", "--data.flip", "true"),
+        *("--model.balance.augment", "DiffAugment", "--model.given", "[label]", "--data.flip", "true"),
     ),
     "reading_processes": (*MLP, "--data.num_workers", "2"),
     "bfloat16": (*SMALL, "--trainer.precision", "bf16-mixed"),
 }
 AUTOENCODERS = {
     "vae_with_warmup_and_free_bits": (
-        *("vae_digits", "--model.warmup_images", "2000", "--model.free_bits", "0.1"),
-        *("--model.decay_images", "2560"),
+        *("vae_digits", "--model.schedule.warmup", "2000", "--model.free_bits", "0.1"),
+        *("--model.schedule.decay", "2560"),
     ),
     "importance_weighted_augmented_vae": (
         *("cvae_digits", "--model.num_train_samples", "3", "--model.augment", "AffineAugment"),
@@ -108,10 +108,10 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
 DIFFUSION = {
     "chain": (),
     "all_options": (
-        *("--model.process", "VPSDE", "--model.dequantise", "true", "--model.conditional", "true"),
-        *("--model.label_dropout", "0.2", "--model.guidance", "2.0", "--model.weighting", "MinSNR"),
+        *("--model.process", "VPSDE", "--model.objective.dequantise", "true", "--model.given", "[label]"),
+        *("--model.guidance.dropout", "0.2", "--model.guidance", "2.0", "--model.weighting", "MinSNR"),
         *("--model.network.init_args.dropout", "0.1", "--trainer.accumulate_grad_batches", "2"),
-        *("--model.warmup_images", "320", "--model.decay_images", "2560"),
+        *("--model.schedule.warmup", "320", "--model.schedule.decay", "2560"),
     ),
 }
 

@@ -29,7 +29,7 @@ SGD = tuple(
 
 FLOW = (
     *("--model.bijection.num_steps", "2", "--model.bijection.network.hidden_channels", "8"),
-    *("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.02", "--model.warmup_images", "0"),
+    *("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.02", "--model.schedule.warmup", "0"),
 )
 
 
@@ -130,8 +130,8 @@ def joined_and_split_diffusion(tmp_path_factory, tiny_extractor):
     folder = tmp_path_factory.mktemp("diffusion")
     options = (
         *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
-        *("--model.sampler.init_args.grid.init_args.num_steps", "3", "--model.dequantise", "true"),
-        *("--model.conditional", "true", "--model.label_dropout", "0.3", "--model.optimizer.lr", "0.1"),
+        *("--model.sampler.init_args.grid.init_args.num_steps", "3", "--model.objective.dequantise", "true"),
+        *("--model.given", "[label]", "--model.guidance.dropout", "0.3", "--model.optimizer.lr", "0.1"),
         *("--model.optimizer", "torch.optim.SGD", "--model.ema_decay", "0.9"),
     )
     one = fit(folder / "one", tiny_extractor(1), *options, experiment="ddpm_digits")

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import TwoMoons
 from genlab.evaluation.likelihood import score_likelihood
-from genlab.families.base import HasLatent, HasLikelihood, Reconstructs, Samples
+from genlab.families.capabilities import HasLatent, HasLikelihood, Reconstructs, Samples
 from genlab.families.vae import VAE
 from genlab.losses.divergences import free_bits
 from genlab.losses.likelihoods import DiscretizedLogistic, Gaussian
@@ -165,7 +165,7 @@ def test_beta_and_the_warmup_weigh_the_kl_alone():
     plain, weighed = losses_of(vae(), batch), losses_of(vae(beta=3.0), batch)
     assert weighed["loss"].item() == pytest.approx((plain["distortion"] + 3 * plain["rate"]).item(), rel=1e-5)
     assert weighed["elbo"].item() == pytest.approx(plain["elbo"].item())
-    warming = vae(beta=3.0, warmup_images=1_000).train()
+    warming = vae(beta=3.0, schedule=Schedule(warmup=1_000)).train()
     for seen, share in ((0, 0.0), (250, 0.25), (1_000, 1.0), (5_000, 1.0)):
         warming.examples_seen = seen
         loss = losses_of(warming, batch)
@@ -176,7 +176,7 @@ def test_beta_and_the_warmup_weigh_the_kl_alone():
 
 @pytest.mark.parametrize(("max_steps", "share"), [(2, 0.5 + math.sqrt(0.125)), (4, 0.5), (8, 0.0), (9, 0.0)])
 def test_the_learning_rate_falls_along_a_cosine_of_the_examples_seen(max_steps, share):
-    trainer = fit(vae(decay_images=64), max_steps=max_steps)
+    trainer = fit(vae(schedule=Schedule(decay=64)), max_steps=max_steps)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * share)
 
 
@@ -225,7 +225,7 @@ def test_the_bound_is_scored_alike_for_any_batch_size_and_in_bits():
 @pytest.mark.parametrize("networks", [MLP, CONV])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_codes_reconstructions_and_samples_repeat(networks, conditional):
-    model = vae(networks, conditional=conditional)
+    model = vae(networks, given=["label"] if conditional else [])
     assert all(isinstance(model, kind) for kind in (Samples, HasLatent, Reconstructs, HasLikelihood))
     fit(model)
     batch = a_batch()
@@ -240,7 +240,7 @@ def test_codes_reconstructions_and_samples_repeat(networks, conditional):
 
 
 def test_labels_reach_encoder_decoder_and_samples():
-    model = vae(conditional=True)
+    model = vae(given=["label"])
     x, label = a_batch()["image"], torch.arange(8) % 3
     assert not torch.allclose(model.encode(x, label), model.encode(x, label.roll(1)))
     assert torch.equal(model.sample(6), model.sample(6, label=torch.arange(6) % 3))
@@ -281,7 +281,7 @@ def test_training_under_bfloat16_stays_finite(options):
 
 
 def test_amounts_reach_both_networks_in_training_and_are_none_elsewhere():
-    model, told = vae(augment=AffineAugment(), conditional=True).train(), []
+    model, told = vae(augment=AffineAugment(), given=["label"]).train(), []
     for network in (model.encoder, model.decoder):
         network.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1][:, 3:]))
     losses_of(model, a_batch())

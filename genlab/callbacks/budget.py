@@ -103,11 +103,11 @@ class Budget(Callback):
         if trainer.max_epochs not in (-1, None):
             limits.append(trainer.max_epochs * trainer.num_training_batches * per_batch)
         if trainer.max_steps > 0:
-            steps = getattr(trainer.lightning_module, "discriminator_steps", 1)
-            limits.append(trainer.max_steps * steps * per_batch)
+            limits.append(trainer.max_steps * trainer.lightning_module.batches_per_step * per_batch)
         return min(limits)
 
 
 def examples_per_batch(trainer: Any) -> int:
     """Returns the examples of one step, over all devices."""
-    return trainer.datamodule.batch_size * trainer.world_size
+    data = trainer.datamodule
+    return data.batch_size * data.spec.units * trainer.world_size

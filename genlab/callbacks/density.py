@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.record import log_image
 from genlab.evaluation.score import sample_levels
-from genlab.families.base import HasLatent, HasLikelihood, can_be_sampled
+from genlab.families.capabilities import HasLatent, HasLikelihood, TellsReal, can, can_be_sampled
 
 LEAST_DENSITY = 0.05  # share of the peak; below it a batch holds too few real points to teach anything
 
@@ -51,7 +51,7 @@ class DensityPlot(Callback):
     @torch.no_grad()
     def discriminator_gap(self, data: Any, model: Any) -> float | None:
         """Returns the largest |D(x) - 1/2| where the data has mass; None without a discriminator in 1-D."""
-        if not hasattr(model, "probability_real") or len(data.spec.shape) != 1 or data.spec.shape[0] != 1:
+        if not can(model, TellsReal) or data.spec.shape != (1,):
             return None
         places = self._places(data)
         density = data.log_density(places).exp()
@@ -85,7 +85,7 @@ class DensityPlot(Callback):
         weights = np.full(len(samples), 1 / (len(samples) * (edges[1] - edges[0])))
         axes.hist(samples[:, 0].numpy(), edges, weights=weights, color="#8ecae6", label="p_g (samples)")
         axes.plot(places, data.log_density(places).exp(), color="#1d3557", label="p_data")
-        if hasattr(model, "probability_real"):
+        if can(model, TellsReal):
             probability = model.probability_real(places.to(model.device))
             if probability is not None:
                 axes.plot(places, probability.cpu(), color="#e63946", label="D(x)")
@@ -123,7 +123,7 @@ class DensityPlot(Callback):
             log_prob = model.log_prob(points.to(device)).cpu()
             # Untrained densities can be so peaked that colours of anything else vanish.
             pictures.append(("density of the model", log_prob.exp().clamp_max(1e4), lambda axes: None))
-        if isinstance(model, HasLatent) and getattr(model, "latent_dim", 0) == 2:
+        if isinstance(model, HasLatent) and model.draw_latent(torch.arange(1)).shape[1:] == (2,):
             lines = warped_grid(model)
             pictures.append(
                 ("a square grid of latents", None, lambda axes: axes.plot(*lines, linewidth=0.5, **red))

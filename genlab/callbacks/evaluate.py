@@ -13,7 +13,8 @@ from genlab.callbacks.record import find_recorder, say
 from genlab.data.base import DataModule
 from genlab.evaluation.likelihood import Likelihood, score_likelihood
 from genlab.evaluation.score import Scores, score
-from genlab.families.base import HasLikelihood, Model, can_be_sampled
+from genlab.families.base import Model
+from genlab.families.capabilities import HasLikelihood, can_be_sampled
 from genlab.metrics.duplicates import DuplicateShare
 from genlab.metrics.extractors import extractor_available, load_extractor
 from genlab.metrics.features import Extractor, Identity

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback
-from torch import nn
 
 from genlab.callbacks.record import find_recorder
+from genlab.families.capabilities import Classifies, can
 from genlab.metrics.classifier_extractor import save_extractor
 
 
@@ -19,8 +19,7 @@ class ExportExtractor(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         recorder = find_recorder(trainer)
-        network = getattr(pl_module, "extractor_network", None)
-        if recorder is None or not isinstance(network, nn.Module) or not trainer.is_global_zero:
+        if recorder is None or not can(pl_module, Classifies) or not trainer.is_global_zero:
             return
         config = pl_module.config.get("init_args", {}).get("network", {})
         metadata = {
@@ -30,4 +29,5 @@ class ExportExtractor(Callback):
             "examples_seen": pl_module.examples_seen,
             "validation": {k: v for k, v in recorder.latest.items() if k.startswith("val/")},
         }
-        save_extractor(recorder.run.path / "extractor.safetensors", network, pl_module.spec, metadata)
+        file = recorder.run.path / "extractor.safetensors"
+        save_extractor(file, pl_module.extractor_network, pl_module.spec, metadata)

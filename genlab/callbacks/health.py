@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback
@@ -51,7 +52,7 @@ class Health(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fast_dev_run:
             return
         values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
-        signs = self.signs(values)
+        signs = self.signs(values, pl_module.signs)
         if not signs:
             return
         self.trend.append({"examples_seen": pl_module.examples_seen, **signs})
@@ -60,16 +61,16 @@ class Health(Callback):
         self._suspicions = set(problems)
         for problem in confirmed:
             self.flags.append({"examples_seen": pl_module.examples_seen, "problem": problem})
-            say(trainer, f"Health after {pl_module.examples_seen:,} images: {problem}.")
+            say(trainer, f"Health after {pl_module.examples_seen:,} {pl_module.spec.unit}: {problem}.")
         recorder = find_recorder(trainer)
         if recorder is not None and trainer.is_global_zero:
             recorder.run.update(health={"ok": not self.flags, "flags": self.flags, "trend": self.trend})
 
-    def signs(self, values: dict[str, float]) -> dict[str, float]:
-        """Returns recall, duplicates, the discriminator's accuracies, the inverse's error, as measured."""
+    def signs(self, values: dict[str, float], of_model: Sequence[str]) -> dict[str, float]:
+        """Returns recall, duplicates and the model's own signs, as far as they were measured."""
         found = {name: find_score(values, name) for name in ("recall", "duplicates")}
         signs = {name: pair[1] for name, pair in found.items() if pair is not None}
-        for name in ("accuracy_real", "accuracy_fake", "inverse_error"):
+        for name in of_model:
             if f"val/{name}" in values:
                 signs[name] = values[f"val/{name}"]
         return signs

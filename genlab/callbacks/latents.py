@@ -12,10 +12,11 @@ from torch import Tensor
 
 from genlab.callbacks.density import new_figure, rendered
 from genlab.callbacks.record import log_image, say
+from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import reconstruct, traverse
 from genlab.evaluation.pictures import grid
 from genlab.evaluation.score import place
-from genlab.families.base import HasLatent, Reconstructs
+from genlab.families.capabilities import HasLatent, HasPosterior, Reconstructs, can
 from genlab.metrics.posterior import ActiveUnits
 from genlab.shapes import observed
 
@@ -35,11 +36,11 @@ class PosteriorHealth(Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.sanity_checking or not hasattr(pl_module, "posterior"):
+        if trainer.sanity_checking or not can(pl_module, HasPosterior):
             return
         usage = ActiveUnits(pl_module.latent_dim).to(pl_module.device)
-        for x, label in items(trainer, pl_module, self.num):
-            posterior = pl_module.posterior(x, label)
+        for x, given in items(trainer, pl_module, self.num):
+            posterior = pl_module.posterior(x, **given)
             usage.update(posterior.mean, posterior.kl())
         values = usage.compute()
         active, kl = int(values["active_units"]), values["kl_per_dim"].cpu()
@@ -81,7 +82,7 @@ class LatentPictures(Callback):
 
     def _reconstruct(self, trainer: Any, model: Any) -> None:
         batches = list(items(trainer, model, self.num, alone=True))
-        pairs = [torch.stack([x, reconstruct(model, x, label)], dim=1).flatten(0, 1) for x, label in batches]
+        pairs = [torch.stack([x, reconstruct(model, x, given)], dim=1).flatten(0, 1) for x, given in batches]
         picture = grid(torch.cat(pairs)[: 2 * self.num].cpu(), model.spec.levels, columns=16)
         log_image(trainer, "reconstructions", picture, model.examples_seen)
 
@@ -91,8 +92,8 @@ class LatentPictures(Callback):
             return  # a latent of another form has no dimensions to name
         reach = 3.0 * drawn.std(dim=0)
         low, high = drawn.mean(dim=0) - reach, drawn.mean(dim=0) + reach
-        label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.uses_labels else None
-        x = traverse(model, drawn[0], low, high, range(min(self.num_dims, drawn.shape[1])), 9, label)
+        given = given_for(model, torch.arange(1))
+        x = traverse(model, drawn[0], low, high, range(min(self.num_dims, drawn.shape[1])), 9, given)
         log_image(trainer, "traversal", grid(x.cpu(), model.spec.levels, columns=9), model.examples_seen)
 
     def _scatter(self, trainer: Any, model: Any) -> None:
@@ -100,13 +101,13 @@ class LatentPictures(Callback):
         for batch in trainer.datamodule.loader("val", batch_size=250, at_most=self.num_codes):
             batch = trainer.datamodule.to_device_batch(batch, model.device)
             label = batch.get("label")
-            codes.append(model.encode(observed(batch), label if model.uses_labels else None).cpu())
+            codes.append(model.encode(observed(batch), **model.given_of(batch)).cpu())
             labels.append(torch.zeros(len(codes[-1])) if label is None else label.cpu())
         log_image(trainer, "scatter", scatter(torch.cat(codes), torch.cat(labels)), model.examples_seen)
 
 
-def items(trainer: Any, model: Any, num: int, alone: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yields images all over the validation split and their labels where the model uses them.
+def items(trainer: Any, model: Any, num: int, alone: bool = False) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Yields images all over the validation split and what the model is told of them.
 
     Args:
         trainer: Knows the data.
@@ -117,7 +118,7 @@ def items(trainer: Any, model: Any, num: int, alone: bool = False) -> Iterator[t
     rank, world_size = (0, 1) if alone else place()
     for batch in trainer.datamodule.loader("val", rank, world_size, min(250, num), num):
         batch = trainer.datamodule.to_device_batch(batch, model.device)
-        yield observed(batch), batch.get("label") if model.uses_labels else None
+        yield observed(batch), model.given_of(batch)
 
 
 def bars(values: Tensor) -> np.ndarray:

@@ -24,7 +24,7 @@ class ProgressLine(ProgressBar):
         312k/600k img 52% | 4,210 img/s | generator 1.21 discriminator 0.68 | fid@797 23.4 | 1m 12s left
 
     Args:
-        budget: Knows how many images the run will see.
+        budget: Knows how many examples the run will see.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -72,14 +72,15 @@ class ProgressLine(ProgressBar):
     def line(self, trainer: Any, model: Any) -> str:
         """Returns the run's state in one line."""
         seen, total = model.examples_seen, self.budget.total_examples(trainer)
-        elapsed = max(time.monotonic() - self._start, 1e-9)
+        unit, elapsed = model.spec.unit, max(time.monotonic() - self._start, 1e-9)
         trained = self.budget.clock.seconds or elapsed
-        losses = {k: v for k, v in read_losses(model.latest).items() if k in shown_losses(model.latest)}
+        shown = {name: model.latest[name] for name in model.shown_losses if name in model.latest}
+        losses = read_losses(shown)
         parts = [
-            f"{short(seen)}/{short(total)} img {seen / total:.0%}"
+            f"{short(seen)}/{short(total)} {unit} {seen / total:.0%}"
             if math.isfinite(total)
-            else f"{short(seen)} img",
-            f"{seen / trained:,.0f} img/s",
+            else f"{short(seen)} {unit}",
+            f"{seen / trained:,.0f} {unit}/s",
             " ".join(f"{name} {value:.3g}" for name, value in losses.items()),
             last_score(trainer),
             self._left(seen, total, elapsed),
@@ -110,13 +111,6 @@ class ProgressLine(ProgressBar):
             sys.stderr.write("\n")
 
 
-def shown_losses(losses: dict[str, Any]) -> list[str]:
-    """Returns the names of the losses worth a place on the line: the two players', else the loss."""
-    players: tuple[str, ...] = ("generator", "discriminator")
-    names = players if players[0] in losses else ("loss",)
-    return [name for name in names if name in losses]
-
-
 def last_score(trainer: Any) -> str:
     """Returns the last FID, or accuracy where a model has no samples, with its name."""
     values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
@@ -128,7 +122,7 @@ def last_score(trainer: Any) -> str:
 
 
 def short(number: float) -> str:
-    """Returns a number of images in three or four characters: 950, 12.8k, 4.81M."""
+    """Returns a number of examples in three or four characters: 950, 12.8k, 4.81M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.3g}{unit}"

@@ -53,12 +53,12 @@ class RunRecorder(Callback):
             error=None,
             experiment=self.run.path.parent.name,
             family=type(pl_module).__name__,
-            spec=pl_module.spec.to_dict(),
+            spec=pl_module.spec.summary(),
             data=data.describe(),
             **device_facts(trainer),
             parameters=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             uses_labels=pl_module.uses_labels,
-            seed=int(torch.initial_seed()),
+            seed=pl_module.seed,
         )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -69,18 +69,20 @@ class RunRecorder(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
-            self.write_losses(trainer, pl_module)
+            self.write_losses(trainer, pl_module, batch)
 
-    def write_losses(self, trainer: Any, model: Model) -> None:
+    def write_losses(self, trainer: Any, model: Model, batch: Any) -> None:
         """Writes the last training losses, and stops a run whose losses are no longer finite."""
         losses = read_losses(model.latest)
         self.write(trainer, model, {f"train/{name}": value for name, value in losses.items()})
         broken = [name for name, value in losses.items() if not math.isfinite(value)]
         if broken:
+            reason = model.explain(batch) or (
+                "a smaller learning rate, `clip` or 32-bit precision are the usual remedies."
+            )
             raise Diverged(
-                f"The {broken[0]} loss is not finite after {model.examples_seen:,} images. "
-                f"The last checkpoint is untouched; a smaller learning rate, `clip` or 32-bit precision "
-                f"are the usual remedies."
+                f"The {broken[0]} loss is not finite after {model.examples_seen:,} {model.spec.unit}. "
+                f"The last checkpoint is untouched; {reason}"
             )
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

@@ -12,9 +12,10 @@ from pytorch_lightning.callbacks import BasePredictionWriter, Callback
 from torch import Tensor
 
 from genlab.callbacks.record import log_image
+from genlab.evaluation.given import given_for
 from genlab.evaluation.pictures import as_pixels, grid
 from genlab.evaluation.score import sample_levels
-from genlab.families.base import can_be_sampled
+from genlab.families.capabilities import can_be_sampled
 
 
 class SampleGrid(Callback):
@@ -42,7 +43,8 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero or not can_be_sampled(model) or model.spec.kind != "image":
             return
         num = 4 if trainer.fast_dev_run else self.num
-        levels = sample_levels(model, torch.arange(num), self.seed)
+        index = torch.arange(num)
+        levels = sample_levels(model, index, self.seed, given_for(model, index, trainer.datamodule, "val"))
         log_image(trainer, "samples", grid(levels, model.spec.levels), model.examples_seen)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from genlab import randomness
 from genlab.callbacks.density import new_figure, rendered
 from genlab.callbacks.record import log_image
+from genlab.families.capabilities import HasScore, can
 
 
 class ScoreField(Callback):
@@ -35,7 +36,7 @@ class ScoreField(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         data = trainer.datamodule
-        known = hasattr(data, "noised_log_density") and hasattr(pl_module, "score")
+        known = hasattr(data, "noised_log_density") and can(pl_module, HasScore)
         if trainer.sanity_checking or not known or data.spec.shape != (2,):
             return
         errors = {ratio: self.error(data, pl_module, ratio) for ratio in self.ratios}

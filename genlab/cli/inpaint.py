@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, label_of, load_walking
+from genlab.cli.sample import add_run_options, given_on_the_command_line, load_walking
 from genlab.runs.folder import shown_path
 
 
@@ -26,12 +26,13 @@ def inpaint(arguments: list[str]) -> int:
 
     x = read_images([options.image], model.spec).to(model.device)
     known = read_mask(options.mask, options.image, model.spec).to(model.device)
+    index = torch.arange(options.num)
     filled = model.sample_with(
         sampler(x, known, options),
-        torch.arange(options.num),
+        index,
         options.seed,
-        label_of(model, options.num, options.label),
         clip=None if options.resamplings else False,
+        **given_on_the_command_line(model, index, options.label),
     )
     # Guidance keeps the known pixels nearly; what is known stays as it is.
     filled = known * x + (1.0 - known) * filled

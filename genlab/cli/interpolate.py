@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli.sample import add_device_options, label_of, load
+from genlab.cli.sample import add_device_options, given_on_the_command_line, load
 from genlab.runs.folder import Run, shown_path
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def require_one_shape(loaded: list[tuple[Any, Run]]) -> DataSpec:
 def walk(model: Any, run: Run, options: argparse.Namespace) -> Any:
     """Returns the images from one end to the other."""
     from genlab.evaluation.latents import lerp, slerp
-    from genlab.families.base import HasLatent
+    from genlab.families.capabilities import HasLatent
 
     has_latent = isinstance(model, HasLatent)
     if not has_latent or model.spec.kind != "image":
@@ -64,7 +64,7 @@ def walk(model: Any, run: Run, options: argparse.Namespace) -> Any:
     label = options.label if model.uses_labels or len(options.runs) == 1 else None
     first, second = latents(model, label, options)
     z = {"lerp": lerp, "slerp": slerp}[options.path](first, second, options.num)
-    return model.decode(z, label_of(model, len(z), label, required=True))
+    return model.decode(z, **given_on_the_command_line(model, z, label, required=True))
 
 
 def latents(model: Any, label: int | None, options: argparse.Namespace) -> Any:
@@ -72,7 +72,7 @@ def latents(model: Any, label: int | None, options: argparse.Namespace) -> Any:
     import torch
 
     from genlab.evaluation.latents import read_images
-    from genlab.families.base import Reconstructs
+    from genlab.families.capabilities import Reconstructs
 
     spec, device = model.spec, model.device
     if options.images is None:
@@ -81,7 +81,7 @@ def latents(model: Any, label: int | None, options: argparse.Namespace) -> Any:
     if not isinstance(model, Reconstructs):
         raise ValueError(f"A {type(model).__name__} cannot encode images: interpolate between --seeds A B.")
     x = read_images(options.images, spec).to(device)
-    return model.encode(x, label_of(model, 2, label, required=True))
+    return model.encode(x, **given_on_the_command_line(model, x, label, required=True))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ def neighbours(arguments: list[str]) -> int:
     from genlab.evaluation.examine import Examination
     from genlab.evaluation.load import load_data
     from genlab.evaluation.score import sample_levels
-    from genlab.families.base import Samples
+    from genlab.families.capabilities import Samples
     from genlab.metrics.extractors import load_extractor
     from genlab.report.table import metrics_table
     from genlab.runs.tests import read_config

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, label_of, load
+from genlab.cli.sample import add_run_options, given_on_the_command_line, load
 from genlab.runs.folder import shown_path
 
 
@@ -20,12 +20,13 @@ def reconstruct(arguments: list[str]) -> int:
     from genlab.callbacks.samples import write_samples
     from genlab.evaluation.latents import read_images, reconstruct
     from genlab.evaluation.pictures import grid
-    from genlab.families.base import Reconstructs
+    from genlab.families.capabilities import Reconstructs
 
     if not isinstance(model, Reconstructs):
         raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot encode images.")
     x = read_images(options.images, model.spec).to(model.device)
-    x_hat = reconstruct(model, x, label_of(model, len(x), options.label, required=True))
+    given = given_on_the_command_line(model, torch.arange(len(x)), options.label, required=True)
+    x_hat = reconstruct(model, x, given)
     folder = options.output or run.path / "reconstructions"
     write_samples(folder, list(range(len(x))), x_hat.cpu(), model.spec.levels)
     pairs = torch.stack([x, x_hat], dim=1).flatten(0, 1).cpu()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, label_of, load_walking
+from genlab.cli.sample import add_run_options, given_on_the_command_line, load_walking
 from genlab.runs.folder import shown_path
 
 SMALLEST_STD = 0.01
@@ -35,8 +35,8 @@ def restore(arguments: list[str]) -> int:
         Restoration(operator, measured, max(std, SMALLEST_STD), RatioGrid(options.steps, largest=80.0)),
         index,
         options.seed,
-        label_of(model, len(index), options.label),
         clip=False,
+        **given_on_the_command_line(model, index, options.label),
     )
     folder = options.output or run.path / "restored"
     write_samples(folder, index.tolist(), restored.cpu(), model.spec.levels)

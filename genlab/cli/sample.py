@@ -29,11 +29,10 @@ def sample(arguments: list[str]) -> int:
 
     from genlab.callbacks.samples import write_samples
     from genlab.evaluation.pictures import grid
-    from genlab.families.base import Samples
+    from genlab.families.capabilities import Samples
 
     if not isinstance(model, Samples):
-        reason = getattr(model, "cannot_sample", "")
-        because = f": {reason}" if reason else ""
+        because = f": {model.cannot_sample}" if model.cannot_sample else ""
         raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot be sampled{because}.")
     folder = options.output or run.path / "samples" / f"seed{options.seed}"
     start = time.monotonic()
@@ -67,15 +66,15 @@ def film(options: argparse.Namespace) -> int:
 
 def draw(model: Any, index: Any, options: argparse.Namespace) -> Any:
     """Returns one batch of samples on the CPU."""
-    label = label_of(model, len(index), options.label)
+    given = given_on_the_command_line(model, index, options.label)
     if options.image is None:
-        return model.sample(index, seed=options.seed, label=label).cpu()
+        return model.sample(index, seed=options.seed, **given).cpu()
     from genlab.evaluation.latents import read_images
     from genlab.samplers.conditioning import FromImage
 
     x = read_images([options.image], model.spec).to(model.device)
     sampler = FromImage(x, model.sampler, options.strength)
-    return model.sample_with(sampler, index, options.seed, label).cpu()
+    return model.sample_with(sampler, index, options.seed, **given).cpu()
 
 
 def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, Run]:
@@ -101,7 +100,7 @@ def load_walking(options: argparse.Namespace) -> tuple[Any, Run]:
 
 def require_walk(model: Any, run: Run) -> None:
     """Refuses a model that does not walk from noise to images."""
-    from genlab.families.base import Denoises
+    from genlab.families.capabilities import Denoises
 
     if not isinstance(model, Denoises) or model.spec.kind != "image":  # type: ignore[attr-defined]
         raise ValueError(
@@ -110,22 +109,26 @@ def require_walk(model: Any, run: Run) -> None:
         )
 
 
-def label_of(model: Any, num: int, label: int | None, required: bool = False) -> Any:
-    """Returns the label of a command line for every item, None where there is none.
+def given_on_the_command_line(
+    model: Any, index: Any, label: int | None, required: bool = False
+) -> dict[str, Any]:
+    """Returns what each item is told: the label of a command line, or what `given_for` invents.
 
     Raises:
         ValueError: For a label that the model does not have, or a missing one that it requires.
     """
     import torch
 
+    from genlab.evaluation.given import given_for
+
     if label is None and not (required and model.uses_labels):
-        return None
+        return given_for(model, index)
     if label is None or not model.uses_labels or not 0 <= label < model.spec.num_classes:
         last = model.spec.num_classes - 1
         classes = f"0 to {last}" if model.uses_labels else "none: it was trained without labels"
         asked = "--label is missing" if label is None else f"--label {label}"
         raise ValueError(f"{asked}: this run has labels {classes}.")
-    return torch.full((num,), label, device=model.device)
+    return {"label": torch.full((len(index),), label, device=model.device)}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,7 +17,8 @@ from genlab.evaluation.examine import Examination
 from genlab.evaluation.likelihood import Likelihood
 from genlab.evaluation.load import build_model, load_weights, mismatches, read_checkpoint, with_settings
 from genlab.evaluation.score import Scores, place
-from genlab.families.base import Model, can_be_sampled
+from genlab.families.base import Model
+from genlab.families.capabilities import can_be_sampled
 from genlab.report.table import MetricsTable
 from genlab.report.test_table import table_of
 from genlab.runs.folder import Run, folder_name

@@ -174,6 +174,7 @@ class GenlabCLI(LightningCLI):
             always.append(SampleWriter(self._prediction_folder()))
         trainer = self._get(self.config_init, "trainer")
         self.model.config = plain(values["model"])
+        self.model.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # as Lightning publishes its choice
         trainer["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
         trainer["callbacks"] = [*always, *_as_list(trainer.get("callbacks"))]
         if self.subcommand != "fit" and not sys.stderr.isatty():

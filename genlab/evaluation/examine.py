@@ -14,7 +14,8 @@ from genlab.evaluation.floor import floor_scores
 from genlab.evaluation.latent_space import measure_latent
 from genlab.evaluation.score import Scores, place, reference_of
 from genlab.evaluation.speed import measure_speed
-from genlab.families.base import Model, can_be_sampled
+from genlab.families.base import Model
+from genlab.families.capabilities import can_be_sampled
 from genlab.metrics.base import Reference
 from genlab.metrics.features import Extractor
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from genlab.data.base import DataModule
 from genlab.evaluation.copies import Copies
+from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import reconstruct, slerp
 from genlab.evaluation.pictures import grid, joined
 from genlab.evaluation.score import Drawn
-from genlab.families.base import HasLatent, Model, Reconstructs
+from genlab.families.base import Model
+from genlab.families.capabilities import HasLatent, Reconstructs
 from genlab.metrics.base import Reference
 from genlab.metrics.neighbours import neighbour_distances
 from genlab.shapes import observed
@@ -82,19 +84,16 @@ def interpolations(model: Any, seed: int) -> np.ndarray:
     """Returns rows of images, each along the arc between the latents of two samples."""
     z = model.draw_latent(torch.arange(2 * NUM_WAYS, device=model.device), seed)
     points = torch.cat([slerp(a, b, NUM_POINTS) for a, b in z.unflatten(0, (NUM_WAYS, 2))])
-    label = None
-    if model.uses_labels:
-        each = torch.arange(NUM_WAYS, device=model.device) % model.spec.num_classes
-        label = each.repeat_interleave(NUM_POINTS)
-    return grid(model.decode(points, label).cpu(), model.spec.levels, columns=NUM_POINTS)
+    given = given_for(model, torch.arange(NUM_WAYS).repeat_interleave(NUM_POINTS))
+    return grid(model.decode(points, **given).cpu(), model.spec.levels, columns=NUM_POINTS)
 
 
 def reconstructions(model: Any, data: DataModule) -> np.ndarray:
     """Returns images, their reconstructions and the amplified differences, in three rows."""
     batch = next(iter(data.loader("test", batch_size=NUM_RECONSTRUCTIONS, at_most=NUM_RECONSTRUCTIONS)))
     batch = data.to_device_batch(batch, model.device)
-    x, label = observed(batch), batch.get("label") if model.uses_labels else None
-    x_hat = reconstruct(model, x, label)
+    x = observed(batch)
+    x_hat = reconstruct(model, x, model.given_of(batch))
     difference = (AMPLIFIED * (x_hat - x) / 2).clamp(-1.0, 1.0)
     return grid(torch.cat([x, x_hat, difference]).cpu(), model.spec.levels, columns=len(x))
 

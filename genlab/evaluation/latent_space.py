@@ -12,9 +12,10 @@ from torch.nn.functional import one_hot
 
 from genlab.data.base import DataModule
 from genlab.evaluation.disentanglement import dci, mutual_information_gap
+from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import slerp
 from genlab.evaluation.speed import Evaluations
-from genlab.families.base import HasLatent, HasPosterior, Model, Reconstructs
+from genlab.families.capabilities import HasLatent, HasPosterior, Reconstructs, can
 from genlab.metrics.features import Extractor
 from genlab.metrics.posterior import ACTIVE_VARIANCE
 from genlab.shapes import observed, to_levels
@@ -73,11 +74,10 @@ def encode_split(
     codes, labels, index, squares, numbers = [], [], [], [], 0
     for batch in data.loader(split, batch_size=min(batch_size, num, FEW), at_most=min(num, max_items)):
         batch = data.to_device_batch(batch, model.device)
-        x, label = observed(batch), batch.get("label")
-        known_label = label if model.uses_labels else None
-        z = model.encode(x, known_label)
+        x, label, given = observed(batch), batch.get("label"), model.given_of(batch)
+        z = model.encode(x, **given)
         if back:
-            squares.append((model.decode(z, known_label) - x).double().square().sum().cpu())
+            squares.append((model.decode(z, **given) - x).double().square().sum().cpu())
             numbers += x.numel()
         codes.append(z.cpu())
         labels.append(label.cpu() if label is not None else None)
@@ -95,11 +95,11 @@ def encode_split(
 def evaluations_of(model: Any, data: DataModule, split: str, back: bool) -> float:
     """Returns how often networks are evaluated to encode an image, and to decode it where that is asked."""
     batch = data.to_device_batch(next(iter(data.loader(split, batch_size=1, at_most=1))), model.device)
-    label = batch["label"] if model.uses_labels else None
+    given = model.given_of(batch)
     with Evaluations(1).counting(model) as counted:
-        z = model.encode(observed(batch), label)
+        z = model.encode(observed(batch), **given)
         if back:
-            model.decode(z, label)
+            model.decode(z, **given)
     return counted.per_sample
 
 
@@ -108,11 +108,11 @@ def describe_latent(model: Any) -> dict[str, Any]:
     if can(model, HasLatent):
         z = model.draw_latent(torch.arange(1, device=model.device))
     elif can_encode(model):
-        z = model.encode(*_blank(model))
+        first = torch.arange(1, device=model.device)
+        z = model.encode(torch.zeros(1, *model.spec.shape, device=model.device), **given_for(model, first))
     else:
         return {}
-    name = getattr(model, "latent_type", "codes")
-    return {"type": name, "dim": math.prod(z.shape[1:])}
+    return {"type": model.latent_type, "dim": math.prod(z.shape[1:])}
 
 
 def measure_latent(
@@ -215,12 +215,9 @@ def path_length(model: Any, extractor: Extractor, seed: int = 0, num_pairs: int 
         # The first pair alone tells the cost.
         numbers = range(len(features), min(len(features) + 8, wanted) if features else 1)
         points = torch.cat([slerp(z[number, 0], z[number, 1], NUM_POINTS) for number in numbers])
-        label = None
-        if model.uses_labels:
-            each = torch.tensor(numbers, device=device) % model.spec.num_classes
-            label = each.repeat_interleave(NUM_POINTS)
+        given = given_for(model, torch.tensor(numbers).repeat_interleave(NUM_POINTS))
         with Evaluations(len(points)).counting(model) as counted:
-            x = model.decode(points, label)
+            x = model.decode(points, **given)
         found = extractor(to_levels(x, model.spec.levels), model.spec.levels).pool.double()
         features += found.unflatten(0, (len(numbers), NUM_POINTS))
         if counted.per_sample > MANY_EVALUATIONS:
@@ -231,17 +228,6 @@ def path_length(model: Any, extractor: Extractor, seed: int = 0, num_pairs: int 
     return float(ways.mean() / straight.mean()) if straight.any() else None
 
 
-def can(model: Any, capability: Any) -> bool:
-    """Returns whether a model has a capability of `families.base`."""
-    return isinstance(model, capability)
-
-
 def can_encode(model: Any) -> bool:
     """Returns whether a model finds codes of images or points."""
     return can(model, Reconstructs) and model.spec.kind != "tokens"
-
-
-def _blank(model: Model) -> tuple[Tensor, Tensor | None]:
-    x = torch.zeros(1, *model.spec.shape, device=model.device)
-    label = torch.zeros(1, dtype=torch.int64, device=model.device) if model.uses_labels else None
-    return x, label

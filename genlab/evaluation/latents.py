@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,13 @@ def slerp(a: Tensor, b: Tensor, num: int) -> Tensor:
     return torch.lerp(lengths[0], lengths[1], t) * turned / angle.sin()
 
 
-def reconstruct(model: Any, x: Tensor, label: Tensor | None = None) -> Tensor:
+def reconstruct(model: Any, x: Tensor, given: Mapping[str, Any]) -> Tensor:
     """Returns what comes back of images: decode(encode(x)), the same each time."""
-    return model.decode(model.encode(x, label), label)
+    return model.decode(model.encode(x, **given), **given)
 
 
 def traverse(
-    model: Any, z: Tensor, low: Tensor, high: Tensor, dims: Sequence[int], num: int, label: Tensor | None
+    model: Any, z: Tensor, low: Tensor, high: Tensor, dims: Sequence[int], num: int, given: Mapping[str, Any]
 ) -> Tensor:
     """Returns one row of images for each dimension, along which z alone changes there.
 
@@ -56,7 +56,7 @@ def traverse(
         high: Where each ends.
         dims: Dimensions to walk along.
         num: Images in a row.
-        label: (1,), for conditional models.
+        given: What the model is told, one row of each.
 
     Returns:
         (len(dims) * num, *image).
@@ -65,7 +65,8 @@ def traverse(
     for row, dim in zip(rows, dims, strict=True):
         row[:, dim] = lerp(low[dim], high[dim], num)
     flat = rows.flatten(0, 1)
-    return model.decode(flat, None if label is None else label.expand(len(flat)))
+    told = {name: value.expand(len(flat), *value.shape[1:]) for name, value in given.items()}
+    return model.decode(flat, **told)
 
 
 def read_images(paths: Sequence[Path], spec: DataSpec) -> Tensor:

@@ -49,9 +49,8 @@ def score_likelihood(
     total = torch.zeros(2, dtype=torch.float64, device=model.device)
     for batch in data.loader(split, rank, world_size, batch_size, max_items):
         batch = data.to_device_batch(batch, model.device)
-        x, label = observed(batch), batch.get("label") if model.uses_labels else None
         with model.numbered(batch["index"]):
-            log_prob = model.log_prob(x, label).double()  # type: ignore[operator]
+            log_prob = model.log_prob(observed(batch), **model.given_of(batch)).double()  # type: ignore[operator]
         total += torch.stack([-log_prob.sum(), torch.ones_like(log_prob).sum()])
     if world_size > 1:
         dist.all_reduce(total)
@@ -68,6 +67,6 @@ def score_likelihood(
         "num_real": int(total[1]),
         "data": spec.name,
         "data_fingerprint": data.fingerprint(split)[:16],
-        "estimator": getattr(model, "likelihood_estimator", ""),
+        "estimator": model.likelihood_estimator,
     }
     return Likelihood(values, protocol)

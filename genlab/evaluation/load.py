@@ -98,6 +98,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if "genlab" not in state:
         raise ValueError(f"{path} was not written by genlab, which cannot know what model it belongs to.")
+    if "examples_seen" not in state:
+        raise ValueError(
+            f"{path} was written by genlab {state['genlab'].get('version')}, whose checkpoints this version "
+            "does not read: use that version, or train again."
+        )
     return state
 
 

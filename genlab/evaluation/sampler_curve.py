@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genlab.data.base import DataModule
 from genlab.evaluation.score import find_score, score
 from genlab.evaluation.speed import Evaluations, synchronise
-from genlab.families.base import Denoises
+from genlab.families.capabilities import Denoises
 from genlab.metrics.features import Extractor
 from genlab.samplers.base import Sampler
 
@@ -53,14 +53,15 @@ class WithSampler(nn.Module):
     def __init__(self, model: Any, sampler: Sampler) -> None:
         super().__init__()
         self.model, self.sampler = model, sampler
-        self.spec, self.device, self.sampling_weights = model.spec, model.device, model.sampling_weights
+        self.spec, self.device, self.given = model.spec, model.device, model.given
+        self.sampling_weights = model.sampling_weights
         self.passes, self.batches, self.seconds = 0.0, 0, 0.0
 
-    def sample(self, index: int | Tensor, seed: int = 0, label: Tensor | None = None) -> Tensor:
+    def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns the numbered samples."""
         start = time.monotonic()
         with Evaluations(index if isinstance(index, int) else len(index)).counting(self.model) as counted:
-            x = self.model.sample_with(self.sampler, index, seed, label)
+            x = self.model.sample_with(self.sampler, index, seed, **given)
             synchronise(self.device)
         self.seconds += time.monotonic() - start
         self.passes += counted.per_sample

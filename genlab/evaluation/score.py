@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.data.base import DataModule
-from genlab.families.base import Model, Samples
+from genlab.evaluation.given import given_for
+from genlab.families.base import Model
+from genlab.families.capabilities import Samples
 from genlab.metrics.base import Reference
 from genlab.metrics.features import Extractor, Features
 from genlab.metrics.reference import NUM_KEPT, cached_reference, collect, statistics
@@ -108,7 +110,7 @@ def score(
 
     def extracted() -> Iterator[tuple[Features, Tensor]]:
         for index in batches_of(num_samples, batch_size):
-            levels = sample_levels(model, index, seed)
+            levels = sample_levels(model, index, seed, given_for(model, index, data, split))
             features = extractor(levels, model.spec.levels)
             for metric in metrics:
                 metric.update(features, index)
@@ -131,7 +133,7 @@ def score(
         "num_real": reference.num,
         "num_fake": num_samples,
         "seed": seed,
-        "weights": getattr(model, "sampling_weights", "raw"),
+        "weights": model.sampling_weights,
         "data": data.spec.name,
         "data_fingerprint": data.fingerprint(split)[:16],
         "levels": model.spec.levels,
@@ -141,11 +143,19 @@ def score(
     return Scores(named, protocol, time.monotonic() - start, drawn)
 
 
-def sample_levels(model: Model, index: Tensor, seed: int) -> Tensor:
-    """Returns the numbered samples as the data's own levels (uint8), points as they are."""
+def sample_levels(model: Model, index: Tensor, seed: int, given: dict[str, Any] | None = None) -> Tensor:
+    """Returns the numbered samples as the data's own levels (uint8), points and tokens as they are.
+
+    Args:
+        model: Has the capability `Samples`.
+        index: Numbers of the samples.
+        seed: Their seed.
+        given: What they are told; None for what `given_for` invents without data.
+    """
+    given = given_for(model, index) if given is None else given
     with torch.autocast(model.device.type, enabled=False):
-        x = model.sample(index.to(model.device), seed=seed)  # type: ignore[operator]
-    return to_levels(x, model.spec.levels) if model.spec.kind == "image" else x.float()
+        x = model.sample(index.to(model.device), seed=seed, **given)  # type: ignore[operator]
+    return to_levels(x, model.spec.levels) if model.spec.kind == "image" else x
 
 
 def reference_of(

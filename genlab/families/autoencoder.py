@@ -10,7 +10,8 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from genlab import randomness
-from genlab.families.base import CodingFactory, Model, evaluating, indices
+from genlab.families.base import CodingFactory, Model, indices
+from genlab.families.weights import evaluating
 from genlab.samplers.codes import MixtureOfCodes
 from genlab.shapes import Batch, DataSpec, observed
 
@@ -75,14 +76,16 @@ class Autoencoder(Model):
         return {"loss": mse, "mse": mse, "code_variance": z.float().var(dim=0, correction=0).mean()}
 
     @torch.no_grad()
-    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, **given: Any) -> Tensor:
         """Returns the images' codes."""
+        self.told(given)
         with evaluating(self):
             return self.encoder(x).float()
 
     @torch.no_grad()
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, **given: Any) -> Tensor:
         """Returns the images of codes."""
+        self.told(given)
         with evaluating(self):
             x = self.decoder(z).float()
         return x.clamp(-1.0, 1.0) if self.spec.kind == "image" else x
@@ -91,9 +94,9 @@ class Autoencoder(Model):
         """Returns code number i of the seed for every i in index, from the fitted distribution."""
         return self.sampler.draw(randomness.key(seed, "latent"), indices(index, self.device))
 
-    def sample(self, index: int | Tensor, seed: int = 0, label: Tensor | None = None) -> Tensor:
+    def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns sample i of the seed for every i in index."""
-        return self.decode(self.draw_latent(index, seed))
+        return self.decode(self.draw_latent(index, seed), **given)
 
     def on_validation_start(self) -> None:
         self.fit_sampler()

@@ -1,13 +1,13 @@
-"""The contract of a family: losses to minimise, and capabilities that commands and metrics ask for."""
+"""What every family stands on: losses to minimise, what a model is told, counts, averages, schedules."""
 
 from __future__ import annotations
 
 import math
-import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -15,10 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
 import genlab
 from genlab import randomness
+from genlab.families.capabilities import Samples
+from genlab.families.weights import Average
 from genlab.shapes import Batch, DataSpec
 
 NetworkFactory = Callable[[DataSpec], nn.Module]
@@ -27,126 +28,178 @@ NetworkFactory = Callable[[DataSpec], nn.Module]
 CodingFactory = Callable[[DataSpec, int, int], nn.Module]
 """The same for an encoder or decoder: the data, the length of the code, and of the condition beside it."""
 
+Condition = Literal["label", "source"]
+"""What a model may be told of an item: its class, or what it comes with (an image, a sentence)."""
+
 
 class Diverged(RuntimeError):  # noqa: N818 - the word of the run's status
     """A loss or a weight is no longer finite."""
 
 
-@runtime_checkable
-class Samples(Protocol):
-    """Can draw from the model."""
+@dataclass(frozen=True)
+class Schedule:
+    """How a learning rate follows the examples seen.
 
-    def sample(self, index: Tensor, seed: int = 0, label: Tensor | None = None) -> Tensor:
-        """Returns sample number i for every i in index, floats in [-1, 1] for images.
+    It grows evenly over the first `warmup` and falls to 0 at `decay` along a cosine (Loshchilov and Hutter
+    2017, arXiv:1608.03983, without restarts).
 
-        Sample i depends on (seed, i) alone, not on the batch that it is drawn in.
-        """
-
-
-@runtime_checkable
-class HasLatent(Protocol):
-    """Has a latent space that can be walked through.
-
-    What it is, in two or three words for a table, may be said by an attribute `latent_type`.
+    Attributes:
+        warmup: Examples over which it grows from 0; 0 for none.
+        decay: Examples at which it has fallen to 0, usually the budget's; 0 for no fall.
     """
 
-    def draw_latent(self, index: Tensor, seed: int = 0) -> Tensor: ...
+    warmup: int = 0
+    decay: int = 0
 
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor: ...
-
-
-@runtime_checkable
-class Reconstructs(Protocol):
-    """Can find the latent of a given image and return."""
-
-    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor: ...
-
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor: ...
-
-
-@runtime_checkable
-class HasPosterior(Protocol):
-    """Gives each image a distribution of its latent, whose mean `encode` returns."""
-
-    def posterior(self, x: Tensor, label: Tensor | None = None) -> Any: ...
-
-
-@runtime_checkable
-class HasLikelihood(Protocol):
-    """Can say how probable an image is."""
-
-    likelihood_kind: str
-    """"exact", or "<=" where log_prob is a lower bound and bits per dimension an upper one."""
-
-    likelihood_estimator: str
-    """How it is computed, such as "importance-weighted, k = 64"."""
-
-    def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Returns log p(x) in nats, one number an image; images as probabilities of their discrete levels."""
-
-
-@runtime_checkable
-class Denoises(Protocol):
-    """Walks from noise to data, so that any sampler can be put in, one that agrees with a picture too."""
-
-    process: Any
-    """How data become noise (`processes.base.Process`)."""
-
-    sampler: Any
-    """How samples are drawn (`samplers.base.Sampler`)."""
-
-    sampling_network: Any
-    """The network that is asked at every step, averaged where there is an average."""
-
-    def sample_with(
-        self,
-        sampler: Any,
-        index: int | Tensor,
-        seed: int = 0,
-        label: Tensor | None = None,
-        clip: bool | None = None,
-    ) -> Tensor:
-        """Returns samples by another sampler than the model's own; clip overrides the model's."""
+    def factor(self, examples: int) -> float:
+        """Returns what share of its learning rate an optimiser has after so many examples."""
+        rise = min(1.0, (examples + 1) / self.warmup) if self.warmup else 1.0
+        done = min(1.0, examples / self.decay) if self.decay else 0.0
+        return rise * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 class Model(pl.LightningModule):
-    """A LightningModule with named losses and a count of the images it has seen.
+    """A LightningModule with named losses and a count of the examples it has seen.
 
-    A family with one loss implements `losses` and `configure_optimizers`; one with alternating
-    optimisers also implements `training_step`.
+    A family with one loss implements `losses` and `configure_optimizers`; one with alternating optimisers is
+    a `players.Adversarial`. Networks are called with what the model is told, by name: `network(x,
+    label=...)`.
+
+    Args:
+        spec: The data, linked from the data module.
+        given: What the model is told of each item: [label], [source], or nothing.
+        schedule: Of the learning rate.
+        half_life: Examples after which an averaged weight counts for half; samples and scores then come from
+            the average. 0 keeps none.
 
     Attributes:
-        examples_seen: Real images drawn from the data so far, over all devices: the unit of every
-            budget, schedule and axis. Optimiser steps differ between families, images do not.
+        examples_seen: What was drawn from the data so far, over all devices, in the data's unit: the unit of
+            every budget, schedule and axis. Optimiser steps differ between families, examples do not.
+        seed: Of everything random in training.
         latest: The last training losses, detached and still on the device; read them only when needed,
             since reading waits for the device.
         config: The model's part of the configuration file, kept in its checkpoints.
+        average: Of the network given to `keep_average`.
+        step_noise: The random numbers of the step; a model inside of this one may borrow it.
     """
-
-    uses_labels: bool = False
-    """Whether the model is given class labels; such rows are marked in comparisons."""
 
     alternating: bool = False
     """Whether several optimisers take turns; several devices then need a strategy for unused parameters."""
 
-    def __init__(self, spec: DataSpec) -> None:
+    batches_per_step: int = 1
+    """Batches for each step that the trainer counts."""
+
+    shown_losses: tuple[str, ...] = ("loss",)
+    """The losses worth a place on the progress line."""
+
+    signs: tuple[str, ...] = ()
+    """The validation losses by which a collapse is recognised."""
+
+    latent_type: str = "codes"
+    """What the latent space is, in two or three words for a table."""
+
+    cannot_sample: str = ""
+    """Why a model without the capability `Samples` has none."""
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        given: Sequence[Condition] = (),
+        schedule: Schedule = Schedule(),
+        half_life: int = 0,
+    ) -> None:
         super().__init__()
         self.spec = spec
+        self.given = _checked(given, spec)
+        self.schedule = schedule
+        self.half_life = half_life
+        self.average: Average | None = None
         self.examples_seen = 0
+        self.seed = 0
         self.latest: dict[str, Tensor] = {}
         self.config: dict[str, Any] = {}
-        self._step_address = 0
-        self._item_numbers: Tensor | None = None
+        self.step_noise = randomness.StepNoise()
+        self._averaged_at = 0
         self._sums: dict[str, Tensor] = {}
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns named scalars; the one called "loss" is minimised."""
+        """Returns named scalars, means over the batch's units; the one called "loss" is minimised."""
+
+    def units(self, batch: Batch) -> int | Tensor:
+        """Returns how many units of the losses' means a batch holds: its items, or its tokens."""
+        return batch_length(batch)
+
+    # What the model is told
+
+    @property
+    def seen_spec(self) -> DataSpec:
+        """The data as this model's networks see them: with what they are told, and nothing else."""
+        return self.spec.told(self.given)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the model is given class labels; such rows are marked in comparisons."""
+        return "label" in self.given
+
+    def given_of(self, batch: Batch) -> dict[str, Any]:
+        """Returns what the model is told of a batch's items."""
+        return {name: batch[name] for name in self.given}  # type: ignore[literal-required]
+
+    def told(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what a caller tells, if it is what the model was trained to be told.
+
+        Raises:
+            ValueError: Something is missing, or is told to a model that was trained without it.
+        """
+        if given.keys() != set(self.given):
+            raise ValueError(
+                f"This {type(self).__name__} is told {', '.join(self.given) or 'nothing'}, "
+                f"but got {', '.join(given) or 'nothing'}."
+            )
+        return dict(given)
+
+    # Averages and schedules
+
+    def keep_average(self, network: nn.Module) -> None:
+        """Keeps an average of a network where there is a half-life; `update_average` moves it."""
+        self.average = Average(network, self.half_life) if self.half_life else None
+        self._averages = (network,)  # a tuple, since the network is registered under its own name
+
+    def update_average(self) -> None:
+        """Moves the average towards its network, once for each optimiser step."""
+        if self.average is not None:
+            self.average.update(self._averages[0], self.examples_seen - self._averaged_at)
+            self._averaged_at = self.examples_seen
+
+    @property
+    def sampling_weights(self) -> str:
+        """Which weights samples and scores come from: "ema" or "raw"."""
+        return "raw" if self.average is None else "ema"
+
+    def scheduled(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Returns what `configure_optimizers` gives for a learning rate that follows the schedule."""
+        rate = LambdaLR(optimizer, lambda _: self.schedule.factor(self.examples_seen))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Here and not after each batch: with accumulation a step has several batches.
+        self.update_average()
+
+    # Steps
 
     def setup(self, stage: str) -> None:
         if self.spec.is_grid:
             # Convolutions run a tenth faster on a CPU and more on a GPU with channels innermost.
             self.to(memory_format=torch.channels_last)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Everything random in this step follows from (seed, examples seen, rank): a resumed run repeats it.
+        address = randomness.key(self.seed, "training", self.examples_seen)
+        self.step_noise.begin(address, self.global_rank, self.trainer.world_size)
+        torch.manual_seed(randomness.key(address, self.global_rank))
+        self.examples_seen += batch_length(batch) * self.spec.units * self.trainer.world_size
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         losses = self.losses(batch)
@@ -166,39 +219,38 @@ class Model(pl.LightningModule):
         self._log_mean_losses("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns as many samples as the batch has items, numbered by their place in the data."""
+        """Returns a sample for each item of the batch: of its number, told what the item is told."""
         if not isinstance(self, Samples):
             raise ValueError(f"{type(self).__name__} cannot be sampled, so predict has nothing to write.")
-        return self.sample(batch["index"])
+        return self.sample(batch["index"], **self.given_of(batch))
 
     def remember(self, losses: dict[str, Tensor]) -> None:
         """Keeps the step's losses for the progress line and the log, without waiting for the device."""
         self.latest = {name: value.detach() for name, value in losses.items()}
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Everything random in this step follows from (seed, images seen, rank): a resumed run repeats it.
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        self._step_address = randomness.key(seed, "training", self.examples_seen)
-        torch.manual_seed(randomness.key(self._step_address, self.global_rank))
-        self.examples_seen += batch_length(batch) * self.trainer.world_size
+    def explain(self, batch: Batch) -> str:
+        """Returns in words where a loss that is not finite comes from, "" where the family cannot tell."""
+        return ""
+
+    # Random numbers
 
     def draw_normal(self, stream: str, num: int, shape: tuple[int, ...]) -> Tensor:
-        """Returns this step's normal noise, one row for each item of the batch.
-
-        In training row j on rank r of w is row r + w j of the joined batch, so that w devices draw together
-        exactly what one device draws for the whole batch. In evaluation rows are numbered by the data.
-        """
-        rows = self._noise_rows(num)
-        return randomness.normal(randomness.key(self._step_address, stream), rows, shape)
+        """Returns this step's normal noise, one row for each item of the batch; see `StepNoise`."""
+        return self.step_noise.normal(stream, num, shape, self.device)
 
     def draw_uniform(self, stream: str, num: int, shape: tuple[int, ...] = ()) -> Tensor:
         """Returns this step's uniform numbers in (0, 1), (num, *shape), numbered as in `draw_normal`."""
-        rows = self._noise_rows(num)
-        u = randomness.uniform(randomness.key(self._step_address, stream), rows, math.prod(shape))
-        return u.float().reshape(num, *shape)
+        return self.step_noise.uniform(stream, num, shape, self.device)
+
+    def numbered(self, index: Tensor) -> AbstractContextManager[None]:
+        """Makes noise a function of the items' numbers, so that an evaluation can be repeated anywhere."""
+        return self.step_noise.numbered(index.to(self.device))
+
+    # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["examples_seen"] = self.examples_seen
+        checkpoint["averaged_at"] = self._averaged_at
         checkpoint["latest"] = {name: value.cpu() for name, value in self.latest.items()}
         checkpoint["genlab"] = {
             "version": genlab.__version__,
@@ -208,32 +260,16 @@ class Model(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.examples_seen = int(checkpoint["examples_seen"])
+        self._averaged_at = int(checkpoint["averaged_at"])
         # On the device, where a step of only one player will join its losses to the other's last ones.
         self.latest = {name: value.to(self.device) for name, value in checkpoint["latest"].items()}
 
-    @contextmanager
-    def numbered(self, index: Tensor) -> Iterator[None]:
-        """Makes noise a function of the items' numbers, so that an evaluation can be repeated anywhere."""
-        self._step_address, self._item_numbers = randomness.key("evaluation"), index.to(self.device)
-        try:
-            yield
-        finally:
-            self._item_numbers = None
-
-    def _noise_rows(self, num: int) -> Tensor:
-        if self._item_numbers is not None:
-            return self._item_numbers
-        if self._trainer is None:  # someone asks the model itself, outside of a run
-            return torch.arange(num, device=self.device)
-        return torch.arange(num, device=self.device) * self.trainer.world_size + self.global_rank
-
     def _add_losses(self, batch: Batch) -> None:
-        num = batch_length(batch)
-        one = torch.ones((), device=self.device)
+        units = self.units(batch)
         with self.numbered(batch["index"]):
             losses = self.losses(batch)
-        for name, value in {**losses, "items": one}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double() * num
+        for name, value in {**losses, "units": torch.ones((), device=self.device)}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double() * units
 
     def _log_mean_losses(self, stage: str) -> None:
         sums, self._sums = self._sums, {}
@@ -243,13 +279,8 @@ class Model(pl.LightningModule):
         if self.trainer.world_size > 1:
             dist.all_reduce(totals)
         means = dict(zip(sums, (totals / totals[-1]).tolist(), strict=True))
-        # The run's recorder passes them on to every logger, with images seen as their axis.
-        self.log_dict({f"{stage}/{name}": v for name, v in means.items() if name != "items"}, logger=False)
-
-
-def can_be_sampled(model: Any) -> bool:
-    """Returns whether a model has the capability `Samples`."""
-    return isinstance(model, Samples)
+        # The run's recorder passes them on to every logger, with examples seen as their axis.
+        self.log_dict({f"{stage}/{name}": v for name, v in means.items() if name != "units"}, logger=False)
 
 
 def batch_length(batch: Batch) -> int:
@@ -264,68 +295,12 @@ def indices(num_or_index: int | Tensor, device: torch.device) -> Tensor:
     return num_or_index.to(device)
 
 
-def scheduled(
-    model: Model, optimizer: Optimizer, warmup_images: int = 0, decay_images: int = 0
-) -> dict[str, Any]:
-    """Returns what `configure_optimizers` gives for a learning rate that follows the images seen."""
-    rate = LambdaLR(
-        optimizer, lambda _: learning_rate_factor(model.examples_seen, warmup_images, decay_images)
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
-
-
-def learning_rate_factor(images: int, warmup_images: int, decay_images: int) -> float:
-    """Returns what share of its learning rate an optimiser has after so many images.
-
-    It grows evenly over the first warmup_images and falls to 0 at decay_images along a cosine (Loshchilov
-    and Hutter 2017, arXiv:1608.03983, without restarts); 0 leaves either out.
-    """
-    rise = min(1.0, (images + 1) / warmup_images) if warmup_images else 1.0
-    done = min(1.0, images / decay_images) if decay_images else 0.0
-    return rise * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
-    """Returns an exponential moving average of a network: weights averaged, buffers copied.
-
-        ema <- d ema + (1 - d) weights,  d = min(decay, (1 + n) / (10 + n)),  at update number n
-
-    One update for each `update_parameters(network)`. The ramp lets the average forget the first weights
-    even in runs shorter than 1 / (1 - decay) updates.
-    """
-    if not 0.0 <= decay < 1.0:
-        raise ValueError(f"The decay of an average must be in [0, 1), got {decay}.")
-
-    @torch.no_grad()
-    def ramped(averaged: Any, current: Any, num_averaged: Any) -> None:
-        # All on the device: reading the count would wait for it in every step.
-        weight = 1.0 - ((1.0 + num_averaged) / (10.0 + num_averaged)).clamp(max=decay)
-        step = torch._foreach_sub(current, averaged)
-        torch._foreach_mul_(step, weight)
-        torch._foreach_add_(averaged, step)
-
-    average = AveragedModel(network, multi_avg_fn=ramped, use_buffers=False)
-    return average.requires_grad_(False).eval()
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Puts a network into evaluation mode for a while: batch norm by running statistics, no dropout."""
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Keeps gradients out of a network's parameters while another one learns through it."""
-    states = [parameter.requires_grad for parameter in network.parameters()]
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, state in zip(network.parameters(), states, strict=True):
-            parameter.requires_grad_(state)
+def _checked(given: Sequence[str], spec: DataSpec) -> tuple[Any, ...]:
+    if "label" in given and not spec.num_classes:
+        raise ValueError(f"given [label] needs labels, and {spec.name} has none: leave it out.")
+    if "source" in given and spec.source is None:
+        raise ValueError(f"given [source] needs pairs, and {spec.name} has none: leave it out.")
+    unknown = set(given) - {"label", "source"}
+    if unknown:
+        raise ValueError(f"given may hold label and source, got {', '.join(sorted(unknown))}.")
+    return tuple(dict.fromkeys(given))

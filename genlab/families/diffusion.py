@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,14 +10,8 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from genlab import randomness
-from genlab.families.base import (
-    Model,
-    NetworkFactory,
-    averaged_copy,
-    evaluating,
-    indices,
-    scheduled,
-)
+from genlab.families.base import Model, NetworkFactory, indices
+from genlab.families.weights import evaluating
 from genlab.processes.base import Level, Process, score_of
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.denoiser import NetworkDenoiser, split_variance
@@ -31,6 +26,37 @@ from genlab.shapes import Batch, DataSpec, observed
 
 VALIDATION_RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """sigma / alpha at which the validation error of x is measured, whatever the process."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the network is taught.
+
+    Attributes:
+        prediction: What F is; the noise without it.
+        weighting: Weight of each noise level; 1 without it.
+        variance_weight: Of the bound that teaches the variance where the network has one; published 0.001.
+        dequantise: Spread each level of an image uniformly over its interval in training, which the flow's
+            likelihood needs; rounding the samples takes it back.
+    """
+
+    prediction: Prediction | None = None
+    weighting: Weighting | None = None
+    variance_weight: float = 1e-3
+    dequantise: bool = False
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How samples are drawn towards their label.
+
+    Attributes:
+        scale: 1 is the conditional model, higher fits labels better and varies less.
+        dropout: Share of labels hidden in training, each on its own, without which nothing can be guided.
+    """
+
+    scale: float = 1.0
+    dropout: float = 0.0
 
 
 class Diffusion(Model):
@@ -50,22 +76,12 @@ class Diffusion(Model):
         network: From (x, t, label) to F; with `learned_variance`, twice the channels.
         process: How data become noise.
         optimizer: Optimiser without its parameters.
-        prediction: What F is.
-        weighting: Weight of each noise level; 1 without it.
+        objective: What F is, and how its errors are weighed.
         sampler: How samples are drawn.
         likelihood: How log p(x) is estimated; the flow for vectors, the bound of 100 steps for images.
-        conditional: Give the network the labels.
-        label_dropout: Share of labels hidden in training, each on its own, so that sampling can be guided.
-        guidance: Of samples by labels; 1 is the conditional model, higher fits labels better and varies less.
+        guidance: Of samples by labels.
         clip: Keep the estimates of images in [-1, 1] while sampling.
-        dequantise: Spread each level of an image uniformly over its interval in training, which the flow's
-            likelihood needs; rounding the samples takes it back.
-        variance_weight: Of the bound that teaches the variance where the network has one; published 0.001.
-        ema_decay: Decay, per optimiser step, of the averaged network that samples and scores come from;
-            0 takes the network itself.
-        warmup_images: Images over which the learning rate grows from 0; the paper's 5,000 steps of 128.
-        decay_images: Images at which the learning rate has fallen to 0 along a cosine, usually the budget's;
-            0 for no fall.
+        model: Arguments of every model; the average is the network's.
 
     Shapes:
         x: (batch, channels, height, width) in [-1, 1], or (batch, dimensions).
@@ -80,107 +96,76 @@ class Diffusion(Model):
         network: NetworkFactory,
         process: Process,
         optimizer: OptimizerCallable,
-        prediction: Prediction | None = None,
-        weighting: Weighting | None = None,
+        objective: Objective = Objective(),
         sampler: Sampler | None = None,
         likelihood: Likelihood | None = None,
-        conditional: bool = False,
-        label_dropout: float = 0.0,
-        guidance: float = 1.0,
+        guidance: Guidance = Guidance(),
         clip: bool = True,
-        dequantise: bool = False,
-        variance_weight: float = 1e-3,
-        ema_decay: float = 0.9999,
-        warmup_images: int = 0,
-        decay_images: int = 0,
+        **model: Any,
     ) -> None:
-        super().__init__(spec)
-        if conditional and not spec.num_classes:
-            raise ValueError(f"conditional needs labels, and {spec.name} has none: set conditional to false.")
-        if not 0.0 <= label_dropout < 1.0:
-            raise ValueError(f"label_dropout must be in [0, 1), got {label_dropout}.")
-        if guidance != 1.0 and not (conditional and label_dropout):
+        super().__init__(spec, **model)
+        if not 0.0 <= guidance.dropout < 1.0:
+            raise ValueError(f"guidance.dropout must be in [0, 1), got {guidance.dropout}.")
+        if guidance.scale != 1.0 and not (self.uses_labels and guidance.dropout):
             raise ValueError(
-                f"guidance {guidance} needs conditional true and label_dropout above 0, such as 0.1."
+                f"guidance.scale {guidance.scale} needs given [label] and guidance.dropout above 0, as 0.1."
             )
-        self.uses_labels = conditional
-        self.network = network(spec if conditional else spec.unconditional())
-        self.average = averaged_copy(self.network, ema_decay) if ema_decay else None
-        self.process, self.prediction = process, prediction or PredictNoise()
-        self.weighting, self.sampler = weighting, sampler or Ancestral()
+        self.network = network(self.seen_spec)
+        self.keep_average(self.network)
+        self.process, self.prediction = process, objective.prediction or PredictNoise()
+        self.weighting, self.sampler = objective.weighting, sampler or Ancestral()
         # The decoder tells levels apart from noise of about half their distance on; below it steps cost bits.
         bound = VariationalBound(RatioGrid(100, smallest=0.6 / max(1, spec.levels - 1)))
         self.likelihood = likelihood or (bound if spec.kind == "image" else ProbabilityFlow())
         self.optimizer_factory = optimizer
-        self.label_dropout, self.guidance = label_dropout, guidance
+        self.guidance = guidance
         self.clip = clip and spec.kind == "image"
-        self.dequantise = dequantise and spec.kind == "image"
-        self.variance_weight = variance_weight
-        self.warmup_images, self.decay_images = warmup_images, decay_images
+        self.dequantise = objective.dequantise and spec.kind == "image"
+        self.variance_weight = objective.variance_weight
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(self.network.parameters())
-        return scheduled(self, optimizer, self.warmup_images, self.decay_images)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        # Here and not after each batch: with accumulation a step has several batches.
-        self.update_average()
-
-    def update_average(self) -> None:
-        """Moves the averaged network towards the network, once for each optimiser step."""
-        if self.average is not None:
-            self.average.update_parameters(self.network)
+        return self.scheduled(self.optimizer_factory(self.network.parameters()))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the weighted loss; in evaluation also the error of x at fixed noise levels."""
-        x, label = self._spread(observed(batch)), self._hidden_label(batch)
+        x, given = self._spread(observed(batch)), self._hidden(self.given_of(batch))
         t = self.process.training_time(self.draw_uniform("time", len(x)))
         if self.training:
-            return self._loss(self.network, x, t, label)
+            return self._loss(self.network, x, t, given)
         with evaluating(self.sampling_network):
-            return self._loss(self.sampling_network, x, t, label) | self._errors(x, label)
+            return self._loss(self.sampling_network, x, t, given) | self._errors(x, given)
 
-    def sample(self, index: int | Tensor, seed: int = 0, label: Tensor | None = None) -> Tensor:
-        """Returns sample i of the seed for every i in index; without labels, class i mod num_classes."""
-        return self.sample_with(self.sampler, index, seed, label)
+    def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
+        """Returns sample i of the seed for every i in index."""
+        return self.sample_with(self.sampler, index, seed, **given)
 
     @torch.no_grad()
     def sample_with(
-        self,
-        sampler: Sampler,
-        index: int | Tensor,
-        seed: int = 0,
-        label: Tensor | None = None,
-        clip: bool | None = None,
+        self, sampler: Sampler, index: int | Tensor, seed: int = 0, clip: bool | None = None, **given: Any
     ) -> Tensor:
         """Returns samples by another sampler than the model's own; clip overrides the model's."""
-        index = indices(index, self.device)
-        if label is None and self.uses_labels:
-            label = index % self.spec.num_classes
-        network = self.sampling_network
-        with evaluating(network):
-            return self._bounded(
-                sampler(self.process, self.denoiser(label, clip), Noise(seed, index, self.spec.shape))
-            )
+        noise = Noise(seed, indices(index, self.device), self.spec.shape)
+        with evaluating(self.sampling_network):
+            return self._bounded(sampler(self.process, self.denoiser(clip, **given), noise))
 
-    def denoiser(self, label: Tensor | None = None, clip: bool | None = None) -> NetworkDenoiser:
+    def denoiser(self, clip: bool | None = None, **given: Any) -> NetworkDenoiser:
         """Returns the averaged network as the denoiser that samplers walk with."""
+        given = self.told(given)
         return NetworkDenoiser(
             self.sampling_network,
             self.process,
             self.prediction,
-            label if self.uses_labels else None,
-            self.guidance if label is not None else 1.0,
-            self.spec.num_classes if self.label_dropout else None,
+            given,
+            self.guidance.scale,
+            self._without_label(given),
             self.clip if clip is None else clip,
         )
 
     @torch.no_grad()
-    def score(self, x_t: Tensor, level: Level, label: Tensor | None = None) -> Tensor:
+    def score(self, x_t: Tensor, level: Level, **given: Any) -> Tensor:
         """Returns grad log p(x_t), the direction in which noised data become more probable."""
         with evaluating(self.sampling_network):
-            return score_of(x_t, self.denoiser(label, clip=False)(x_t, level), level)
+            return score_of(x_t, self.denoiser(clip=False, **given)(x_t, level), level)
 
     def draw_latent(self, index: int | Tensor, seed: int = 0) -> Tensor:
         """Returns the noise that sample i of the seed starts from, for every i in index."""
@@ -188,20 +173,20 @@ class Diffusion(Model):
         return randomness.normal(randomness.key(seed, "latent"), index, self.spec.shape)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, **given: Any) -> Tensor:
         """Returns what a deterministic walk makes of noise: the sampler, or the flow where it draws."""
         sampler = self.sampler if self.sampler.is_deterministic else RungeKutta(50)
         levels = sampler.grid.levels(self.process)
         noise = Noise(0, torch.arange(len(z), device=z.device), self.spec.shape)
         x = self.process.prior_std(levels[0]) * z
         with evaluating(self.sampling_network):
-            return self._bounded(sampler.walk(self.process, self.denoiser(label), x, levels, noise))
+            return self._bounded(sampler.walk(self.process, self.denoiser(**given), x, levels, noise))
 
     @torch.no_grad()
-    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, **given: Any) -> Tensor:
         """Returns the noise that the flow takes data to; the flow returns to the data (DDIM, section 5.4)."""
         with evaluating(self.sampling_network):
-            return encode(self.process, self.denoiser(label, clip=False), x, 50)
+            return encode(self.process, self.denoiser(clip=False, **given), x, 50)
 
     @property
     def likelihood_kind(self) -> str:
@@ -213,37 +198,33 @@ class Diffusion(Model):
         return self.likelihood.estimator
 
     @torch.no_grad()
-    def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, **given: Any) -> Tensor:
         """Returns log p(x) in nats: of their levels for images."""
         levels = self.spec.levels if self.spec.kind == "image" else 0
         # A test runs without derivatives, which the flow's divergence is made of; its tensors are copied.
         with torch.inference_mode(False), evaluating(self.sampling_network):
-            x, label = x.clone(), None if label is None else label.clone()
+            x, told = x.clone(), {name: value.clone() for name, value in self.told(given).items()}
             # The flow must be smooth and its divergence that of the network.
             clip = False if isinstance(self.likelihood, ProbabilityFlow) else None
             return self.likelihood.log_prob(
                 x,
-                self.denoiser(label, clip),
+                self.denoiser(clip, **told),
                 self.process,
                 lambda name: self.draw_normal(name, len(x), self.spec.shape),
                 levels,
             )
 
     @property
-    def sampling_weights(self) -> str:
-        return "ema" if self.average is not None else "raw"
-
-    @property
     def sampling_network(self) -> Any:
         """The network that samples and scores come from."""
         return self.network if self.average is None else self.average
 
-    def _loss(self, network: Any, x: Tensor, t: Tensor, label: Tensor | None) -> dict[str, Tensor]:
+    def _loss(self, network: Any, x: Tensor, t: Tensor, given: dict[str, Any]) -> dict[str, Tensor]:
         noise = self.draw_normal("noise", len(x), self.spec.shape)
         alpha, sigma = self.process.coefficients(t, x)
         x_t = alpha * x + sigma * noise
         output = network(
-            self.prediction.input_scale(alpha, sigma) * x_t, self.process.network_time(t).float(), label
+            self.prediction.input_scale(alpha, sigma) * x_t, self.process.network_time(t).float(), **given
         ).float()
         output, v = split_variance(output, x.shape[1])
         target = self.prediction.target(x, noise, alpha, sigma)
@@ -271,8 +252,8 @@ class Diffusion(Model):
         total = self.process.num_steps * bound.mean()
         return {"simple": simple, "bound": total, "loss": simple + self.variance_weight * total}
 
-    def _errors(self, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
-        denoise, found = self.denoiser(label), {}
+    def _errors(self, x: Tensor, given: dict[str, Any]) -> dict[str, Tensor]:
+        denoise, found = self.denoiser(**given), {}
         noise = self.draw_normal("fixed level", len(x), self.spec.shape)
         for ratio in VALIDATION_RATIOS:
             level = self.process.level_of(ratio)
@@ -286,13 +267,17 @@ class Diffusion(Model):
         bits = self.draw_normal("dequantisation", len(x), self.spec.shape)
         return x + 2.0 / (self.spec.levels - 1) * (torch.special.ndtr(bits) - 0.5)
 
-    def _hidden_label(self, batch: Batch) -> Tensor | None:
-        if not self.uses_labels:
+    def _hidden(self, given: dict[str, Any]) -> dict[str, Tensor]:
+        """Returns what the network is told in training, where some labels are hidden."""
+        if not (self.training and self.uses_labels and self.guidance.dropout):
+            return given
+        hidden = self.draw_uniform("hide label", len(given["label"])) < self.guidance.dropout
+        return {**given, "label": given["label"].masked_fill(hidden, self.spec.num_classes)}
+
+    def _without_label(self, given: dict[str, Any]) -> dict[str, Tensor] | None:
+        if not (self.uses_labels and self.guidance.dropout):
             return None
-        if not (self.training and self.label_dropout):
-            return batch["label"]
-        hidden = self.draw_uniform("hide label", len(batch["label"])) < self.label_dropout
-        return batch["label"].masked_fill(hidden, self.spec.num_classes)
+        return {**given, "label": torch.full_like(given["label"], self.spec.num_classes)}
 
     def _bounded(self, x: Tensor) -> Tensor:
         return x.clamp(-1.0, 1.0) if self.spec.kind == "image" else x

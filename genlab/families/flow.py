@@ -15,7 +15,8 @@ from genlab import randomness
 from genlab.bijections.base import Bijection, BijectionFactory
 from genlab.bijections.densities import Density, StandardNormal
 from genlab.bijections.dequantisation import Dequantisation, DequantisationFactory, UniformDequantisation
-from genlab.families.base import Diverged, Model, averaged_copy, evaluating, indices, scheduled
+from genlab.families.base import Model, indices
+from genlab.families.weights import evaluating
 from genlab.shapes import Batch, DataSpec, observed, to_float
 
 
@@ -36,16 +37,12 @@ class Flow(Model):
         optimizer: Optimiser without its parameters.
         base: Density of the latent.
         dequantisation: How levels become numbers; uniform by default. Vectors have none.
-        conditional: Give the bijection the labels.
         temperature: Factor on the latent when sampling; below 1 samples are likelier and less diverse.
         num_draws: Draws of u for a likelihood at test: the mean of exp(log-likelihood) over them comes
             closer to P(k) from below.
-        ema_decay: Decay, per step, of the averaged weights that everything but training uses; 0 for none.
-        warmup_images: Images over which the learning rate grows from 0.
-        decay_images: Images at which the learning rate has fallen to 0 along a cosine, usually the budget's;
-            0 for no fall.
         compile: Compile the bijection's training step: up to a minute at the start, for a step of small
             layers that is up to twice as fast.
+        model: Arguments of every model; everything but training uses the average.
 
     Shapes:
         x: (batch, channels, height, width) in [-1, 1], or (batch, dimensions).
@@ -53,6 +50,7 @@ class Flow(Model):
     """
 
     latent_type = "bijection"
+    signs = ("inverse_error",)
 
     def __init__(
         self,
@@ -61,34 +59,25 @@ class Flow(Model):
         optimizer: OptimizerCallable,
         base: Density | None = None,
         dequantisation: DequantisationFactory | None = None,
-        conditional: bool = False,
         temperature: float = 1.0,
         num_draws: int = 1,
-        ema_decay: float = 0.0,
-        warmup_images: int = 0,
-        decay_images: int = 0,
         compile: bool = False,
+        **model: Any,
     ) -> None:
-        super().__init__(spec)
+        super().__init__(spec, **model)
         if num_draws < 1:
             raise ValueError(f"num_draws must be at least 1, got {num_draws}.")
         if temperature < 0.0:
             raise ValueError(f"temperature must be at least 0, got {temperature}.")
-        if conditional and not spec.num_classes:
-            raise ValueError(f"conditional needs labels, and {spec.name} has none: set conditional to false.")
-        self.uses_labels = conditional
-        seen = spec if conditional else spec.unconditional()
-        parts: dict[str, nn.Module] = {"bijection": bijection(seen)}
+        parts: dict[str, nn.Module] = {"bijection": bijection(self.seen_spec)}
         if self.is_discrete:
-            parts["dequantisation"] = (dequantisation or UniformDequantisation)(seen)
+            parts["dequantisation"] = (dequantisation or UniformDequantisation)(self.seen_spec)
         self.parts = nn.ModuleDict(parts)
-        self.average = averaged_copy(self.parts, ema_decay) if ema_decay else None
+        self.keep_average(self.parts)
         self.optimizer_factory = optimizer
         self.base = base or StandardNormal()
         self.temperature = temperature
         self.num_draws = num_draws
-        self.warmup_images = warmup_images
-        self.decay_images = decay_images
         self.latent_dim = math.prod(spec.shape)
         if compile:
             # In place, so that weights keep their names; after the averaged copy, which is only evaluated.
@@ -100,22 +89,11 @@ class Flow(Model):
         return self.spec.kind == "image"
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(self.parts.parameters())
-        return scheduled(self, optimizer, self.warmup_images, self.decay_images)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        loss = super().training_step(batch, batch_idx)
-        if not torch.isfinite(loss):  # type: ignore[arg-type]
-            raise Diverged(self.explain(batch))
-        return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.average is not None:
-            self.average.update_parameters(self.parts)
+        return self.scheduled(self.optimizer_factory(self.parts.parameters()))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the negative log-likelihood; in evaluation also how far the inverse misses the data."""
-        x, label = observed(batch), self._label(batch)
+        x, label = observed(batch), self.given_of(batch).get("label")
         parts = self.parts if self.training else self._averaged
         # Networks may learn in half precision; what is reported is computed without it.
         with nullcontext() if self.training else torch.autocast(self.device.type, enabled=False):
@@ -141,9 +119,9 @@ class Flow(Model):
         )
 
     @torch.no_grad()
-    def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, **given: Any) -> Tensor:
         """Returns log p(x) in nats: for images of their levels, from `num_draws` dequantisations."""
-        parts, label = self._averaged, label if self.uses_labels else None
+        parts, label = self._averaged, self.told(given).get("label")
         num_draws = self.num_draws if self.is_discrete else 1
         found = []
         with evaluating(parts):
@@ -153,17 +131,17 @@ class Flow(Model):
         return torch.stack(found).logsumexp(0) - math.log(num_draws)
 
     @torch.no_grad()
-    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, **given: Any) -> Tensor:
         """Returns the latent of an image, from the middle of its bins; `decode` returns the very image."""
         v = (self._levels(x) + 0.5) / self.spec.levels if self.is_discrete else x
         with evaluating(self._averaged):
-            return _bijection(self._averaged)(v, label if self.uses_labels else None)[0]
+            return _bijection(self._averaged)(v, self.told(given).get("label"))[0]
 
     @torch.no_grad()
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, **given: Any) -> Tensor:
         """Returns the image or vector of a latent; images as one of their levels, in [-1, 1]."""
         with evaluating(self._averaged):
-            v, _ = _bijection(self._averaged).inverse(z, label if self.uses_labels else None)
+            v, _ = _bijection(self._averaged).inverse(z, self.told(given).get("label"))
         if not self.is_discrete:
             return v
         levels = (v * self.spec.levels).floor().clamp(0, self.spec.levels - 1)
@@ -176,33 +154,21 @@ class Flow(Model):
         return self.base.draw(randomness.key(seed, "latent"), index, self.latent_dim) * temperature
 
     def sample(
-        self,
-        index: int | Tensor,
-        seed: int = 0,
-        label: Tensor | None = None,
-        temperature: float | None = None,
+        self, index: int | Tensor, seed: int = 0, temperature: float | None = None, **given: Any
     ) -> Tensor:
-        """Returns sample i of the seed for every i in index; without labels, class i mod num_classes."""
-        index = indices(index, self.device)
-        if label is None and self.uses_labels:
-            label = index % self.spec.num_classes
-        return self.decode(self.draw_latent(index, seed, temperature), label)
-
-    @property
-    def sampling_weights(self) -> str:
-        return "ema" if self.average is not None else "raw"
+        """Returns sample i of the seed for every i in index."""
+        return self.decode(self.draw_latent(index, seed, temperature), **given)
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> str:
-        """Returns which layer first gives a value that is not finite, in words."""
+        """Returns which layer first gives a value that is not finite, and the usual remedies."""
         with first_not_finite(self.parts) as found:
             self.losses(batch)
         where = "the base density" if not found else f"layer {found[0]}"
         if not observed(batch).isfinite().all():
             where = "the data"
         return (
-            f"The loss is not finite after {self.examples_seen:,} {self.spec.unit}: {where} gives the first "
-            f"such value. The last checkpoint is untouched; a smaller learning rate, warmup_images, "
+            f"{where} gives the first such value; a smaller learning rate, schedule.warmup, "
             f"trainer.gradient_clip_val or a smaller bound of the transform are the usual remedies."
         )
 
@@ -241,9 +207,6 @@ class Flow(Model):
         # A compiled call is made for the shapes of training; evaluation has others.
         z, log_det = (bijection if self.training else bijection.forward)(v, label)
         return z, self.base.log_prob(z) + log_det
-
-    def _label(self, batch: Batch) -> Tensor | None:
-        return batch["label"] if self.uses_labels else None
 
 
 def _bijection(parts: nn.ModuleDict) -> Bijection:

@@ -9,7 +9,8 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from genlab.families.base import CodingFactory, Model, evaluating
+from genlab.families.base import CodingFactory, Model
+from genlab.families.weights import evaluating
 from genlab.shapes import Batch, DataSpec, observed
 
 CodebookFactory = Callable[[int], nn.Module]
@@ -86,14 +87,16 @@ class VQVAE(Model):
         return {"loss": loss, "mse": mse, "commitment": distance, "perplexity": perplexity(counts)}
 
     @torch.no_grad()
-    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, **given: Any) -> Tensor:
         """Returns the code numbers of images."""
+        self.told(given)
         with evaluating(self):
             return self.codebook(self.encoder(x).movedim(1, -1))
 
     @torch.no_grad()
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, **given: Any) -> Tensor:
         """Returns the images of code numbers."""
+        self.told(given)
         with evaluating(self):
             codes = self.codebook.look_up(z).movedim(-1, 1)  # type: ignore[operator]
             return self.decoder(codes).float().clamp(-1.0, 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from genlab.processes.base import Denoiser, Level, Process
 from genlab.processes.prediction import Prediction
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Network = Callable[..., Tensor]
 
 
 class NetworkDenoiser(Denoiser):
@@ -22,11 +22,11 @@ class NetworkDenoiser(Denoiser):
     0 the unconditional one. Guiding x or the noise is the same, since x_t ties them linearly.
 
     Args:
-        network: Called with (c_in x_t, time, label).
+        network: Called with (c_in x_t, time) and, by name, what it is told.
         process, prediction: What the network was trained for.
-        label: Class of each row, None for a model without labels.
-        guidance: Above 1, samples fit their label better and vary less.
-        no_label: The number that stands for "any class"; None where the network never saw it.
+        given: What it is told of each row, such as its label.
+        guidance: Above 1, samples fit what they are told better and vary less.
+        free: What stands for "anything" in place of it; None where the network never saw that.
         clip: Keep the estimate in [-1, 1], where images lie.
     """
 
@@ -35,18 +35,18 @@ class NetworkDenoiser(Denoiser):
         network: Network,
         process: Process,
         prediction: Prediction,
-        label: Tensor | None = None,
+        given: Mapping[str, Tensor] | None = None,
         guidance: float = 1.0,
-        no_label: int | None = None,
+        free: Mapping[str, Tensor] | None = None,
         clip: bool = False,
     ) -> None:
-        if guidance != 1.0 and (label is None or no_label is None):
+        if guidance != 1.0 and (not given or free is None):
             raise ValueError(
                 f"guidance {guidance} needs labels and a model trained without some of them; "
-                "train with label_dropout above 0, or leave guidance at 1."
+                "train with guidance.dropout above 0, or leave guidance.scale at 1."
             )
         self.network, self.process, self.prediction = network, process, prediction
-        self.label, self.guidance, self.no_label, self.clip = label, guidance, no_label, clip
+        self.given, self.guidance, self.free, self.clip = dict(given or {}), guidance, free, clip
 
     def __call__(self, x_t: Tensor, level: Level) -> Tensor:
         return self.with_variance(x_t, level)[0]
@@ -63,14 +63,11 @@ class NetworkDenoiser(Denoiser):
         time = self.process.network_time(torch.full((len(scaled),), t, dtype=torch.float64))
         time = time.float().to(scaled.device)
         if self.guidance == 1.0:
-            return self.network(scaled, time, self.label)
-        assert self.label is not None and self.no_label is not None
-        nothing = torch.full_like(self.label, self.no_label)
+            return self.network(scaled, time, **self.given)
+        assert self.free is not None
+        told = {name: torch.cat([value, self.free[name]]) for name, value in self.given.items()}
         # One pass of twice the rows fills a device better than two passes.
-        both = self.network(
-            torch.cat([scaled, scaled]), torch.cat([time, time]), torch.cat([self.label, nothing])
-        )
-        given, free = both.chunk(2)
+        given, free = self.network(torch.cat([scaled, scaled]), torch.cat([time, time]), **told).chunk(2)
         return free + self.guidance * (given - free)
 
 

@@ -1,0 +1,116 @@
+"""What a model may be able to do: small protocols that commands, callbacks and metrics ask for.
+
+What a model cannot do is an empty cell in a table, not an exception. Whatever a model is told (`given`: a
+class, a source) is passed by name and has one row for each row of the first argument; `evaluation.given`
+makes one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Can draw from the model."""
+
+    def sample(self, index: Tensor, seed: int = 0, **given: Any) -> Tensor:
+        """Returns sample number i for every i in index, floats in [-1, 1] for images.
+
+        Sample i depends on (seed, i) and on what it is told alone, not on the batch that it is drawn in.
+        """
+
+
+@runtime_checkable
+class HasLatent(Protocol):
+    """Has a latent space that can be walked through; `Model.latent_type` says what it is."""
+
+    def draw_latent(self, index: Tensor, seed: int = 0) -> Tensor: ...
+
+    def decode(self, z: Tensor, **given: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """Can find the latent of a given item and return."""
+
+    def encode(self, x: Tensor, **given: Any) -> Tensor: ...
+
+    def decode(self, z: Tensor, **given: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class HasPosterior(Protocol):
+    """Gives each item a distribution of its latent, whose mean `encode` returns."""
+
+    latent_dim: int
+
+    def posterior(self, x: Tensor, **given: Any) -> Any: ...
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """Can say how probable an item is."""
+
+    likelihood_kind: str
+    """"exact", or "<=" where log_prob is a lower bound and bits per dimension an upper one."""
+
+    likelihood_estimator: str
+    """How it is computed, such as "importance-weighted, k = 64"."""
+
+    def log_prob(self, x: Tensor, **given: Any) -> Tensor:
+        """Returns log p(x) in nats, one number an item; images as probabilities of their discrete levels."""
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """Walks from noise to data, so that any sampler can be put in, one that agrees with a picture too."""
+
+    process: Any
+    """How data become noise (`processes.base.Process`)."""
+
+    sampler: Any
+    """How samples are drawn (`samplers.base.Sampler`)."""
+
+    sampling_network: Any
+    """The network that is asked at every step, averaged where there is an average."""
+
+    def sample_with(
+        self, sampler: Any, index: int | Tensor, seed: int = 0, clip: bool | None = None, **given: Any
+    ) -> Tensor:
+        """Returns samples by another sampler than the model's own; clip overrides the model's."""
+
+
+@runtime_checkable
+class HasScore(Protocol):
+    """Knows the direction in which noised data become more probable."""
+
+    process: Any
+
+    def score(self, x_t: Tensor, level: Any, **given: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class TellsReal(Protocol):
+    """Has a discriminator whose answer may be a probability."""
+
+    def probability_real(self, x: Tensor, **given: Any) -> Tensor | None: ...
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """Has a network whose features can measure images of its domain."""
+
+    extractor_network: Any
+
+
+def can(model: Any, capability: Any) -> bool:
+    """Returns whether a model has one of these capabilities."""
+    return isinstance(model, capability)
+
+
+def can_be_sampled(model: Any) -> bool:
+    """Returns whether a model has the capability `Samples`."""
+    return isinstance(model, Samples)
