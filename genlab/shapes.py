@@ -18,9 +18,12 @@ class Batch(TypedDict, total=False):
     Shapes:
         image: (batch, channels, height, width); uint8 levels from the loader, float in [-1, 1] in a model.
         point: (batch, ...), float: vectors of the toy densities, or codes without levels.
-        tokens: (batch, length), or (batch, height, width) for a map of codes; int64 numbers of a vocabulary.
+        tokens: (batch, length + 1) for a text of shape (length,): column 0 is the token before, only ever an
+            input, the last one only ever a target, and `IGNORED` fills up short rows. (batch, height, width)
+            for a map of codes. int64 numbers of a vocabulary.
         source: What the model is told beside it, of the form of `DataSpec.source`: an image to translate, or
-            the tokens of a sentence. Images and points become floats as the modelled ones do.
+            the tokens of a sentence, filled up with its vocabulary's "pad". Images become floats as the
+            modelled ones do.
         label: (batch,), int64 class number.
         index: (batch,), int64 position in the split.
         flip: (batch,), bool: images to mirror, with their sources, decided by the loader so that a resumed
@@ -37,6 +40,9 @@ class Batch(TypedDict, total=False):
 
 
 Kind = Literal["image", "point", "tokens"]
+
+IGNORED = -1
+"""What fills up a row of `tokens`: never counted as a target; as an input it may be any token."""
 
 _UNITS = {"image": "img", "point": "pt", "tokens": "tok"}
 

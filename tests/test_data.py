@@ -29,13 +29,14 @@ from genlab.data.decode import BadImage, Policy, decode
 from genlab.data.digits import Digits
 from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items, ScoringLoader, permutation
-from genlab.data.packed import ImageRows, Packed, pack
-from genlab.data.procedural import COLOURS, FACTORS, Shapes, factors, render
+from genlab.data.packed import MappedRows, Packed, pack
+from genlab.data.procedural import COLOURS, FACTORS, Shapes, caption, factors, render
 from genlab.data.random_images import RandomImages
 from genlab.data.sources import BadSource, open_source
 from genlab.data.torchvision_sets import CIFAR10, MNIST, CelebA, FashionMNIST
 from genlab.data.toy import Checkerboard, EightGaussians, Gaussian1D, Gaussian2D, Pinwheel, TwoMoons
 from genlab.files import cache_folder
+from genlab.shapes import DataSpec
 
 AS_IT_IS = Policy(image_size=None, channels=3)
 GREY = Policy(image_size=None, channels=1)
@@ -185,7 +186,7 @@ def test_lightning_resumes_from_every_checkpoint_with_the_same_images_and_flips(
 
 def test_too_few_images_for_a_batch_are_refused_before_training():
     message = (
-        r"1000 training images are fewer than one batch of 1600 \(800 on each of 2 devices\).*batch_size 500"
+        r"1000 training items are fewer than one batch of 1600 \(800 on each of 2 devices\).*batch_size 500"
     )
     with pytest.raises(ValueError, match=message):
         placed(0, 2, batch_size=800).setup("fit")
@@ -200,7 +201,7 @@ def test_too_few_images_for_a_batch_are_refused_before_training():
 @pytest.mark.parametrize("num_items", [4, 5, 7, 12, 25, 31])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_scoring_reads_every_item_once_with_equal_numbers_of_batches(num_items, world_size, batch_size):
-    items = Items(Packed(np.zeros((num_items, 1, 2, 2), np.uint8)))
+    items = Items(Packed({"image": np.zeros((num_items, 1, 2, 2), np.uint8)}))
     ranks = [numbers(ScoringLoader(items, batch_size, rank, world_size)) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     assert all(batch and len(batch) <= batch_size + 1 for batches in ranks for batch in batches)
@@ -210,7 +211,7 @@ def test_scoring_reads_every_item_once_with_equal_numbers_of_batches(num_items, 
 
 def test_scoring_reads_the_images_of_their_numbers():
     data = Digits()
-    images = data.split("test").images
+    images = data.split("test").x
     for batch in data.loader("test", rank=1, world_size=2, batch_size=100):
         assert np.array_equal(batch["image"].numpy(), images[batch["index"].numpy()])
 
@@ -259,16 +260,17 @@ def test_digits_have_one_stratified_split_whatever_the_seed():
     assert data.split("val") is data.split("test")
     assert data.split_names["val"] == "test"
     assert data.fingerprint("train") == Digits(seed=4).fingerprint("train")
-    train = np.bincount(data.split("train").labels)
-    all_digits = train + np.bincount(data.split("test").labels)
+    train = np.bincount(data.split("train")["label"])
+    all_digits = train + np.bincount(data.split("test")["label"])
     assert np.abs(train - all_digits * 1000 / 1797).max() <= 1
-    rows = {image.tobytes() for image in data.split("train").images}
-    assert not rows & {image.tobytes() for image in data.split("test").images}
+    rows = {image.tobytes() for image in data.split("train").x}
+    assert not rows & {image.tobytes() for image in data.split("test").x}
 
 
 def test_the_packed_digits_never_change():
     # Scores of different versions may only be compared on the same pixels.
     assert Digits().fingerprint("test").startswith("0e072b84e21ec72e")
+    assert Digits().fingerprint("train").startswith("5d67a56aa32ed1ef")
 
 
 @pytest.mark.parametrize("num", [1, 10, 37, 100])
@@ -300,10 +302,10 @@ def test_what_a_fraction_leaves_out_is_the_rest_of_the_training_split():
     data = Digits(fraction=0.8, seed=3)
     train, rest, whole = data.split("train"), data.split("rest"), Digits().split("train")
     assert (len(train), len(rest)) == (800, 200)
-    rows = np.concatenate([train.images, rest.images]).reshape(1000, -1)
-    assert sorted(map(bytes, rows)) == sorted(map(bytes, np.asarray(whole.images).reshape(1000, -1)))
-    counts = np.bincount(rest.labels, minlength=10)
-    assert (np.abs(counts - 0.2 * np.bincount(whole.labels, minlength=10)) <= 1).all()
+    rows = np.concatenate([train.x, rest.x]).reshape(1000, -1)
+    assert sorted(map(bytes, rows)) == sorted(map(bytes, np.asarray(whole.x).reshape(1000, -1)))
+    counts = np.bincount(rest["label"], minlength=10)
+    assert (np.abs(counts - 0.2 * np.bincount(whole["label"], minlength=10)) <= 1).all()
     assert sum(len(batch["image"]) for batch in data.loader("rest")) == 200
     assert data.fingerprint("rest") not in (data.fingerprint("train"), data.fingerprint("test"))
 
@@ -313,21 +315,71 @@ def test_there_is_no_rest_of_a_split_that_is_used_whole():
         Digits().split("rest")
 
 
-def test_one_changed_pixel_label_or_level_count_changes_the_fingerprint():
+def test_one_changed_pixel_label_source_or_level_count_changes_the_fingerprint():
     images, labels = np.zeros((3000, 1, 4, 4), np.uint8), np.zeros(3000, np.int64)
+    source, other_source = np.zeros((3000, 5), np.uint8), np.zeros((3000, 5), np.uint8)
     changed, relabelled = images.copy(), labels.copy()
     changed[2999, 0, 3, 3] = 1
     relabelled[7] = 1
+    other_source[2999, 4] = 1
+    whole = {"image": images, "label": labels, "source": source}
     prints = [
-        Packed(images, labels).fingerprint(256),
-        Packed(changed, labels).fingerprint(256),
-        Packed(images, relabelled).fingerprint(256),
-        Packed(images).fingerprint(256),
-        Packed(images, labels).fingerprint(17),
-        Packed(images.reshape(3000, 1, 2, 8), labels).fingerprint(256),
+        Packed(whole).fingerprint(256),
+        Packed({**whole, "image": changed}).fingerprint(256),
+        Packed({**whole, "label": relabelled}).fingerprint(256),
+        Packed({**whole, "source": other_source}).fingerprint(256),
+        Packed({**whole, "source": source.reshape(3000, 5, 1)}).fingerprint(256),
+        Packed({"image": images, "source": source}).fingerprint(256),
+        Packed({"image": images, "label": labels}).fingerprint(256),
+        Packed({"image": images}).fingerprint(256),
+        Packed(whole).fingerprint(17),
+        Packed({**whole, "image": images.reshape(3000, 1, 2, 8)}).fingerprint(256),
     ]
-    assert len(set(prints)) == 6
-    assert Packed(images.copy(), labels.copy()).fingerprint(256) == prints[0]
+    assert len(set(prints)) == len(prints)
+    copies = {name: values.copy() for name, values in reversed(whole.items())}
+    assert Packed(copies).fingerprint(256) == prints[0]
+
+
+def test_columns_have_as_many_rows_as_there_are_items():
+    images = np.zeros((3, 1, 4, 4), np.uint8)
+    with pytest.raises(ValueError, match="3 items but 2 rows of label"):
+        Packed({"image": images, "label": np.zeros(2, np.int64)})
+    with pytest.raises(ValueError, match="one of image, point, tokens, got label"):
+        Packed({"label": np.zeros(2, np.int64)})
+
+
+def test_a_batch_holds_every_column_but_the_factors_and_tokens_as_int64():
+    small = np.array([[0, 65535], [7, 8], [9, 10]], np.uint16)
+    columns = {"tokens": small, "source": small.astype(np.uint8), "factors": small}
+    batch = Items(Packed(columns)).__getitems__(torch.tensor([2, 0]))
+    assert set(batch) == {"tokens", "source", "index"}
+    assert batch["tokens"].dtype == batch["source"].dtype == torch.int64
+    assert batch["tokens"].tolist() == [[9, 10], [0, 65535]] and batch["source"].tolist() == [
+        [9, 10],
+        [0, 255],
+    ]
+
+
+class _Pairs(Digits):
+    """Digits with their negatives on 5 levels as sources."""
+
+    @property
+    def spec(self):
+        return DataSpec("pairs", (1, 8, 8), 10, 17, DataSpec("negatives", (1, 8, 8), levels=5))
+
+    def load(self):
+        return {
+            name: Packed({**part.columns, "source": 4 - part.x // 4}) for name, part in super().load().items()
+        }
+
+
+def test_a_source_is_mirrored_with_its_image_and_scaled_by_its_own_levels():
+    data = _Pairs(batch_size=1000, flip=True)
+    batch = next(iter(data.train_dataloader()))
+    floats = data.to_device_batch(batch, "cpu")
+    levels = torch.where(batch["flip"][:, None, None, None], batch["image"].flip(-1), batch["image"])
+    assert torch.allclose(floats["image"], levels / 8 - 1) and 400 < batch["flip"].sum() < 600
+    assert torch.allclose(floats["source"], (4 - levels // 4) / 2 - 1)
 
 
 @pytest.mark.parametrize(
@@ -364,9 +416,9 @@ def test_bad_arguments_are_named(kwargs):
 def test_random_images_have_the_declared_shape_levels_and_labels():
     data = RandomImages(shape=(2, 5, 7), num_classes=3, levels=4, num_train=9, num_test=4)
     train = data.split("train")
-    assert train.images.shape == (9, 2, 5, 7) and train.images.max() <= 3
-    assert train.labels.tolist() == [0, 1, 2] * 3
-    assert len({image.tobytes() for image in [*train.images, *data.split("test").images]}) == 13
+    assert train.x.shape == (9, 2, 5, 7) and train.x.max() <= 3
+    assert train["label"].tolist() == [0, 1, 2] * 3
+    assert len({image.tobytes() for image in [*train.x, *data.split("test").x]}) == 13
 
 
 # --- decoding -----------------------------------------------------------------------------------------------
@@ -622,8 +674,8 @@ def test_a_folder_a_zip_and_a_tar_hold_the_same_images_labels_and_order(tmp_path
     packs = [pack(open_source(place), Policy(8), f"p{n}") for n, place in enumerate(places)]
     for place, packed in zip(places, packs, strict=True):
         assert open_source(place).classes == ["cat", "dog"], place
-        assert packed.labels.tolist() == [0] * 5 + [1] * 5
-        assert np.array_equal(packed.images, packs[0].images)
+        assert packed["label"].tolist() == [0] * 5 + [1] * 5
+        assert np.array_equal(packed.x, packs[0].x)
 
 
 def member(name, kind=tarfile.REGTYPE, link=""):
@@ -695,9 +747,9 @@ def test_several_processes_pack_what_one_packs(tmp_path):
     source = open_source(images_in(tmp_path / "a", 600, size=(5, 4)))
     one = pack(source, Policy(4), "one", workers=1)
     several = pack(source, Policy(4), "several", workers=2)
-    assert np.array_equal(one.images, several.images)
+    assert np.array_equal(one.x, several.x)
     expected = [np.asarray(Image.open(tmp_path / "a" / name))[:, :4] for name in source.names]
-    assert np.array_equal(one.images, np.stack(expected).transpose(0, 3, 1, 2))
+    assert np.array_equal(one.x, np.stack(expected).transpose(0, 3, 1, 2))
 
 
 def test_a_second_call_reads_the_pack_and_a_change_makes_another(tmp_path):
@@ -707,10 +759,10 @@ def test_a_second_call_reads_the_pack_and_a_change_makes_another(tmp_path):
     array = np.load(stored)
     array[0] = 7
     np.save(stored, array)
-    assert (pack(open_source(folder), Policy(8), "a").images[0] == 7).all()
-    assert not (pack(open_source(folder), Policy(8, background="black"), "a").images[0] == 7).all()
+    assert (pack(open_source(folder), Policy(8), "a").x[0] == 7).all()
+    assert not (pack(open_source(folder), Policy(8, background="black"), "a").x[0] == 7).all()
     os.utime(folder / "0002.png", ns=(1, 1))
-    assert np.array_equal(pack(open_source(folder), Policy(8), "a").images, first.images)
+    assert np.array_equal(pack(open_source(folder), Policy(8), "a").x, first.x)
     assert len(list(cache_folder().glob("data/a-*"))) == 3
 
 
@@ -719,7 +771,7 @@ def test_a_pack_that_lost_bytes_is_built_again(tmp_path):
     first = pack(source, Policy(8), "a")
     stored = next(cache_folder().glob("data/a-*/images.npy"))
     stored.write_bytes(stored.read_bytes()[:-5])
-    assert np.array_equal(pack(source, Policy(8), "a").images, first.images)
+    assert np.array_equal(pack(source, Policy(8), "a").x, first.x)
 
 
 def test_bad_files_stop_packing_with_their_names_and_leave_nothing_behind(tmp_path):
@@ -754,7 +806,7 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_a_pack(tmp_path):
     data = cache_folder() / "data"
     assert [path.name[0] for path in data.iterdir()] == ["."]
     whole = pack(open_source(folder), Policy(8), "a")
-    assert all(image.any() for image in whole.images)
+    assert all(image.any() for image in whole.x)
 
 
 def test_a_build_that_stops_before_its_last_step_leaves_nothing(tmp_path, monkeypatch):
@@ -777,7 +829,7 @@ def test_builders_of_one_pack_do_not_disturb_each_other(tmp_path):
         builder.join()
     assert [builder.exitcode for builder in builders] == [0, 0, 0]
     alone = pack(open_source(folder), Policy(8), "alone")
-    assert np.array_equal(pack(open_source(folder), Policy(8), "a").images, alone.images)
+    assert np.array_equal(pack(open_source(folder), Policy(8), "a").x, alone.x)
     assert len(list((cache_folder() / "data").iterdir())) == 2
 
 
@@ -797,13 +849,13 @@ def test_large_packs_are_mapped_and_read_like_arrays(tmp_path, monkeypatch):
     small = pack(source, Policy(8), "a")
     monkeypatch.setattr(packing, "LARGE", 0)
     large = pack(source, Policy(8), "a")
-    assert isinstance(large.images, ImageRows) and large.images.shape == small.images.shape
+    assert isinstance(large.x, MappedRows) and large.x.shape == small.x.shape
     rows = np.array([7, 2, 9, 4])
     for ours, theirs in [(large, small), (large.take(rows), small.take(rows))]:
-        assert np.array_equal(np.asarray(ours.images), theirs.images)
-        assert np.array_equal(ours.images[np.array([3, 0])], theirs.images[[3, 0]])
-        assert np.array_equal(ours.images[1:3], theirs.images[1:3])
-        assert np.array_equal(ours.take(np.array([1, 0])).images[:], theirs.images[[1, 0]])
+        assert np.array_equal(np.asarray(ours.x), theirs.x)
+        assert np.array_equal(ours.x[np.array([3, 0])], theirs.x[[3, 0]])
+        assert np.array_equal(ours.x[1:3], theirs.x[1:3])
+        assert np.array_equal(ours.take(np.array([1, 0])).x[:], theirs.x[[1, 0]])
         assert ours.fingerprint(256) == theirs.fingerprint(256)
     assert len(pickle.dumps(large)) < 2000
 
@@ -812,8 +864,8 @@ def test_an_image_folder_trains_from_a_mapped_pack_with_reading_processes(tmp_pa
     monkeypatch.setattr(packing, "LARGE", 0)
     class_folder(tmp_path / "a", 20)
     data = ImageFolder(str(tmp_path / "a"), image_size=8, batch_size=6, num_workers=2)
-    assert data.spec.num_classes == 2 and np.bincount(data.split("test").labels).tolist() == [2, 2]
-    images = data.split("train").images
+    assert data.spec.num_classes == 2 and np.bincount(data.split("test")["label"]).tolist() == [2, 2]
+    images = data.split("train").x
     for batch in data.train_dataloader():
         assert np.array_equal(batch["image"].numpy(), images[batch["index"].numpy()])
 
@@ -881,9 +933,9 @@ def test_idx_files_are_read_where_torchvision_puts_them(kind, inside, ending, tm
         write_idx(tmp_path / inside / f"{name}-images-idx3-ubyte{ending}", array)
         write_idx(tmp_path / inside / f"{name}-labels-idx1-ubyte{ending}", np.arange(7, dtype=np.uint8))
     data = kind(str(tmp_path), image_size=32)
-    assert np.array_equal(data.split("test").images[:, 0, 2:30, 2:30], images["t10k"])
-    assert data.split("train").images.sum() == images["train"].sum()
-    assert data.split("train").labels.tolist() == list(range(7))
+    assert np.array_equal(data.split("test").x[:, 0, 2:30, 2:30], images["t10k"])
+    assert data.split("train").x.sum() == images["train"].sum()
+    assert data.split("train")["label"].tolist() == list(range(7))
 
 
 @pytest.mark.parametrize("size", [14, 7])
@@ -896,7 +948,7 @@ def test_a_small_mnist_holds_the_rounded_means_of_its_blocks(size, tmp_path):
     block = 28 // size
     expected = torch.nn.functional.avg_pool2d(torch.from_numpy(images)[:, None].double(), block)
     assert data.spec.shape == (1, size, size)
-    assert (torch.from_numpy(data.split("test").images) - expected).abs().max() <= 0.5
+    assert (torch.from_numpy(data.split("test").x) - expected).abs().max() <= 0.5
     assert data.preprocessing() == {"border": 0, "mean_of_blocks": block}
     with pytest.raises(ValueError, match="image_size must be 7 or 14"):
         MNIST(str(tmp_path), image_size=20)
@@ -973,8 +1025,8 @@ def test_cifar_batches_and_sheets_hold_the_same_images(tmp_path):
         sheet = images[10 * number : 10 * number + 10].reshape(2, 5, 3, 32, 32).transpose(0, 3, 1, 4, 2)
         Image.fromarray(sheet.reshape(64, 160, 3)).save(folder / f"{number}_thing.png")
     ours, theirs = CIFAR10(str(tmp_path / "a")), CIFAR10(str(tmp_path / "b"))
-    assert np.array_equal(ours.split("train").images, images[:50])
-    assert ours.split("train").labels.tolist() == [n for n in range(5) for _ in range(10)]
+    assert np.array_equal(ours.split("train").x, images[:50])
+    assert ours.split("train")["label"].tolist() == [n for n in range(5) for _ in range(10)]
     assert ours.fingerprint("train") == theirs.fingerprint("train")
     assert ours.fingerprint("test") == theirs.fingerprint("test")
 
@@ -1001,8 +1053,8 @@ def test_celeba_uses_the_official_partition_where_it_is(tmp_path):
     (folder.parent / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
     official = CelebA(str(tmp_path), image_size=8)
     assert official.describe()["counts"] == {"train": 6, "val": 2, "test": 2}
-    expected = pack(open_source(folder), Policy(8), "x").images
-    assert np.array_equal(official.split("val").images, expected[6:8])
+    expected = pack(open_source(folder), Policy(8), "x").x
+    assert np.array_equal(official.split("val").x, expected[6:8])
     assert len(CelebA(str(folder), image_size=8).split("val")) == 2
 
 
@@ -1117,7 +1169,7 @@ def test_fresh_points_come_in_every_epoch_and_kept_ones_return():
         loader = data.train_dataloader()
         first, second = (torch.cat([b["point"][b["index"].argsort()] for b in loader]) for _ in range(2))
         assert torch.equal(first, second) == equal
-        assert np.array_equal(first.numpy(), data.split("train").images)
+        assert np.array_equal(first.numpy(), data.split("train").x)
     assert fresh.spec.shape == (2,) and fresh.spec.levels == 0
     assert fresh.fingerprint("test") == EightGaussians(seed=5).fingerprint("test")
     with pytest.raises(ValueError, match=r"--data\.fresh false"):
@@ -1137,7 +1189,7 @@ def test_every_combination_of_factors_comes_equally_often():
 def test_a_picture_shows_what_its_factors_and_caption_say():
     data = Shapes(image_size=48, num_train=1296, num_test=216)
     train = data.split("train")
-    images, chosen = train.images.astype(float), train.factors
+    images, chosen = train.x.astype(float), train["factors"]
     colours = np.array(list(COLOURS.values()), float)
     assert np.allclose(images.max((2, 3)), colours[chosen[:, 0]])
     mass = images.sum(1)
@@ -1148,9 +1200,9 @@ def test_a_picture_shows_what_its_factors_and_caption_say():
     for shape in range(6):
         mean = [area[(chosen[:, 1] == shape) & (chosen[:, 3] == size)].mean() for size in range(3)]
         assert mean[0] < mean[1] < mean[2]
-    assert np.array_equal(train.labels, chosen[:, 1])
+    assert np.array_equal(train["label"], chosen[:, 1])
     row = int(np.flatnonzero((chosen == [0, 0, 0, 0]).all(1))[0])
-    assert train.captions[row] == "a small red circle in the top left"
+    assert caption(chosen[row].tolist()) == "a small red circle in the top left"
 
 
 def test_areas_of_shapes_are_those_of_geometry():
@@ -1167,10 +1219,10 @@ def test_pictures_are_functions_of_their_index_and_splits_of_the_seed():
     assert np.array_equal(whole[[9, 2]], render(chosen[[9, 2]], np.array([9, 2]), 16))
     first, second = Shapes(16, 60, 40), Shapes(16, 60, 40, seed=1)
     assert first.fingerprint("test") != second.fingerprint("test")
-    pictures = [image.tobytes() for name in ("train", "test") for image in first.split(name).images]
+    pictures = [image.tobytes() for name in ("train", "test") for image in first.split(name).x]
     assert len(set(pictures)) == 100
     batch = next(iter(first.loader("test")))
-    assert len(batch["caption"]) == 40 and batch["label"].tolist() == first.split("test").labels.tolist()
+    assert batch["label"].tolist() == first.split("test")["label"].tolist()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

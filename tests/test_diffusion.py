@@ -420,7 +420,9 @@ def test_the_flows_likelihood_is_computed_where_derivatives_are_switched_off():
 
 
 def test_the_learning_rate_follows_the_images_and_not_the_steps():
-    model = fit(diffusion(optimizer=partial(torch.optim.SGD, lr=1.0), schedule=Schedule(decay=2 * 3 * 8)), max_steps=3)
+    model = fit(
+        diffusion(optimizer=partial(torch.optim.SGD, lr=1.0), schedule=Schedule(decay=2 * 3 * 8)), max_steps=3
+    )
     rates = [group["lr"] for group in model.optimizers().optimizer.param_groups]
     assert rates[0] == pytest.approx(0.5, rel=1e-6)  # half of the images have been seen
     assert learning_rate_factor(0, 100, 0) == pytest.approx(0.01) and learning_rate_factor(500, 100, 0) == 1.0

@@ -45,7 +45,7 @@ def digits():
 
 
 def memory_of(digits, split):
-    levels = torch.as_tensor(np.asarray(digits.split(split).images))
+    levels = torch.as_tensor(np.asarray(digits.split(split).x))
     return Memory(digits.spec, to_float(levels, digits.spec.levels))
 
 
@@ -145,8 +145,8 @@ def test_a_score_that_is_not_finite_is_not_found():
 def test_the_shipped_digits_extractor_knows_digits_it_has_not_seen(digits):
     extractor = load_extractor("digits")
     test = digits.split("test")
-    logits = extractor(torch.as_tensor(np.asarray(test.images)), 17).logits
-    assert (logits.argmax(1).numpy() == test.labels).mean() > 0.97
+    logits = extractor(torch.as_tensor(np.asarray(test.x)), 17).logits
+    assert (logits.argmax(1).numpy() == test["label"]).mean() > 0.97
     assert extractor.num_features <= 64
 
 
@@ -167,7 +167,7 @@ def test_wasserstein_distance_is_taken_at_the_middle_of_each_quantile():
 def test_one_changed_pixel_of_the_real_images_is_measured_anew(digits):
     def changed():
         data = Digits()
-        data.split("test").images[0, 0, 0, 0] += 1
+        data.split("test").x[0, 0, 0, 0] += 1
         return data
 
     extractor = load_extractor("digits")
@@ -217,7 +217,7 @@ class FullGaussian(Model):
 
     def __init__(self, spec, data):
         super().__init__(spec)
-        levels = torch.from_numpy(data.split("train").images).flatten(1).double()
+        levels = torch.from_numpy(data.split("train").x).flatten(1).double()
         # A number drawn evenly from a level's bin of width 1 has variance 1/12.
         covariance = levels.T.cov(correction=0) + torch.eye(levels.shape[1]) / 12
         self.density = MultivariateNormal(levels.mean(dim=0) + 0.5, covariance)
@@ -232,7 +232,7 @@ class IndependentPixels(RandomImages):
 
     def _draw(self, first, num):
         draws = np.random.default_rng(first).integers(self.spec.levels, size=(num, *self.spec.shape))
-        return Packed(draws.astype(np.uint8), None)
+        return Packed({"image": draws.astype(np.uint8)})
 
 
 @pytest.mark.parametrize("levels", [17, 256])
@@ -247,7 +247,7 @@ def test_a_gaussian_of_independent_uniform_pixels_has_its_closed_form(levels):
 def test_a_gaussian_gains_what_neighbouring_pixels_share():
     digits = Digits()
     bits = score_likelihood(FullGaussian(digits.spec, digits), digits).values["bits_per_dim"]
-    levels = torch.from_numpy(digits.split("train").images).flatten(1).double()
+    levels = torch.from_numpy(digits.split("train").x).flatten(1).double()
     alone = 0.5 * (2 * math.pi * math.e * (levels.var(dim=0) + 1 / 12)).log2().mean().item()
     assert bits < min(alone, math.log2(17)) - 0.4
     assert (

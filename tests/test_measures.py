@@ -168,7 +168,7 @@ def digits():
 def real_features(digits):
     extractor = load_extractor("digits")
     return {
-        split: extractor(torch.as_tensor(np.asarray(digits.split(split).images)), 17).pool
+        split: extractor(torch.as_tensor(np.asarray(digits.split(split).x)), 17).pool
         for split in ("train", "test")
     }
 
@@ -237,7 +237,7 @@ def test_the_floor_is_the_score_of_training_images_drawn_as_samples(digits):
     train, test = references(digits, extractor)
     floor = floor_scores(train, test, [*metrics(), InceptionScore()], 300, ["a"])
     rows = train.index[chosen_rows(train.index, 300)]
-    memory = Memory(digits.spec, torch.as_tensor(np.asarray(digits.split("train").images))[rows])
+    memory = Memory(digits.spec, torch.as_tensor(np.asarray(digits.split("train").x))[rows])
     expected = score(memory, digits, extractor, metrics(), 300).values
     assert set(floor) == set(expected) and "fid@300vs797" in floor  # no class probabilities, hence no IS
     assert all(floor[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6) for name in floor)
@@ -258,7 +258,7 @@ def test_the_floor_is_measured_once_for_the_same_data_and_ruler(digits, monkeypa
 
 
 def test_kept_samples_are_those_that_were_scored_and_others_are_drawn_again(digits, monkeypatch):
-    levels = torch.as_tensor(np.asarray(digits.split("train").images))
+    levels = torch.as_tensor(np.asarray(digits.split("train").x))
     extractor = load_extractor("digits")
     for kept_bytes in (2**20, 0):
         monkeypatch.setattr(scoring, "KEPT_BYTES", kept_bytes)
@@ -570,7 +570,7 @@ def test_a_latent_space_is_measured_as_far_as_the_model_has_one(tiny_extractor):
 def test_codes_and_reconstructions_are_those_of_the_whole_split():
     torch.manual_seed(0)
     data, model = images(num_test=30), vae().eval()
-    x = to_float(torch.as_tensor(data.split("test").images), 17)
+    x = to_float(torch.as_tensor(data.split("test").x), 17)
     codes = encode_split(model, data, "test", 1000, 7, back=True)
     assert codes.mse == pytest.approx(float((model.decode(model.encode(x)) - x).square().mean()), rel=1e-5)
     assert torch.allclose(codes.z, model.encode(x), atol=1e-6) and codes.evaluations == 2

@@ -133,7 +133,7 @@ def test_training_learns_a_known_density_to_within_its_bound():
     before = score_likelihood(model, data).values["nll"]
     fit(model, data, max_steps=150)
     after = score_likelihood(model, data).values["nll"]
-    entropy = -data.log_density(torch.as_tensor(data.split("test").images).double()).mean().item()
+    entropy = -data.log_density(torch.as_tensor(data.split("test").x).double()).mean().item()
     assert entropy < after < before - 0.3
 
 

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.record import log_image
+from genlab.evaluation.pictures import new_figure, rendered
 from genlab.evaluation.score import sample_levels
 from genlab.families.capabilities import HasLatent, HasLikelihood, TellsReal, can, can_be_sampled
 
@@ -62,7 +63,7 @@ class DensityPlot(Callback):
         return float((probability.cpu().flatten() - 0.5).abs()[has_mass].max())
 
     def _places(self, data: Any) -> torch.Tensor:
-        real = torch.as_tensor(data.split("test").images).float()
+        real = torch.as_tensor(data.split("test").x).float()
         low, high = real.min(), real.max()
         margin = 0.15 * (high - low)
         return torch.linspace(float(low - margin), float(high + margin), self.num_places)[:, None]
@@ -95,7 +96,7 @@ class DensityPlot(Callback):
         return rendered(figure)
 
     def _two_dimensions(self, data: Any, model: Any, samples: torch.Tensor) -> np.ndarray:
-        real = torch.as_tensor(data.split("test").images).float()
+        real = torch.as_tensor(data.split("test").x).float()
         low, high = (real.min(0).values - 0.5).tolist(), (real.max(0).values + 0.5).tolist()
         places = [torch.linspace(low[i], high[i], 200) for i in range(2)]
         x, y = torch.meshgrid(*places, indexing="xy")
@@ -148,21 +149,3 @@ def warped_grid(
     lines = torch.cat([torch.stack([a, b], dim=2), torch.stack([b, a], dim=2)], dim=1)
     decoded = model.decode(lines.reshape(-1, 2).to(model.device)).cpu().reshape(lines.shape)
     return [decoded[..., 0].numpy(), decoded[..., 1].numpy()]
-
-
-def new_figure(width: float = 8, height: float = 4.5, columns: int | None = None) -> tuple[Any, Any]:
-    """Returns a figure and its axes, drawn without a display; with columns, a list of axes side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    if columns is None:
-        return figure, figure.add_subplot()
-    return figure, [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
-
-
-def rendered(figure: Any) -> np.ndarray:
-    """Returns a figure's pixels, (height, width, 3)."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()

@@ -10,11 +10,10 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from genlab.callbacks.density import new_figure, rendered
 from genlab.callbacks.record import log_image, say
 from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import reconstruct, traverse
-from genlab.evaluation.pictures import grid
+from genlab.evaluation.pictures import grid, new_figure, rendered
 from genlab.evaluation.score import place
 from genlab.families.capabilities import HasLatent, HasPosterior, Reconstructs, can
 from genlab.metrics.posterior import ActiveUnits

@@ -17,7 +17,7 @@ from torch import Tensor
 from genlab.callbacks.clock import TrainingClock
 from genlab.data.base import DataModule
 from genlab.families.base import Diverged, Model
-from genlab.files import write_json
+from genlab.files import write_json, write_text
 from genlab.runs.environment import environment
 from genlab.runs.folder import Run
 from genlab.runs.metrics_file import MetricsFile
@@ -172,6 +172,21 @@ def log_image(trainer: Any, key: str, picture: np.ndarray, examples_seen: int) -
         elif hasattr(logger.experiment, "add_image"):  # TensorBoard
             formats = "HW" if picture.ndim == 2 else "HWC"
             logger.experiment.add_image(key, picture, examples_seen, dataformats=formats)
+    return path
+
+
+def log_text(trainer: Any, key: str, text: str, examples_seen: int) -> Path | None:
+    """Saves a text in the run's `samples/` and shows it to whichever loggers are on; see `log_image`."""
+    recorder = find_recorder(trainer)
+    if recorder is None or not trainer.is_global_zero:
+        return None
+    path = recorder.run.samples / f"{key}_{examples_seen:010d}.txt"
+    write_text(path, text + "\n")
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_text"):  # wandb
+            logger.log_text(key, columns=["text"], data=[[text]], step=examples_seen)
+        elif hasattr(logger.experiment, "add_text"):  # TensorBoard
+            logger.experiment.add_text(key, text, examples_seen)
     return path
 
 

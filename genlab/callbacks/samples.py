@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from pytorch_lightning.callbacks import BasePredictionWriter, Callback
 from torch import Tensor
 
-from genlab.callbacks.record import log_image
+from genlab.callbacks.record import log_image, log_text
 from genlab.evaluation.given import given_for
-from genlab.evaluation.pictures import as_pixels, grid
+from genlab.evaluation.pictures import samples_grid, texts, write_samples
 from genlab.evaluation.score import sample_levels
 from genlab.families.capabilities import can_be_sampled
+
+NUM_ROOMY = 16
+"""Most texts, or translated images, of a grid: each takes more room than an image."""
 
 
 class SampleGrid(Callback):
     """Draws the same numbered samples before training and at every validation, as one picture each.
+
+    Texts are one file each time; translated images stand between their source and their target.
 
     Args:
         num: Samples in a grid.
@@ -40,12 +43,21 @@ class SampleGrid(Callback):
 
     @torch.no_grad()
     def _draw(self, trainer: Any, model: Any) -> None:
-        if not trainer.is_global_zero or not can_be_sampled(model) or model.spec.kind != "image":
+        if not trainer.is_global_zero or not can_be_sampled(model) or model.spec.kind == "point":
             return
-        num = 4 if trainer.fast_dev_run else self.num
-        index = torch.arange(num)
-        levels = sample_levels(model, index, self.seed, given_for(model, index, trainer.datamodule, "val"))
-        log_image(trainer, "samples", grid(levels, model.spec.levels), model.examples_seen)
+        data, index = trainer.datamodule, self._numbers(trainer, model)
+        given = given_for(model, index, data, "val")
+        x = sample_levels(model, index, self.seed, given)
+        if model.spec.kind == "tokens":
+            log_text(trainer, "samples", "\n\n".join(texts(x, model.spec)), model.examples_seen)
+        else:
+            picture = samples_grid(model, x, index, given, data, "val")
+            log_image(trainer, "samples", picture, model.examples_seen)
+
+    def _numbers(self, trainer: Any, model: Any) -> Tensor:
+        roomy = model.spec.kind == "tokens" or "source" in model.given
+        num = min(self.num, NUM_ROOMY) if roomy else self.num
+        return torch.arange(4 if trainer.fast_dev_run else num)
 
 
 class SampleWriter(BasePredictionWriter):
@@ -69,18 +81,4 @@ class SampleWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        write_samples(self.folder, batch["index"].tolist(), prediction, pl_module.spec.levels)
-
-
-def write_samples(folder: Path, numbers: list[int], x: Tensor, num_levels: int) -> list[Path]:
-    """Writes samples as `<number>.png`, or points as `<number>.txt`; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if x.dim() != 4:
-        paths = [folder / f"{number:06d}.txt" for number in numbers]
-        for path, point in zip(paths, x.cpu().numpy(), strict=True):
-            np.savetxt(path, point[None])
-        return paths
-    paths = [folder / f"{number:06d}.png" for number in numbers]
-    for path, pixels in zip(paths, as_pixels(x, num_levels), strict=True):
-        Image.fromarray(pixels).save(path)
-    return paths
+        write_samples(self.folder, batch["index"].tolist(), prediction, pl_module.spec)

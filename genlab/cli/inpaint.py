@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, given_on_the_command_line, load_walking
+from genlab.cli.model import add_run_options, given_on_the_command_line, load_walking
 from genlab.runs.folder import shown_path
 
 
@@ -19,9 +19,8 @@ def inpaint(arguments: list[str]) -> int:
     import torch
     from PIL import Image
 
-    from genlab.callbacks.samples import write_samples
     from genlab.evaluation.latents import read_images
-    from genlab.evaluation.pictures import grid
+    from genlab.evaluation.pictures import grid, write_samples
     from genlab.evaluation.restoration import read_mask
 
     x = read_images([options.image], model.spec).to(model.device)
@@ -37,7 +36,7 @@ def inpaint(arguments: list[str]) -> int:
     # Guidance keeps the known pixels nearly; what is known stays as it is.
     filled = known * x + (1.0 - known) * filled
     folder = options.output or run.path / "inpainted" / options.image.stem
-    write_samples(folder, list(range(options.num)), filled.cpu(), model.spec.levels)
+    write_samples(folder, list(range(options.num)), filled.cpu(), model.spec)
     rows = torch.cat([x, known * x, filled]).cpu()
     Image.fromarray(grid(rows, model.spec.levels)).save(folder / "grid.png")
     print(shown_path(folder / "grid.png"))

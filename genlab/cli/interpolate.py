@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli.sample import add_device_options, given_on_the_command_line, load
+from genlab.cli.model import add_device_options, given_on_the_command_line, load
 from genlab.runs.folder import Run, shown_path
 
 if TYPE_CHECKING:

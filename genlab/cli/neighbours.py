@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, load
+from genlab.cli.model import add_run_options, load
 from genlab.runs.folder import shown_path
 
 COLUMNS = ("sample", "distance", "of_threshold", "training_images")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, given_on_the_command_line, load
+from genlab.cli.model import add_run_options, given_on_the_command_line, load
 from genlab.runs.folder import shown_path
 
 
@@ -17,9 +17,8 @@ def reconstruct(arguments: list[str]) -> int:
     import torch
     from PIL import Image
 
-    from genlab.callbacks.samples import write_samples
     from genlab.evaluation.latents import read_images, reconstruct
-    from genlab.evaluation.pictures import grid
+    from genlab.evaluation.pictures import grid, write_samples
     from genlab.families.capabilities import Reconstructs
 
     if not isinstance(model, Reconstructs):
@@ -28,7 +27,7 @@ def reconstruct(arguments: list[str]) -> int:
     given = given_on_the_command_line(model, torch.arange(len(x)), options.label, required=True)
     x_hat = reconstruct(model, x, given)
     folder = options.output or run.path / "reconstructions"
-    write_samples(folder, list(range(len(x))), x_hat.cpu(), model.spec.levels)
+    write_samples(folder, list(range(len(x))), x_hat.cpu(), model.spec)
     pairs = torch.stack([x, x_hat], dim=1).flatten(0, 1).cpu()
     columns = min(8, len(x)) * 2
     Image.fromarray(grid(pairs, model.spec.levels, columns)).save(folder / "grid.png")

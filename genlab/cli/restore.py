@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.sample import add_run_options, given_on_the_command_line, load_walking
+from genlab.cli.model import add_run_options, given_on_the_command_line, load_walking
 from genlab.runs.folder import shown_path
 
 SMALLEST_STD = 0.01
@@ -22,8 +22,7 @@ def restore(arguments: list[str]) -> int:
     import torch
     from PIL import Image
 
-    from genlab.callbacks.samples import write_samples
-    from genlab.evaluation.pictures import grid
+    from genlab.evaluation.pictures import grid, write_samples
     from genlab.evaluation.restoration import signal_to_noise
     from genlab.processes.grids import RatioGrid
     from genlab.samplers.conditioning import Restoration
@@ -39,7 +38,7 @@ def restore(arguments: list[str]) -> int:
         **given_on_the_command_line(model, index, options.label),
     )
     folder = options.output or run.path / "restored"
-    write_samples(folder, index.tolist(), restored.cpu(), model.spec.levels)
+    write_samples(folder, index.tolist(), restored.cpu(), model.spec)
     seen = torch.nn.functional.interpolate(measured, size=restored.shape[2:], mode="nearest").clamp(-1.0, 1.0)
     columns = [seen, restored] if truth is None else [truth, seen, restored]
     picture = torch.stack(columns, dim=1).flatten(0, 1).cpu()

@@ -1,4 +1,4 @@
-"""`genlab sample`: pictures from a run folder, which knows everything else."""
+"""`genlab sample`: pictures or texts from a run folder, which knows everything else."""
 
 from __future__ import annotations
 
@@ -6,49 +6,126 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from genlab.cli.model import (
+    add_run_options,
+    data_of,
+    given_on_the_command_line,
+    load,
+    require_samples,
+    require_walk,
+)
 from genlab.runs.folder import Run, open_run, shown_path
-
-if TYPE_CHECKING:
-    from genlab.families.base import Model
 
 
 def sample(arguments: list[str]) -> int:
-    """Draws numbered samples of a run: one grid and single files."""
+    """Draws numbered samples of a run: one grid and single files, or a text that goes on from a prompt."""
     options = parser().parse_args(arguments)
-    if options.num < 1:
+    if options.num is not None and options.num < 1:
         raise ValueError(f"-n must be at least 1, got {options.num}.")
     if options.film:
         return film(options)
     model, run = load(options)
     if options.image:
         require_walk(model, run)
+    require_samples(model, run)
+    if model.spec.kind == "tokens":
+        return write_texts(model, run, options)
+    folder = options.output or run.path / "samples" / f"seed{options.seed}"
+    shown = write_files(model, folder, options, data_of(model, run))
+    print(shown_path(shown))
+    return 0
+
+
+def write_files(model: Any, folder: Path, options: argparse.Namespace, data: Any) -> Path:
+    """Writes the samples as single files and, of images, one grid; returns what to look at first."""
     import torch
     from PIL import Image
 
-    from genlab.callbacks.samples import write_samples
-    from genlab.evaluation.pictures import grid
-    from genlab.families.capabilities import Samples
+    from genlab.evaluation.pictures import samples_grid, write_samples
 
-    if not isinstance(model, Samples):
-        because = f": {model.cannot_sample}" if model.cannot_sample else ""
-        raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot be sampled{because}.")
-    folder = options.output or run.path / "samples" / f"seed{options.seed}"
+    index = torch.arange(options.num or 64)
     start = time.monotonic()
-    batches = torch.arange(options.num).split(options.batch_size)
-    drawn = [draw(model, index, options) for index in batches]
-    seconds = time.monotonic() - start
-    for index, x in zip(batches, drawn, strict=True):
-        write_samples(folder, index.tolist(), x, model.spec.levels)
-    if model.spec.kind == "image":
-        Image.fromarray(grid(torch.cat(drawn), model.spec.levels)).save(folder / "grid.png")
-    print(
-        f"{options.num} samples in {seconds:.2f} s ({options.num / seconds:,.0f} images/s on {model.device})",
-        file=sys.stderr,
+    given = given_on_the_command_line(model, index, options.label, data=data)
+    drawn = torch.cat(
+        [draw(model, rows, rows_of(given, rows), options) for rows in index.split(options.batch_size)]
     )
-    print(shown_path(folder / "grid.png" if model.spec.kind == "image" else folder))
+    tell_pace(len(index), time.monotonic() - start, model)
+    write_samples(folder, index.tolist(), drawn, model.spec)
+    if model.spec.kind != "image":
+        return folder
+    Image.fromarray(samples_grid(model, drawn, index, given, data)).save(folder / "grid.png")
+    return folder / "grid.png"
+
+
+def draw(model: Any, index: Any, given: dict[str, Any], options: argparse.Namespace) -> Any:
+    """Returns one batch of samples on the CPU."""
+    if options.image is None:
+        return model.sample(index, seed=options.seed, **given).cpu()
+    from genlab.evaluation.latents import read_images
+    from genlab.samplers.conditioning import FromImage
+
+    x = read_images([options.image], model.spec).to(model.device)
+    sampler = FromImage(x, model.sampler, options.strength)
+    return model.sample_with(sampler, index, options.seed, **given).cpu()
+
+
+def rows_of(given: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """Returns some rows of what a model is told."""
+    return {name: value[rows.to(value.device)] for name, value in given.items()}
+
+
+def tell_pace(num: int, seconds: float, model: Any) -> None:
+    """Says how long the drawing took, where it is in nobody's way."""
+    print(f"{num} samples in {seconds:.2f} s ({num / seconds:,.0f}/s on {model.device})", file=sys.stderr)
+
+
+def write_texts(model: Any, run: Run, options: argparse.Namespace) -> int:
+    """Prints texts token by token as they are drawn, one after the other."""
+    import torch
+
+    from genlab.data.tokenizers import tokenizer_of
+    from genlab.samplers.tokens import Categorical
+
+    tokenizer = tokenizer_of(model.spec.vocabulary)
+    start = prompt_tokens(tokenizer, model, options.prompt)
+    sampler = Categorical(options.temperature, options.top_k, options.top_p)
+    for number in range(options.num or 1):
+        index = torch.tensor([number])
+        given = given_on_the_command_line(model, index, options.label, data=data_of(model, run))
+        tokens = model.complete(start, options.length, index, options.seed, sampler, **given)
+        print_stream(tokenizer, options.prompt, (int(token) for token in tokens))
     return 0
+
+
+def prompt_tokens(tokenizer: Any, model: Any, prompt: str) -> Any:
+    """Returns what a text goes on from: the prompt behind the token that begins a text.
+
+    Raises:
+        ValueError: The prompt holds characters that the model has never seen.
+    """
+    import torch
+
+    tokens = tokenizer.encode(prompt)
+    unknown = sorted({letter for letter in prompt if tokenizer.num_unknown(tokenizer.encode(letter))})
+    if unknown:
+        raise ValueError(f"--prompt holds {' '.join(map(repr, unknown))}, which this model has never seen.")
+    return torch.tensor([[model.start, *tokens.tolist()]], device=model.device)
+
+
+def print_stream(tokenizer: Any, prompt: str, tokens: Any) -> None:
+    """Prints a text while it is drawn; bytes that are no whole character yet wait for the next token."""
+    sys.stdout.write(prompt)
+    waiting: list[int] = []
+    for token in tokens:
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(waiting) > 4:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            waiting.clear()
+    sys.stdout.write("\n")
 
 
 def film(options: argparse.Namespace) -> int:
@@ -64,78 +141,11 @@ def film(options: argparse.Namespace) -> int:
     return 0
 
 
-def draw(model: Any, index: Any, options: argparse.Namespace) -> Any:
-    """Returns one batch of samples on the CPU."""
-    given = given_on_the_command_line(model, index, options.label)
-    if options.image is None:
-        return model.sample(index, seed=options.seed, **given).cpu()
-    from genlab.evaluation.latents import read_images
-    from genlab.samplers.conditioning import FromImage
-
-    x = read_images([options.image], model.spec).to(model.device)
-    sampler = FromImage(x, model.sampler, options.strength)
-    return model.sample_with(sampler, index, options.seed, **given).cpu()
-
-
-def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, Run]:
-    """Returns the model of a run, and the run: the one that the options name if no path is given."""
-    import torch
-
-    from genlab.cli.training import MODEL_ROOMS, import_room, resolve_checkpoint
-    from genlab.evaluation.load import load_run
-
-    for room in MODEL_ROOMS:
-        import_room(room)
-    run = open_run(path or options.run)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load_run(run, resolve_checkpoint(options.checkpoint), device), run
-
-
-def load_walking(options: argparse.Namespace) -> tuple[Any, Run]:
-    """Returns the model and the run that the options name, where it walks from noise to images."""
-    model, run = load(options)
-    require_walk(model, run)
-    return model, run
-
-
-def require_walk(model: Any, run: Run) -> None:
-    """Refuses a model that does not walk from noise to images."""
-    from genlab.families.capabilities import Denoises
-
-    if not isinstance(model, Denoises) or model.spec.kind != "image":  # type: ignore[attr-defined]
-        raise ValueError(
-            f"{run.path} is a {type(model).__name__} of {model.spec.name}: this needs a diffusion model of "
-            "images, such as experiments/ddpm_mnist.yaml trains."
-        )
-
-
-def given_on_the_command_line(
-    model: Any, index: Any, label: int | None, required: bool = False
-) -> dict[str, Any]:
-    """Returns what each item is told: the label of a command line, or what `given_for` invents.
-
-    Raises:
-        ValueError: For a label that the model does not have, or a missing one that it requires.
-    """
-    import torch
-
-    from genlab.evaluation.given import given_for
-
-    if label is None and not (required and model.uses_labels):
-        return given_for(model, index)
-    if label is None or not model.uses_labels or not 0 <= label < model.spec.num_classes:
-        last = model.spec.num_classes - 1
-        classes = f"0 to {last}" if model.uses_labels else "none: it was trained without labels"
-        asked = "--label is missing" if label is None else f"--label {label}"
-        raise ValueError(f"{asked}: this run has labels {classes}.")
-    return {"label": torch.full((len(index),), label, device=model.device)}
-
-
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     parser = argparse.ArgumentParser(prog="genlab sample", description="Draw samples of a run.")
     add_run_options(parser)
-    parser.add_argument("-n", "--num", type=int, default=64, help="number of samples (64)")
+    parser.add_argument("-n", "--num", type=int, help="number of samples (64 images, 1 text)")
     parser.add_argument("--seed", type=int, default=0, help="sample i of a seed is the same in any batch (0)")
     parser.add_argument("--label", type=int, help="class to draw, for models trained with labels")
     parser.add_argument("--output", type=Path, help="folder of the files (<run>/samples/seed<seed>)")
@@ -149,16 +159,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strength", type=float, default=0.5, help="with --image: near 0 keeps it, 1 forgets it (0.5)"
     )
+    text = parser.add_argument_group("texts, printed as they are drawn")
+    text.add_argument("--prompt", default="", help="what the text goes on from")
+    text.add_argument("--length", type=int, default=500, help="tokens to draw (500)")
+    text.add_argument("--temperature", type=float, default=1.0, help="near 0 takes the likeliest token (1)")
+    text.add_argument("--top_k", type=int, default=0, help="draw among so many likeliest tokens (0: all)")
+    text.add_argument("--top_p", type=float, default=1.0, help="draw among the likeliest of this mass (1)")
     return parser
-
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what every command needs that works on a trained model."""
-    parser.add_argument("run", type=Path, help="the run's folder")
-    add_device_options(parser)
-
-
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Adds which weights of a run are loaded, and where to."""
-    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the last one")
-    parser.add_argument("--device", help="cpu or cuda (cuda where there is one)")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli.sample import add_run_options, load_walking
+from genlab.cli.model import add_run_options, load_walking
 from genlab.runs.folder import shown_path
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
     """Draws one curve a sampler, both axes logarithmic."""
     from PIL import Image
 
-    from genlab.callbacks.density import new_figure, rendered
+    from genlab.evaluation.pictures import new_figure, rendered
 
     figure, axes = new_figure(8, 5)
     for number, name in enumerate(dict.fromkeys(row["sampler"] for row in rows)):

@@ -100,7 +100,7 @@ class DataModule(pl.LightningDataModule):
         _require(name in names, f"split must be one of {', '.join(names)}, got {name!r}{_hint(name)}.")
         if self._splits is None:
             splits = self.load()
-            self._splits = {**splits, **self._shares(splits["train"])}
+            self._splits = {**splits, **self.shares(splits["train"])}
         return self._splits[names[name]]
 
     def fingerprint(self, split: str) -> str:
@@ -138,7 +138,7 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         rank, world_size = self._place()
         self._require_a_batch()
-        order = Order(len(self.split("train")), self.batch_size * world_size, self.seed)
+        order = Order(len(self.training_items(0)), self.batch_size * world_size, self.seed)
         return TrainLoader(self.training_items, order, rank, world_size, self.num_workers)
 
     def val_dataloader(self) -> ScoringLoader:
@@ -167,15 +167,18 @@ class DataModule(pl.LightningDataModule):
 
     def items(self, split: str) -> Items:
         """Returns a split's items as they are, for scoring."""
-        return Items(self.split(split), self.spec.kind)
+        return Items(self.split(split))
 
     def training_items(self, epoch: int) -> Items:
-        """Returns the training items of an epoch."""
-        items = self.items("train")
-        if self.flip and self.spec.kind == "image":
-            address = randomness.key(self.seed, "flip", epoch)
-            items.flip = randomness.uniform(address, torch.arange(len(items)), 1)[:, 0] < 0.5
-        return items
+        """Returns the training items of an epoch; every epoch has as many."""
+        train = self.split("train")
+        return Items(train, self.flips(len(train), epoch))
+
+    def flips(self, num: int, epoch: int) -> Tensor | None:
+        """Returns which of the items of an epoch are mirrored, (num,) bool; None where `flip` is not set."""
+        if not self.flip or self.spec.kind != "image":
+            return None
+        return randomness.uniform(randomness.key(self.seed, "flip", epoch), torch.arange(num), 1)[:, 0] < 0.5
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         return self.to_floats(batch) if isinstance(batch, dict) else batch  # type: ignore[arg-type]
@@ -189,13 +192,16 @@ class DataModule(pl.LightningDataModule):
         return self.to_floats(moved)
 
     def to_floats(self, batch: Batch) -> Batch:
-        """Returns the batch with images mirrored where `flip` says so and mapped from levels to [-1, 1]."""
+        """Returns the batch with images mirrored where `flip` says so and mapped from levels to [-1, 1].
+
+        A source that is an image is mirrored with the image, and mapped by its own number of levels.
+        """
         out: dict[str, Any] = {name: value for name, value in batch.items() if name != "flip"}
         flip = batch.get("flip")
-        for name in ("image", "source", "target"):
-            if name in out and out[name].dtype == torch.uint8:
+        for name, spec in (("image", self.spec), ("source", self.spec.source)):
+            if spec is not None and name in out and out[name].dtype == torch.uint8:
                 # Floats first: on a CPU, torch mirrors and selects them faster than bytes.
-                out[name] = _mirrored(to_float(out[name], self.spec.levels), flip)
+                out[name] = _mirrored(to_float(out[name], spec.levels), flip)
         return out  # type: ignore[return-value]
 
     def _evaluation(self, split: str) -> ScoringLoader:
@@ -206,21 +212,22 @@ class DataModule(pl.LightningDataModule):
         """Returns rank and number of processes of the attached trainer."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _shares(self, train: Packed) -> dict[str, Packed]:
+    def shares(self, train: Packed) -> dict[str, Packed]:
+        """Returns the part of the training split that is used, and the "rest"."""
         if self.fraction == 1.0:
             return {"train": train}
         num = max(1, round(self.fraction * len(train)))
-        rows = stratified(train.labels, len(train), num, self.seed)
+        rows = stratified(train.get("label"), len(train), num, self.seed)
         rest = np.setdiff1d(np.arange(len(train)), rows)
         return {"train": train.take(rows), "rest": train.take(rest)}
 
     def _require_a_batch(self) -> None:
         _, world_size = self._place()
-        num, joined = len(self.split("train")), self.batch_size * world_size
+        num, joined = len(self.training_items(0)), self.batch_size * world_size
         devices = f" on each of {world_size} devices" if world_size > 1 else ""
         _require(
             num >= joined,
-            f"{num} training images are fewer than one batch of {joined} ({self.batch_size}{devices}); "
+            f"{num} training items are fewer than one batch of {joined} ({self.batch_size}{devices}); "
             f"use --data.batch_size {max(1, num // world_size)} or less.",
         )
 
@@ -243,7 +250,7 @@ def stratified(labels: np.ndarray | None, num_items: int, num: int, seed: int) -
 
 def seeded_split(packed: Packed, num_test: int, seed: int) -> dict[str, Packed]:
     """Returns a training and a test split of the given size, every label with its share in both."""
-    test = stratified(packed.labels, len(packed), num_test, seed)
+    test = stratified(packed.get("label"), len(packed), num_test, seed)
     train = np.setdiff1d(np.arange(len(packed)), test)
     return {"train": packed.take(train), "test": packed.take(test)}
 

@@ -31,4 +31,5 @@ class Digits(DataModule):
 
         digits = load_digits()
         images = digits.images.astype(np.uint8)[:, None]
-        return seeded_split(Packed(images, digits.target.astype(np.int64)), NUM_TEST, _SPLIT_SEED)
+        packed = Packed({"image": images, "label": digits.target.astype(np.int64)})
+        return seeded_split(packed, NUM_TEST, _SPLIT_SEED)

@@ -73,7 +73,7 @@ class ImageFolder(DataModule):
     def load(self) -> dict[str, Packed]:
         packed = pack(self.source, self.policy, Path(self.path).stem, self.cache)
         if not self.labelled:
-            packed = Packed(packed.images)
+            packed = Packed({"image": packed["image"]})
         return self.drawn_split(packed)
 
     def drawn_split(self, packed: Packed) -> dict[str, Packed]:

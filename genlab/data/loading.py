@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,36 +16,39 @@ from genlab.shapes import Batch
 
 
 class Items(Dataset[Batch]):
-    """The items of a split, read in whole batches by one indexing.
+    """The items of a split, read in whole batches by one indexing a column; not changed once it is made.
+
+    Numbers of a vocabulary and labels come as int64, whatever type they are kept in.
 
     Args:
-        packed: Images or points with their labels and captions.
-        key: Name of the batch's entry: "image" or "point".
+        packed: The columns; all are read but `factors`.
         flip: Which items are to be mirrored on the device; None mirrors nothing.
-        binarize: Address of the draw that makes each byte b a 1 with probability b / 255; None keeps bytes.
+        binarize: Address of the draw that makes each byte b of an image a 1 with probability b / 255; None
+            keeps bytes.
     """
 
-    def __init__(
-        self, packed: Packed, key: str = "image", flip: Tensor | None = None, binarize: int | None = None
-    ) -> None:
-        self.packed, self.key, self.flip, self.binarize = packed, key, flip, binarize
+    def __init__(self, packed: Packed, flip: Tensor | None = None, binarize: int | None = None) -> None:
+        self.packed, self.flip, self.binarize = packed, flip, binarize
 
     def __len__(self) -> int:
         return len(self.packed)
 
     def __getitems__(self, rows: Tensor) -> Batch:
         index = rows.numpy()
-        images = torch.from_numpy(self.packed.images[index])
+        columns = {name: values[index] for name, values in self.packed.columns.items() if name != "factors"}
+        batch: dict[str, Any] = {name: _tensor(values) for name, values in columns.items()}
+        batch["index"] = rows
         if self.binarize is not None:
-            images = binarized(images, self.binarize, rows)
-        batch: dict[str, Any] = {self.key: images, "index": rows}
-        if self.packed.labels is not None:
-            batch["label"] = torch.from_numpy(self.packed.labels[index])
-        if self.packed.captions is not None:
-            batch["caption"] = [self.packed.captions[row] for row in index]
+            batch["image"] = binarized(batch["image"], self.binarize, rows)
         if self.flip is not None:
             batch["flip"] = self.flip[rows]
         return batch  # type: ignore[return-value]
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """Returns images, which alone have four axes, and floats as they are, and other numbers as int64."""
+    is_kept = values.ndim == 4 or values.dtype.kind == "f"
+    return torch.from_numpy(values if is_kept else values.astype(np.int64, copy=False))
 
 
 def binarized(images: Tensor, address: int, rows: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Images packed once into one uint8 array on disk, so that a batch is one indexing of one array.
+"""Data packed once into one array a column, so that a batch is one indexing of each.
 
-Packing decodes with several processes; a finished pack appears under its name by one rename, so that neither
-a kill nor a second builder can leave a half of one. Imports no torch, so that worker processes start fast.
+Packing images decodes with several processes; a finished pack appears under its name by one rename, so that
+neither a kill nor a second builder can leave a half of one. Imports no torch, so that worker processes start
+fast.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,32 +34,58 @@ LARGE = 256 * 2**20
 FORMAT = 1
 _STALE_SECONDS = 24 * 3600
 
+MODELLED = ("image", "point", "tokens")
+"""The columns that hold what is modelled; every split has one of them."""
 
-class ImageRows:
-    """Rows of an image array on disk that reads like a numpy array: len, shape, [index], np.asarray.
+
+class Rows(Protocol):
+    """Rows that are found or made when they are asked for, and read like a numpy array's."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> np.ndarray: ...
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
+
+    def take(self, rows: np.ndarray) -> Rows:
+        """Returns some of the rows, in the given order."""
+
+
+class MappedRows:
+    """Rows of an array on disk, mapped into memory.
 
     Pickled as its file's name, so that it can be sent to loader processes.
 
-    Shapes:
-        The array: (images, channels, height, width), uint8.
+    Args:
+        file: The array, as numpy saves it.
+        rows: Which rows, in which order; None means all.
+        part: Which part of the last axis, such as one half of pictures side by side.
     """
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, file: Path, rows: np.ndarray | None = None) -> None:
-        self.file, self.rows = file, rows
+    def __init__(self, file: Path, rows: np.ndarray | None = None, part: slice = slice(None)) -> None:
+        self.file, self.rows, self.part = file, rows, part
         self._array: np.ndarray | None = None
 
     @property
     def array(self) -> np.ndarray:
         if self._array is None:
             # As a plain array: indexing the memmap class costs several microseconds a call more.
-            self._array = np.asarray(np.load(self.file, mmap_mode="r"))
+            self._array = np.asarray(np.load(self.file, mmap_mode="r"))[..., self.part]
         return self._array
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
 
     def __len__(self) -> int:
         return len(self.array) if self.rows is None else len(self.rows)
@@ -67,11 +94,10 @@ class ImageRows:
         return self.array[index if self.rows is None else self.rows[index]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self.array if self.rows is None else self.array[self.rows]
-        return np.asarray(array, dtype=dtype)
+        return np.asarray(self[:], dtype=dtype)
 
-    def take(self, rows: np.ndarray) -> ImageRows:
-        return ImageRows(self.file, rows if self.rows is None else self.rows[rows])
+    def take(self, rows: np.ndarray) -> MappedRows:
+        return MappedRows(self.file, rows if self.rows is None else self.rows[rows], self.part)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_array": None}
@@ -79,50 +105,73 @@ class ImageRows:
 
 @dataclass(frozen=True)
 class Packed:
-    """Images, or points, of one split with what is known of each.
+    """The items of one split: a column for everything that is known of them, under its key in a batch.
 
     Attributes:
-        images: uint8 levels; rows of a file where the array is large. Float vectors of a toy density.
-        labels: Class numbers.
-        captions: One sentence an image.
-        factors: The numbers that an image was made from, where it was made.
+        columns: "image", "point" or "tokens" (what is modelled), "source", "label", and "factors", the
+            numbers that an item was made from, which no batch holds. Images are uint8 levels; tokens may be
+            of the smallest type that holds them. Each is an array, or rows that are read when asked for.
 
     Shapes:
-        images: (images, channels, height, width), or (points, dimensions).
-        labels: (images,), int64.
-        factors: (images, factors), int64.
+        image: (items, channels, height, width), and a source that is one.
+        label: (items,), int64.
+        factors: (items, factors), int64.
     """
 
-    images: np.ndarray | ImageRows
-    labels: np.ndarray | None = None
-    captions: list[str] | None = None
-    factors: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray | Rows]
 
     def __post_init__(self) -> None:
-        for name in ("labels", "captions", "factors"):
-            values = getattr(self, name)
-            if values is not None and len(values) != len(self.images):
-                raise ValueError(f"{len(self.images)} images but {len(values)} {name}.")
+        if not any(name in self.columns for name in MODELLED):
+            raise ValueError(
+                f"columns must hold one of {', '.join(MODELLED)}, got {', '.join(self.columns)}."
+            )
+        for name, values in self.columns.items():
+            if len(values) != len(self):
+                raise ValueError(f"{len(self)} items but {len(values)} rows of {name}.")
+
+    @property
+    def x(self) -> np.ndarray | Rows:
+        """What is modelled."""
+        return next(self.columns[name] for name in MODELLED if name in self.columns)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.x)
+
+    def __getitem__(self, name: str) -> np.ndarray | Rows:
+        return self.columns[name]
+
+    def get(self, name: str) -> Any:
+        """Returns a column, or None where there is none of this name."""
+        return self.columns.get(name)
 
     def take(self, rows: np.ndarray) -> Packed:
         """Returns some of the items, in the given order."""
-        images = self.images.take(rows) if isinstance(self.images, ImageRows) else self.images[rows]
-        labels = None if self.labels is None else self.labels[rows]
-        captions = None if self.captions is None else [self.captions[row] for row in rows]
-        factors = None if self.factors is None else self.factors[rows]
-        return Packed(images, labels, captions, factors)
+        return Packed({name: _taken(values, rows) for name, values in self.columns.items()})
 
     def fingerprint(self, levels: int) -> str:
-        """Returns the SHA-256 of shape, pixels, labels, captions and level count."""
-        digest = hashlib.sha256(repr((tuple(self.images.shape), str(self.images.dtype), levels)).encode())
-        for start in range(0, len(self), 1024):
-            digest.update(np.ascontiguousarray(self.images[start : start + 1024]).tobytes())
-        digest.update(b"-" if self.labels is None else np.asarray(self.labels, "<i8").tobytes())
-        digest.update(json.dumps(self.captions).encode())
+        """Returns the SHA-256 of the level count and of all columns; `factors` follow from the others.
+
+        Images with and without labels keep the hash that older records name.
+        """
+        digest = hashlib.sha256(repr((tuple(self.x.shape), str(self.x.dtype), levels)).encode())
+        _add(digest, self.x)
+        label = self.get("label")
+        digest.update(b"-" if label is None else np.asarray(label, "<i8").tobytes())
+        digest.update(b"null")
+        for name in sorted(self.columns.keys() - {*MODELLED, "label", "factors"}):
+            values = self.columns[name]
+            digest.update(repr((name, tuple(values.shape), str(values.dtype))).encode())
+            _add(digest, values)
         return digest.hexdigest()
+
+
+def _taken(values: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
+    return values[rows] if isinstance(values, np.ndarray) else values.take(rows)
+
+
+def _add(digest: Any, values: np.ndarray | Rows) -> None:
+    for start in range(0, len(values), 1024):
+        digest.update(np.ascontiguousarray(values[start : start + 1024]).tobytes())
 
 
 def pack(
@@ -156,9 +205,9 @@ def key(source: Source, policy: Policy) -> str:
 def load(folder: Path) -> Packed:
     """Returns a finished pack."""
     file = folder / "images.npy"
-    images = ImageRows(file) if file.stat().st_size > LARGE else np.load(file)
+    columns: dict[str, Any] = {"image": MappedRows(file) if file.stat().st_size > LARGE else np.load(file)}
     labels = folder / "labels.npy"
-    return Packed(images, np.load(labels) if labels.exists() else None)
+    return Packed({**columns, "label": np.load(labels)} if labels.exists() else columns)
 
 
 def _is_finished(folder: Path) -> bool:

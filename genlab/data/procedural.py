@@ -48,8 +48,7 @@ class Shapes(DataModule):
 
     Picture i is a function of i alone. Its place inside of its ninth of the picture is drawn, so that no two
     pictures of one combination are equal. The label is the shape. The split is drawn by `seed`, stratified by
-    shape; there is none for validation, so that "val" is the test split. Every split also holds captions and
-    `factors`.
+    shape; there is none for validation, so that "val" is the test split. Every split also holds `factors`.
 
     Args:
         image_size: Side of the pictures in pixels, at least 16.
@@ -60,7 +59,7 @@ class Shapes(DataModule):
 
     Shapes:
         batch["image"]: (batch, 3, image_size, image_size).
-        split(...).factors: (images, 4): colour, shape, position, size.
+        split(...)["factors"]: (images, 4): colour, shape, position, size.
     """
 
     def __init__(
@@ -92,9 +91,8 @@ class Shapes(DataModule):
             )
             for start in range(0, len(index), _CHUNK)
         ]
-        captions = [caption(row) for row in chosen.tolist()]
-        packed = Packed(np.concatenate(parts), chosen[:, 1].copy(), captions, chosen)
-        return seeded_split(packed, self.num_test, self.seed)
+        columns = {"image": np.concatenate(parts), "label": chosen[:, 1].copy(), "factors": chosen}
+        return seeded_split(Packed(columns), self.num_test, self.seed)
 
     def preprocessing(self) -> dict[str, Any]:
         return {"jitter": self.jitter}

@@ -59,7 +59,7 @@ class RandomImages(DataModule):
         waves = randomness.uniform(randomness.key("random images"), index, 4 * self.spec.shape[0])
         images = _waves(waves.numpy().reshape(num, self.spec.shape[0], 4), self.spec.shape)
         levels = np.rint(images * (self.spec.levels - 1)).astype(np.uint8)
-        return Packed(levels, None if labels is None else labels.numpy())
+        return Packed({"image": levels} if labels is None else {"image": levels, "label": labels.numpy()})
 
 
 def _waves(draws: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

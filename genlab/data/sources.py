@@ -264,3 +264,11 @@ def _hash(lines: Iterable[str]) -> str:
     for line in lines:
         digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
+
+
+def siblings(path: Path) -> dict[str, Path]:
+    """Returns what lies beside a file or folder whose name begins with "train" as "val" and "test"."""
+    if not path.name.startswith("train"):
+        return {}
+    beside = {name: path.with_name(name + path.name[len("train") :]) for name in ("val", "test")}
+    return {name: other for name, other in beside.items() if other.exists()}

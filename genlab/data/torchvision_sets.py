@@ -109,14 +109,13 @@ class MNIST(DataModule):
         return DataSpec(type(self).__name__.lower(), shape, num_classes=10, levels=levels)
 
     def items(self, split: str) -> Items:
-        items = super().items(split)
-        items.binarize = randomness.key("binarize", split) if self.binarize else None
-        return items
+        draw = randomness.key("binarize", split) if self.binarize else None
+        return Items(self.split(split), binarize=draw)
 
     def training_items(self, epoch: int) -> Items:
-        items = super().training_items(epoch)
-        items.binarize = randomness.key(self.seed, "binarize", epoch) if self.binarize else None
-        return items
+        train = self.split("train")
+        draw = randomness.key(self.seed, "binarize", epoch) if self.binarize else None
+        return Items(train, self.flips(len(train), epoch), draw)
 
     def load(self) -> dict[str, Packed]:
         name = type(self).__name__
@@ -132,7 +131,7 @@ class MNIST(DataModule):
     def _read(self, folder: Path, prefix: str) -> Packed:
         images = read_idx(folder / f"{prefix}-images-idx3-ubyte")
         labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte").astype(np.int64)
-        return Packed(_resized(images, self.image_size)[:, None], labels)
+        return Packed({"image": _resized(images, self.image_size)[:, None], "label": labels})
 
     def _fetch(self, folder: str) -> object:
         from torchvision import datasets
@@ -217,7 +216,7 @@ def _batch(file: Path) -> Packed:
         with file.open("rb") as stream:
             content = _ArraysOnly(stream, encoding="latin1").load()
         images = np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32)
-        return Packed(images, np.asarray(content["labels"], np.int64))
+        return Packed({"image": images, "label": np.asarray(content["labels"], np.int64)})
     except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise BadSource(f"{file} is not a whole batch of CIFAR-10 ({error}); fetch it again") from None
 
@@ -240,12 +239,13 @@ def _sheet(file: Path) -> Packed:
         raise BadSource(f"{file} is no sheet: {pixels.shape[1]}x{pixels.shape[0]} is not a multiple of 32")
     rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
     tiles = pixels.reshape(rows, 32, columns, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
-    return Packed(np.ascontiguousarray(tiles), np.full(len(tiles), int(file.name.split("_")[0]), np.int64))
+    labels = np.full(len(tiles), int(file.name.split("_")[0]), np.int64)
+    return Packed({"image": np.ascontiguousarray(tiles), "label": labels})
 
 
 def _join(parts: Iterator[Packed]) -> Packed:
-    images, labels = zip(*((part.images, part.labels) for part in parts), strict=True)
-    return Packed(np.concatenate(images), np.concatenate(labels))
+    columns = [part.columns for part in parts]
+    return Packed({name: np.concatenate([column[name] for column in columns]) for name in columns[0]})
 
 
 class CelebA(ImageFolder):

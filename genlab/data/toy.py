@@ -64,11 +64,11 @@ class PointData(DataModule):
     def training_items(self, epoch: int) -> Items:
         if not self.fresh:
             return super().training_items(epoch)
-        return Items(self._points(self.num_train, self.seed, "train", epoch), "point")
+        return Items(self._points(self.num_train, self.seed, "train", epoch))
 
     def _points(self, num: int, *address: int | str) -> Packed:
         points = self.draw(randomness.key("toy", *address), torch.arange(num))
-        return Packed(points.float().numpy())
+        return Packed({"point": points.float().numpy()})
 
 
 class Gaussian1D(PointData):

@@ -116,7 +116,7 @@ def neighbours(samples: Tensor, nearest: Tensor, num_levels: int, columns: int =
 
 def train_images(data: DataModule, numbers: Tensor) -> Tensor:
     """Returns training images by their numbers, of any shape, as levels."""
-    images = np.asarray(data.split("train").images[numbers.flatten().numpy()])
+    images = np.asarray(data.split("train").x[numbers.flatten().numpy()])
     return torch.from_numpy(images).unflatten(0, tuple(numbers.shape))
 
 

@@ -82,7 +82,7 @@ def encode_split(
         codes.append(z.cpu())
         labels.append(label.cpu() if label is not None else None)
         index.append(batch["index"].cpu())
-    known = getattr(data.split(split), "factors", None)
+    known = data.split(split).get("factors")
     return Codes(
         z=torch.cat(codes),
         labels=torch.cat(labels) if labels[0] is not None else None,  # type: ignore[arg-type]

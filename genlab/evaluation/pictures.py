@@ -1,14 +1,20 @@
-"""Tensors to pictures that a person can look at."""
+"""What a model drew, as something that a person can look at: pictures, figures, texts, files."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
-from genlab.shapes import levels_to_bytes, to_levels
+from genlab.data.tokenizers import tokenizer_of
+from genlab.evaluation.given import item_batch
+from genlab.shapes import DataSpec, levels_to_bytes, to_levels
 
 SMALLEST_SIDE = 64
 """Images are enlarged by a whole factor up to about this size: digits of 8 pixels vanish on a screen."""
@@ -64,3 +70,71 @@ def joined(pictures: Sequence[np.ndarray], axis: int, gap: int = 8) -> np.ndarra
         margins[1 - axis] = (0, across - picture.shape[1 - axis])
         parts.append(np.pad(picture, margins, constant_values=255))
     return np.concatenate(parts, axis=axis)
+
+
+def texts(x: Tensor, spec: DataSpec) -> list[str]:
+    """Returns samples as text: decoded tokens, or a row of numbers."""
+    if spec.vocabulary:
+        tokenizer = tokenizer_of(spec.vocabulary)
+        return [tokenizer.decode(row) for row in x.tolist()]
+    return [" ".join(f"{value:g}" for value in row) for row in x.flatten(1).tolist()]
+
+
+def samples_grid(
+    model: Any, x: Tensor, index: Tensor, given: dict[str, Any], data: Any, split: str = "test"
+) -> Any:
+    """Returns samples as one picture; translated images stand between their source and their target.
+
+    Args:
+        model: Drew them.
+        x: The samples, floats or levels.
+        index: Their numbers.
+        given: What they were told.
+        data: Holds the targets, where there is a source.
+        split: Of the targets.
+    """
+    spec = model.spec
+    if "source" not in given or spec.source.kind != "image":
+        return grid(x, spec.levels)
+    targets = item_batch(data, split, index, torch.device("cpu"))["image"]
+    columns = [as_colour(given["source"], spec.source.levels), as_colour(x, spec.levels)]
+    columns.append(as_colour(targets, spec.levels))
+    return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns) * math.ceil(len(x) / 8))
+
+
+def as_colour(images: Tensor, num_levels: int) -> Tensor:
+    """Returns images as bytes of three channels, so that grey and coloured ones fit into one picture."""
+    levels = images if not images.is_floating_point() else to_levels(images, num_levels)
+    return levels_to_bytes(levels.detach(), num_levels).cpu().expand(-1, 3, -1, -1)
+
+
+def write_samples(folder: Path, numbers: Sequence[int], x: Tensor, spec: DataSpec) -> list[Path]:
+    """Writes samples as `<number>.png`, those that are no images as `<number>.txt`; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if spec.kind != "image":
+        paths = [folder / f"{number:06d}.txt" for number in numbers]
+        for path, text in zip(paths, texts(x, spec), strict=True):
+            path.write_text(text + "\n", encoding="utf-8")
+        return paths
+    paths = [folder / f"{number:06d}.png" for number in numbers]
+    for path, pixels in zip(paths, as_pixels(x, spec.levels), strict=True):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def new_figure(width: float = 8, height: float = 4.5, columns: int | None = None) -> tuple[Any, Any]:
+    """Returns a figure and its axes, drawn without a display; with columns, a list of axes side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    if columns is None:
+        return figure, figure.add_subplot()
+    return figure, [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+
+
+def rendered(figure: Any) -> np.ndarray:
+    """Returns a figure's pixels, (height, width, 3)."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()

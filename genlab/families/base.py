@@ -228,6 +228,10 @@ class Model(pl.LightningModule):
         """Keeps the step's losses for the progress line and the log, without waiting for the device."""
         self.latest = {name: value.detach() for name, value in losses.items()}
 
+    def derived(self, means: dict[str, float], units: float, stage: str) -> dict[str, float]:
+        """Returns what follows from a whole split's mean losses, of which it holds so many units."""
+        return {}
+
     def explain(self, batch: Batch) -> str:
         """Returns in words where a loss that is not finite comes from, "" where the family cannot tell."""
         return ""
@@ -279,8 +283,10 @@ class Model(pl.LightningModule):
         if self.trainer.world_size > 1:
             dist.all_reduce(totals)
         means = dict(zip(sums, (totals / totals[-1]).tolist(), strict=True))
+        del means["units"]
+        means |= self.derived(means, float(totals[-1]), stage)
         # The run's recorder passes them on to every logger, with examples seen as their axis.
-        self.log_dict({f"{stage}/{name}": v for name, v in means.items() if name != "units"}, logger=False)
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, logger=False)
 
 
 def batch_length(batch: Batch) -> int:

@@ -93,6 +93,19 @@ class HasScore(Protocol):
 
 
 @runtime_checkable
+class Completes(Protocol):
+    """Can go on from a beginning, token by token."""
+
+    sampler: Any
+    """How the next token is drawn (`samplers.tokens.TokenSampler`)."""
+
+    def complete(
+        self, start: Tensor, num_tokens: int, index: Tensor, seed: int = 0, sampler: Any = None, **given: Any
+    ) -> Any:
+        """Yields (batch,) tokens, one step at a time; those of sample i depend on (seed, i) and the start."""
+
+
+@runtime_checkable
 class TellsReal(Protocol):
     """Has a discriminator whose answer may be a probability."""
 

@@ -1,0 +1,99 @@
+"""What every command shares that works on the model of a run: its options, its loading, its conditions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.runs.folder import Run, open_run
+
+if TYPE_CHECKING:
+    from genlab.families.base import Model
+
+
+def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, Run]:
+    """Returns the model of a run, and the run: the one that the options name if no path is given."""
+    import torch
+
+    from genlab.cli.training import MODEL_ROOMS, import_room, resolve_checkpoint
+    from genlab.evaluation.load import load_run
+
+    for room in MODEL_ROOMS:
+        import_room(room)
+    run = open_run(path or options.run)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_run(run, resolve_checkpoint(options.checkpoint), device), run
+
+
+def load_walking(options: argparse.Namespace) -> tuple[Any, Run]:
+    """Returns the model and the run that the options name, where it walks from noise to images."""
+    model, run = load(options)
+    require_walk(model, run)
+    return model, run
+
+
+def require_walk(model: Any, run: Run) -> None:
+    """Refuses a model that does not walk from noise to images."""
+    from genlab.families.capabilities import Denoises
+
+    if not isinstance(model, Denoises) or model.spec.kind != "image":  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{run.path} is a {type(model).__name__} of {model.spec.name}: this needs a diffusion model of "
+            "images, such as experiments/ddpm_mnist.yaml trains."
+        )
+
+
+def require_samples(model: Any, run: Run) -> None:
+    """Refuses a model that cannot be sampled, with its reason."""
+    from genlab.families.capabilities import can_be_sampled
+
+    if not can_be_sampled(model):
+        because = f": {model.cannot_sample}" if model.cannot_sample else ""
+        raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot be sampled{because}.")
+
+
+def data_of(model: Any, run: Run) -> Any:
+    """Returns the run's data where the model is told something of them, None where it needs none."""
+    if "source" not in model.given:
+        return None
+    from genlab.cli.training import import_room
+    from genlab.evaluation.load import load_data
+
+    import_room("data")
+    return load_data(run)
+
+
+def given_on_the_command_line(
+    model: Any, index: Any, label: int | None, required: bool = False, data: Any = None
+) -> dict[str, Any]:
+    """Returns what each item is told: the label of a command line, or what `given_for` invents.
+
+    Raises:
+        ValueError: For a label that the model does not have, or a missing one that it requires.
+    """
+    import torch
+
+    from genlab.evaluation.given import given_for
+
+    if label is None and not (required and model.uses_labels):
+        return given_for(model, index, data)
+    if label is None or not model.uses_labels or not 0 <= label < model.spec.num_classes:
+        last = model.spec.num_classes - 1
+        classes = f"0 to {last}" if model.uses_labels else "none: it was trained without labels"
+        asked = "--label is missing" if label is None else f"--label {label}"
+        raise ValueError(f"{asked}: this run has labels {classes}.")
+    labels = torch.full((len(index),), label, device=model.device)
+    return {**(given_for(model, index, data) if data is not None else {}), "label": labels}
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command needs that works on a trained model."""
+    parser.add_argument("run", type=Path, help="the run's folder")
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Adds which weights of a run are loaded, and where to."""
+    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the last one")
+    parser.add_argument("--device", help="cpu or cuda (cuda where there is one)")

@@ -1,0 +1,205 @@
+"""Running text as windows of tokens, of which each predicts the next one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genlab import randomness
+from genlab.data.base import DataModule
+from genlab.data.loading import Items
+from genlab.data.packed import Packed
+from genlab.data.sources import BadSource
+from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
+from genlab.shapes import IGNORED, DataSpec
+
+
+class TextData(DataModule):
+    """A text in windows of `context` tokens; the last part of it is held out.
+
+    A row of batch["tokens"] has context + 1 tokens t_0 ... t_context: from t_0 ... t_(i-1) a model predicts
+    t_i, for i = 1 ... context. t_0 is the token before the window, the end of a line before the whole text.
+
+    - Scoring: windows side by side, so that every token of the split is predicted exactly once. What the last
+      window lacks is `IGNORED` (-1). The summed nats of a split / ln 2 / `num_bytes` are bits per byte, which
+      compare models of different vocabularies.
+    - Training: in each epoch the windows begin at another offset, drawn from (seed, epoch), so that a token
+      is predicted from contexts of every length; what is left over at both ends waits for another epoch.
+
+    "val" is the test split, which `seed` does not change. A `fraction` takes the beginning of the training
+    text, and "rest" is what comes after it. The vocabulary is learnt from the training part alone.
+
+    Args:
+        context: Tokens that one item predicts, and the most that a prediction looks back on.
+        tokenizer: "characters" (those of the training part, others are unknown), "bytes" of UTF-8, or "bpe".
+        vocabulary_size: Number of tokens of "bpe", at least 256; the others follow from the text.
+        test_fraction: Share of the characters, at the end, that is held out.
+        base: Arguments that every data set has.
+
+    Shapes:
+        batch["tokens"]: (batch, context + 1), int64.
+    """
+
+    def __init__(
+        self,
+        context: int = 64,
+        tokenizer: TokenizerKind = "characters",
+        vocabulary_size: int = 1024,
+        test_fraction: float = 0.1,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        if context < 1:
+            raise ValueError(f"context must be at least 1 token, got {context}.")
+        if not 0.0 < test_fraction < 1.0:
+            raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}.")
+        self.context, self.kind, self.vocabulary_size = context, tokenizer, vocabulary_size
+        self.test_fraction = test_fraction
+
+    @abstractmethod
+    def text(self) -> str:
+        """Returns the whole text."""
+
+    @property
+    @abstractmethod
+    def data_name(self) -> str:
+        """The text's name."""
+
+    @property
+    def spec(self) -> DataSpec:
+        vocabulary = self.tokenizer.to_json()
+        return DataSpec(self.data_name, (self.context,), levels=self.tokenizer.size, vocabulary=vocabulary)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary, learnt from the training part."""
+        return trained(self.kind, self.parts["train"] if self.kind != "bytes" else "", self.vocabulary_size)
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """The text of each split, as they follow each other."""
+        text = self.text()
+        num = int(len(text) * (1.0 - self.test_fraction))
+        used = max(1, round(self.fraction * num))
+        rest = {"rest": text[used:num]} if self.fraction < 1.0 else {}
+        return {"train": text[:used], **rest, "test": text[num:]}
+
+    @cached_property
+    def stretches(self) -> dict[str, np.ndarray]:
+        """The tokens of each split after the one before them, of the smallest type that holds them."""
+        kept = np.int16 if self.tokenizer.size <= 2**15 else np.int32
+        stretches, before = {}, self.tokenizer.start
+        for name, text in self.parts.items():
+            stretches[name] = np.concatenate([[before], self.tokenizer.encode(text)]).astype(kept)
+            before = stretches[name][-1]
+        self._require_windows(len(stretches["train"]) - 1)
+        return stretches
+
+    def load(self) -> dict[str, Packed]:
+        return {name: Packed({"tokens": self._tiled(tokens)}) for name, tokens in self.stretches.items()}
+
+    def shares(self, train: Packed) -> dict[str, Packed]:
+        return {}  # the text was cut before it became tokens
+
+    def training_items(self, epoch: int) -> Items:
+        offset = int(self.context * randomness.uniform(self._address(epoch), torch.zeros(1), 1))
+        tokens = self.stretches["train"]
+        num = (len(tokens) - self.context) // self.context  # as many after every offset
+        return Items(Packed({"tokens": _windows(tokens[offset:], self.context)[:num]}))
+
+    def num_tokens(self, split: str) -> int:
+        """Returns how many tokens of a split are predicted."""
+        return len(self.stretches[self.split_names.get(split, split)]) - 1
+
+    def num_bytes(self, split: str) -> int:
+        """Returns how many bytes of UTF-8 the predicted tokens of a split stand for."""
+        return len(self.parts[self.split_names.get(split, split)].encode())
+
+    def describe(self) -> dict[str, Any]:
+        names = list(self.stretches)
+        return {
+            **super().describe(),
+            "tokens": {name: self.num_tokens(name) for name in names},
+            "bytes": {name: self.num_bytes(name) for name in names},
+        }
+
+    def preprocessing(self) -> dict[str, Any]:
+        unknown = {name: self.tokenizer.num_unknown(row[1:]) for name, row in self.stretches.items()}
+        return {"tokenizer": self.kind, "context": self.context, "unknown": unknown}
+
+    def _address(self, epoch: int) -> int:
+        return randomness.key(self.seed, "windows", epoch)
+
+    def _tiled(self, tokens: np.ndarray) -> np.ndarray:
+        missing = -(len(tokens) - 1) % self.context
+        filled = np.pad(tokens, (0, missing), constant_values=IGNORED)
+        return _windows(filled, self.context)
+
+    def _require_windows(self, num: int) -> None:
+        if num < 2 * self.context:
+            raise ValueError(
+                f"context must leave two windows of the training text, got {self.context} for {num} tokens "
+                f"of {self.data_name}; use --data.context {max(1, num // 2)} or less."
+            )
+
+
+def _windows(tokens: np.ndarray, context: int) -> np.ndarray:
+    """Returns windows of context + 1 tokens, each from the last token of the one before; no copy."""
+    return np.lib.stride_tricks.sliding_window_view(tokens, context + 1)[::context]
+
+
+class TextFile(TextData):
+    """A file of UTF-8 text, or all .txt files of a folder, one after the other by their names.
+
+    A byte order mark is dropped; line ends stay as they are, so that a line feed
+    after a carriage return makes two characters.
+
+    Args:
+        path: The file or the folder.
+        base: Arguments of every text and of every data set.
+    """
+
+    def __init__(self, path: str, **base: Any) -> None:
+        super().__init__(**base)
+        self.path = path
+
+    @property
+    def data_name(self) -> str:
+        return Path(self.path).stem
+
+    def text(self) -> str:
+        path = Path(self.path).expanduser()
+        files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+        text = "".join(map(_ended, files)) if len(files) > 1 else "".join(map(read_utf8, files))
+        if not text:
+            raise BadSource(f"{self.path} holds no text; give a file of it, or a folder of .txt files")
+        return text
+
+
+def _ended(file: Path) -> str:
+    text = read_utf8(file)
+    return text if not text or text.endswith("\n") else text + "\n"
+
+
+def read_utf8(file: Path) -> str:
+    """Returns the text of a file without its byte order mark.
+
+    Raises:
+        BadSource: Where there is no such file, or the first byte that is not UTF-8.
+    """
+    try:
+        content = file.expanduser().read_bytes()
+        return content.decode().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    except OSError as error:
+        raise BadSource(
+            f"{file} cannot be read ({error.strerror}); say where it is with --data.path"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise BadSource(
+            f"{file} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}; convert it to UTF-8"
+        ) from None

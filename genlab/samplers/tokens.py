@@ -1,0 +1,164 @@
+"""Samplers of texts: how the next token is drawn, and the walk that draws one after the other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from genlab import randomness
+
+
+class Memory(Protocol):
+    """What a network keeps of the tokens that it has read."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no place for another token."""
+
+    def clear(self) -> None:
+        """Forgets the tokens."""
+
+
+class NextToken(Protocol):
+    """A network that scores each token's successor and reads on with a memory.
+
+    Attributes:
+        context: The longest text that it can look at.
+
+    Shapes:
+        tokens: (batch, length). Returns logits, (batch, length, vocabulary).
+    """
+
+    context: int
+
+    def __call__(self, tokens: Tensor, *, cache: Any, **given: Tensor) -> Tensor:
+        """Returns the logits of what follows each token."""
+
+    def new_cache(self) -> Memory:
+        """Returns an empty memory."""
+
+
+class TokenSampler(ABC):
+    """Chooses the token that comes next, for each row by itself.
+
+    Shapes:
+        logits: (batch, vocabulary), not normalised; index: (batch,). Returns tokens, (batch,), int64.
+    """
+
+    @abstractmethod
+    def choose(self, logits: Tensor, seed: int, index: Tensor, position: int) -> Tensor:
+        """Returns a token a row; what is random in it depends on seed, sample number and position alone.
+
+        Args:
+            logits: Of every token at this position.
+            seed: Of the samples.
+            index: Sample numbers.
+            position: Place of the token in its text, counted from 0.
+        """
+
+
+class Greedy(TokenSampler):
+    """The likeliest token, the first of equal ones: each text is short-sighted, and the same for any seed."""
+
+    def choose(self, logits: Tensor, seed: int, index: Tensor, position: int) -> Tensor:
+        return logits.argmax(dim=1)
+
+
+class Categorical(TokenSampler):
+    """A token by its probability, softmax(logits / temperature), among the likeliest ones.
+
+    One uniform number a token picks the place where the running sum of probabilities passes it. First come
+    the top_k likeliest, then of these, by their shares among themselves, the fewest whose mass is top_p:
+    nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751, equations 2 and 3).
+
+    Args:
+        temperature: 1 draws what was learned; near 0 is greedy; far above 1, all tokens become equal.
+        top_k: Tokens that may come next; 1 is greedy, 0 lets all.
+        top_p: Mass of the tokens that may come next; near 0 is greedy, 1 lets all.
+
+    Raises:
+        ValueError: If temperature or top_p is 0 or less, top_p above 1, or top_k negative.
+    """
+
+    def __init__(self, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> None:
+        if not temperature > 0.0:
+            raise ValueError(f"temperature must be above 0, got {temperature}; Greedy is its limit at 0.")
+        if top_k < 0:
+            raise ValueError(f"top_k must be at least 0, got {top_k}; 0 lets every token come.")
+        if not 0.0 < top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {top_p}; 1 lets every token come.")
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+
+    def choose(self, logits: Tensor, seed: int, index: Tensor, position: int) -> Tensor:
+        u = randomness.uniform(randomness.key(seed, "token", position), index, 1)
+        # In the vocabulary's order: in that of the logits, a rounding error between two near-equal ones would
+        # exchange their places and with them the token.
+        mass = self.probabilities(logits).cumsum(dim=1)
+        return torch.searchsorted(mass, u * mass[:, -1:], right=True)[:, 0]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Returns the chance of each token, float64 (batch, vocabulary), exactly 0 where it may not come."""
+        scaled = logits.double() / self.temperature
+        if self.top_k or self.top_p < 1.0:
+            scaled = scaled.masked_fill(~self._may_come(scaled), -torch.inf)
+        return scaled.softmax(dim=1)
+
+    def _may_come(self, scaled: Tensor) -> Tensor:
+        ordered, order = scaled.sort(dim=1, descending=True, stable=True)
+        if self.top_k:
+            ordered[:, self.top_k :] = -torch.inf
+        kept = ordered.isfinite()
+        if self.top_p < 1.0:
+            shares = ordered.softmax(dim=1)
+            # A token may come as long as those before it lack mass; the first one always may.
+            kept &= shares.cumsum(dim=1) - shares < self.top_p
+        return torch.zeros_like(kept).scatter(1, order, kept)
+
+
+@torch.no_grad()
+def walk(
+    network: NextToken,
+    start: Tensor,
+    num_tokens: int,
+    sampler: TokenSampler,
+    seed: int,
+    index: Tensor,
+    **given: Tensor,
+) -> Iterator[Tensor]:
+    """Yields token after token that the network writes behind a start, (batch,) each.
+
+    Each token is read once, until the text is as long as the context. From there on the last `context` tokens
+    are the network's whole text, numbered from 0, which is read again for every token: the price of a token
+    grows about `context`-fold.
+
+    The numbers drawn belong to a place in the text, so that a text which is cut and given as a start goes on
+    as it did.
+
+    Args:
+        network: Scores the next token; in eval mode, or dropout disturbs it.
+        start: At least one token a row, equally many in all, (batch, length).
+        num_tokens: Tokens to write.
+        sampler: How one is chosen.
+        seed: Of the samples.
+        index: Sample numbers, (batch,).
+        **given: What the network is told beside, a row each, such as `label`.
+
+    Raises:
+        ValueError: If there is no token to start from.
+    """
+    if start.shape[1] == 0:
+        raise ValueError("start must hold at least one token a row, got none; begin with a line break.")
+    first, last = start.shape[1], start.shape[1] + num_tokens
+    text = torch.cat([start, start.new_zeros(len(start), num_tokens)], dim=1)
+    memory, read = network.new_cache(), 0
+    for end in range(first, last):
+        if memory.is_full or end == first:
+            memory.clear()
+            read = max(0, end - network.context)
+        logits = network(text[:, read:end], cache=memory, **given)[:, -1]
+        text[:, end], read = sampler.choose(logits, seed, index, end), end
+        yield text[:, end]

@@ -1,0 +1,224 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from genlab.networks.transformer import CausalTransformer
+from genlab.shapes import DataSpec
+
+VOCABULARY, CONTEXT, BATCH = 11, 8, 3
+SPEC = DataSpec("text", (CONTEXT,), levels=VOCABULARY)
+
+
+def network(num_classes: int = 0, spec: DataSpec = SPEC, **options) -> CausalTransformer:
+    """Weights ten times as large as those at the start, so that what is seen is far above rounding errors."""
+    torch.manual_seed(0)
+    spec = DataSpec(spec.name, spec.shape, num_classes, spec.levels)
+    built = CausalTransformer(spec, **{"num_layers": 2, "num_heads": 2, "width": 16} | options).eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)
+    return built
+
+
+def tokens(length: int = CONTEXT, batch: int = BATCH, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def in_pieces(net: CausalTransformer, x: torch.Tensor, sizes: list[int], **given) -> torch.Tensor:
+    cache = net.new_cache()
+    return torch.cat([net(piece, cache=cache, **given) for piece in x.split(sizes, dim=1)], dim=1)
+
+
+def influence(net: CausalTransformer, x: torch.Tensor) -> torch.Tensor:
+    """Whether position i's logits of row a move with the vector read at j of row b: (a, i, b, j)."""
+    read = []
+    hook = net.token.register_forward_hook(lambda *parts: read.append(parts[2].requires_grad_()))
+    output = net(x)
+    hook.remove()
+    weights = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(1))
+    rows = [
+        torch.autograd.grad((output[a, i] * weights).sum(), read[0], retain_graph=True)[0].abs().amax(dim=2)
+        for a in range(len(x))
+        for i in range(x.shape[1])
+    ]
+    return torch.stack(rows).reshape(*x.shape, *x.shape) > 0
+
+
+def test_a_position_sees_itself_and_all_earlier_ones_of_its_own_row_and_nothing_else():
+    seen = influence(network(), tokens())
+    earlier = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).tril()
+    expected = torch.eye(BATCH, dtype=torch.bool)[:, None, :, None] & earlier[None, :, None, :]
+    assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 8, [8], [5, 1, 1, 1], [1, 3, 4], [3, 5]])
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_reading_in_pieces_equals_reading_at_once_up_to_a_full_context(sizes, num_classes):
+    net, x = network(num_classes), tokens()
+    given = {"label": torch.arange(BATCH)} if num_classes else {}
+    with torch.no_grad():
+        torch.testing.assert_close(in_pieces(net, x, sizes, **given), net(x, **given), rtol=0, atol=1e-5)
+
+
+def test_a_cleared_cache_reads_a_new_window_in_the_memory_it_has():
+    net = network()
+    cache = net.new_cache()
+    with torch.no_grad():
+        net(tokens(), cache=cache)
+        places = [memory.stored.data_ptr() for memory in cache]
+        assert cache.is_full
+        cache.clear()
+        window = tokens(CONTEXT - 1, seed=1)
+        torch.testing.assert_close(net(window, cache=cache), net(window), rtol=0, atol=1e-5)
+    assert [memory.stored.data_ptr() for memory in cache] == places
+    assert cache.length == CONTEXT - 1 and not cache.is_full
+
+
+@pytest.mark.parametrize("read", [0, 1, CONTEXT])
+def test_a_text_beyond_the_context_is_refused_and_leaves_the_cache_as_it_was(read):
+    net = network()
+    cache = net.new_cache()
+    if read:
+        net(tokens(read), cache=cache)
+    with pytest.raises(ValueError, match=rf"context of {CONTEXT} tokens, got {CONTEXT + 1}"):
+        net(tokens(CONTEXT + 1 - read), cache=cache)
+    assert cache.length == read
+
+
+def closed_form(vocabulary: int, context: int, layers: int, width: int, bias: bool) -> int:
+    matrices = width * (vocabulary + context) + layers * 12 * width**2
+    return matrices + (2 * layers + 1) * width + (layers * 9 * width + (2 * layers + 1) * width) * bias
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("num_classes", [0, 5])
+def test_the_number_of_parameters_is_that_of_the_closed_form(bias, num_classes):
+    net = network(num_classes, num_layers=3, num_heads=4, width=24, bias=bias)
+    expected = closed_form(VOCABULARY, CONTEXT, 3, 24, bias) + num_classes * 24
+    assert sum(p.numel() for p in net.parameters()) == expected
+
+
+def test_the_closed_form_gives_the_published_124_million_parameters_of_gpt2():
+    assert closed_form(50257, 1024, 12, 768, bias=True) == 124_439_808
+
+
+def test_at_the_start_every_token_is_about_as_likely():
+    torch.manual_seed(0)
+    net = CausalTransformer(DataSpec("text", (64,), levels=65))
+    x = torch.randint(65, (16, 65), generator=torch.Generator().manual_seed(2))
+    loss = cross_entropy(net(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(65), rel=0.02)
+
+
+def test_weights_begin_at_a_fiftieth_and_those_that_end_a_branch_shrink_with_the_depth():
+    torch.manual_seed(0)
+    net = CausalTransformer(SPEC, num_layers=8, width=128)
+    for name, parameter in net.named_parameters():
+        if parameter.dim() > 1:
+            ends_branch = name.endswith(("attention.output.weight", "narrow.weight"))
+            assert parameter.std().item() == pytest.approx(0.02 / (4 if ends_branch else 1), rel=0.1), name
+
+
+def test_the_stream_keeps_its_scale_at_any_depth():
+    def variance(num_layers: int) -> float:
+        torch.manual_seed(0)
+        net = CausalTransformer(SPEC, num_layers=num_layers, width=64)
+        streams = []
+        net.norm.register_forward_hook(lambda module, inputs, output: streams.append(inputs[0]))
+        net(tokens(batch=16))
+        return streams[0].var().item()
+
+    assert variance(16) == pytest.approx(variance(2), rel=0.15)
+
+
+def test_the_head_is_the_matrix_of_the_tokens():
+    net, never_read = network(), VOCABULARY - 1
+    x = tokens().clamp(max=never_read - 1)
+    with torch.no_grad():
+        net.token.weight[never_read] += torch.linspace(-1, 1, 16)
+    changed = (net(x) - network()(x)).abs()
+    assert changed.shape == (BATCH, CONTEXT, VOCABULARY)
+    assert changed[..., never_read].min() > 1e-3 and changed[..., :never_read].max() < 1e-5
+
+
+def test_the_order_of_earlier_tokens_matters():
+    net, x = network(), tokens()
+    swapped = x[:, [1, 0, *range(2, CONTEXT)]]
+    moved = (x[:, 0] != x[:, 1]).nonzero()[:, 0]
+    assert len(moved)
+    difference = (net(swapped) - net(x))[moved, 2:].abs().amax(dim=2)
+    assert difference.min() > 1e-3
+
+
+def test_equal_tokens_at_all_places_are_told_apart_by_their_positions_alone():
+    net, x = network(), torch.full((1, CONTEXT), 4)
+    assert (net(x)[0, 1:] - net(x)[0, :-1]).abs().amax(dim=1).min() > 1e-3
+    with torch.no_grad():
+        net.position.weight.zero_()
+    torch.testing.assert_close(net(x)[0, 1:], net(x)[0, :-1], rtol=0, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    net, x = network(dropout=0.3), tokens()
+    assert torch.equal(net(x), net(x))
+    torch.testing.assert_close(net(x), network()(x), rtol=0, atol=0)
+    net.train()
+    assert (net(x) - net(x)).abs().amax(dim=2).min() > 0
+
+
+def test_dropout_also_drops_attention():
+    net, x = network(dropout=0.5, num_layers=1).train(), tokens()
+    net.dropout.p = net.blocks[0].dropout.p = 0.0
+    assert not torch.equal(net(x), net(x))
+
+
+def test_the_label_speaks_at_every_position_and_is_required():
+    net, x = network(num_classes=4), tokens()
+    first, second = (net(x, label=torch.full((BATCH,), label)) for label in (0, 1))
+    assert (first - second).abs().amax(dim=2).min() > 1e-3
+    with pytest.raises(ValueError, match=r"label is missing.*4 classes"):
+        net(x)
+    assert torch.equal(network()(x, label=torch.zeros(BATCH, dtype=torch.int64)), network()(x))
+
+
+def test_it_refuses_to_be_told_a_source():
+    with pytest.raises(TypeError, match="source"):
+        network()(tokens(), source=tokens())
+
+
+def test_every_parameter_receives_a_gradient():
+    net = network(num_classes=BATCH, bias=True).train()
+    output = net(tokens(), label=torch.arange(BATCH))
+    (output * torch.randn_like(output)).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_it_learns_to_repeat_what_came_three_tokens_ago():
+    torch.manual_seed(0)
+    net = CausalTransformer(SPEC, num_layers=2, num_heads=2, width=32)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(250):
+        x = torch.randint(VOCABULARY, (32, 3), generator=generator).repeat(1, 3)
+        loss = cross_entropy(net(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten(), reduction="none")
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+    loss = loss.reshape(32, 8).mean(dim=0)
+    assert loss[2:].max() < 0.2
+    assert loss[:2].min() > 0.9 * math.log(VOCABULARY)
+
+
+@pytest.mark.parametrize("spec", [DataSpec("points", (2,), levels=0), DataSpec("codes", (4, 4), levels=16),
+                                  DataSpec("images", (1, 8, 8))])  # fmt: skip
+def test_data_that_are_not_texts_are_refused(spec):
+    with pytest.raises(ValueError, match=rf"needs texts.*{spec.name}"):
+        CausalTransformer(spec)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="num_heads must divide width, got 3 and 128"):
+        CausalTransformer(SPEC, num_heads=3)
