@@ -14,7 +14,7 @@ from genlab.evaluation.likelihood import score_likelihood
 from genlab.evaluation.pictures import as_pixels, grid
 from genlab.evaluation.score import find_score, reference_of, score, score_name
 from genlab.families.base import Model
-from genlab.metrics.base import Reference
+from genlab.metrics.base import Drawn, Reference
 from genlab.metrics.duplicates import DuplicateShare
 from genlab.metrics.extractors import load_extractor
 from genlab.metrics.features import Identity
@@ -186,7 +186,7 @@ def test_wasserstein_metric_agrees_with_scipy():
     a, b = torch.randn(800, 1), 0.5 * torch.randn(800, 1) + 1
     metric, identity = WassersteinDistance(), Identity(1)
     metric.set_reference(Reference(800, b.mean(0), torch.eye(1), b, torch.arange(800)))
-    metric.update(identity(a), torch.arange(800))
+    metric.update(Drawn(torch.arange(800), a, identity(a)))
     expected = wasserstein_distance(a[:, 0].numpy(), b[:, 0].numpy())
     assert metric.compute()["wasserstein"] == pytest.approx(expected, rel=3e-3)
 

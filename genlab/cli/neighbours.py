@@ -38,7 +38,7 @@ def neighbours(arguments: list[str]) -> int:
     extractor = load_extractor(options.extractor or read_config(run)["evaluate"]["extractor"]).to(
         model.device
     )
-    examination = Examination(load_data(run), extractor, (), "test", options.batch_size, options.seed)
+    examination = Examination(load_data(run), extractor, (), batch_size=options.batch_size)
     batches = torch.arange(options.num).split(options.batch_size)
     levels = torch.cat([sample_levels(model, index, options.seed).cpu() for index in batches])
     parts = [extractor(part.to(model.device), model.spec.levels).pool for part in levels.split(100)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from genlab.evaluation.score import score_name
 from genlab.files import cache_folder, digest_of, write_json
-from genlab.metrics.base import Reference, chosen_rows
+from genlab.metrics.base import Drawn, Reference, chosen_rows
 from genlab.metrics.features import Features
 
 
@@ -35,20 +35,21 @@ def floor_scores(
     path = cache_folder("floors", f"{digest_of(1, *key, len(rows), test.num, applied, length=32)}.json")
     with suppress(OSError, ValueError):
         return json.loads(path.read_text())
-    features, index = Features(train.features[rows]), train.index[rows]
+    features = train.features[rows]
+    drawn = Drawn(train.index[rows], features, Features(features))
     values: dict[str, float] = {}
     for metric in metrics:
-        values |= _alone(metric, test, features, index)
+        values |= _alone(metric, test, drawn)
     floor = {score_name(name, test.num, len(rows)): value for name, value in values.items()}
     write_json(path, floor)
     return floor
 
 
-def _alone(metric: Any, test: Reference, features: Features, index: Any) -> dict[str, float]:
+def _alone(metric: Any, test: Reference, drawn: Drawn) -> dict[str, float]:
     """Returns a metric's values of all rows on this process, without asking the others."""
     own = metric.clone().cpu()
     own.sync_on_compute = False
     own.reset()
     own.set_reference(test)
-    own.update(features, index)
+    own.update(drawn)
     return {name: float(value) for name, value in own.compute().items()}

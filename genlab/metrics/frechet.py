@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import Reference, SampleMetric, checked
-from genlab.metrics.features import Features
+from genlab.metrics.base import Drawn, Reference, SampleMetric, checked, features_of
 from genlab.metrics.gaussian import frechet_distance
 
 
@@ -30,11 +29,11 @@ class Moments(SampleMetric):
                 zeros = torch.zeros(shape, dtype=torch.float64, device=self.device)
                 self.add_state(name, zeros, dist_reduce_fx="sum")
 
-    def update(self, features: Features, index: Tensor) -> None:
-        x = features.pool.to(self.total.device, torch.float64)
+    def update(self, drawn: Drawn) -> None:
+        x = features_of(drawn).pool.to(self.total.device, torch.float64)
         self.total += x.sum(dim=0)
         self.outer += x.mT @ x
-        self.index.append(index.to(self.total.device))
+        self.index.append(drawn.index.to(self.total.device))
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
         """Returns the mean and the unbiased covariance of all samples, on the CPU."""
