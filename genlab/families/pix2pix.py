@@ -33,11 +33,11 @@ class Pix2Pix(Adversarial):
     shown_losses = ("adversarial", "l1", "discriminator")
 
     def __init__(self, spec: DataSpec, l1_weight: float = 100.0, **players: Any) -> None:
-        super().__init__(spec, **players)
-        if "source" not in self.given:
+        if "source" not in players.get("given", ()):
             raise ValueError("Pix2Pix translates: set given to [source].")
         if l1_weight < 0:
             raise ValueError(f"l1_weight must not be negative, got {l1_weight}.")
+        super().__init__(spec, **players)
         self.l1_weight = l1_weight
 
     def generate(self, batch: Batch, stream: str) -> Tensor:

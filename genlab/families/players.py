@@ -58,7 +58,7 @@ class Adversarial(Model):
     """
 
     alternating = True
-    shown_losses = ("generator", "discriminator")
+    shown_losses: tuple[str, ...] = ("generator", "discriminator")
     signs = ("accuracy_real", "accuracy_fake")
 
     def __init__(
