@@ -34,7 +34,7 @@ class Memory(Model):
         self.images = images
         self.asked = []
 
-    def sample(self, index, seed=0, label=None):
+    def sample(self, index, seed=0):
         self.asked += index.tolist()
         return self.images[index % len(self.images)]
 
@@ -196,7 +196,7 @@ class Uniform(Model):
 
     likelihood_kind, likelihood_estimator = "exact", ""
 
-    def log_prob(self, x, label=None):
+    def log_prob(self, x):
         return x.new_full((len(x),), -math.prod(self.spec.shape) * math.log(self.spec.levels))
 
 
@@ -222,7 +222,7 @@ class FullGaussian(Model):
         covariance = levels.T.cov(correction=0) + torch.eye(levels.shape[1]) / 12
         self.density = MultivariateNormal(levels.mean(dim=0) + 0.5, covariance)
 
-    def log_prob(self, x, label=None):
+    def log_prob(self, x):
         drawn = self.draw_uniform("dequantisation", len(x), tuple(x.shape[1:]))
         return self.density.log_prob((to_levels(x, self.spec.levels) + drawn.double()).flatten(1))
 

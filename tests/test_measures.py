@@ -80,7 +80,16 @@ def images(**options):
 
 
 def gan(**options):
-    return GAN(SPEC, MLPGenerator, MLPDiscriminator, Hinge(), ADAM, ADAM, half_life=50, **options)
+    return GAN(
+        SPEC,
+        generator=MLPGenerator,
+        discriminator=MLPDiscriminator,
+        loss=Hinge(),
+        generator_optimizer=ADAM,
+        discriminator_optimizer=ADAM,
+        half_life=50,
+        **options,
+    )
 
 
 def vae(**options):
@@ -226,7 +235,7 @@ class Memory(Model):
         super().__init__(spec)
         self.levels = levels
 
-    def sample(self, index, seed=0, label=None):
+    def sample(self, index, seed=0):
         return to_float(self.levels[index % len(self.levels)], self.spec.levels)
 
 
@@ -386,7 +395,7 @@ class Slow(Model):
         super().__init__(DataSpec("tiny", (1, 2, 2)))
         self.network, self.passes, self.first = Sleeper(seconds), steps, first
 
-    def sample(self, index, seed=0, label=None):
+    def sample(self, index, seed=0):
         time.sleep(self.first)
         self.first = 0.0
         x = torch.zeros(len(index), 1, 2, 2)
@@ -502,7 +511,7 @@ class Curve(Model):
     def draw_latent(self, index, seed=0):
         return self.latents[index % len(self.latents)]
 
-    def decode(self, z, label=None):
+    def decode(self, z):
         return self.decoder(z).reshape(len(z), 1, 1, 2)
 
 
@@ -613,10 +622,10 @@ class Patient(Model):
         super().__init__(SPEC)
         self.encoding_passes, self.decoding_passes = steps, 0
 
-    def encode(self, x, label=None):
+    def encode(self, x):
         return x
 
-    def decode(self, z, label=None):
+    def decode(self, z):
         return z
 
 
@@ -646,13 +655,13 @@ class Sentences(Model):
         super().__init__(DataSpec("words", (12,), levels=50))
         self.network = Sleeper(0.0)
 
-    def sample(self, index, seed=0, label=None):
+    def sample(self, index, seed=0):
         return self.network(index[:, None].expand(-1, 12))
 
-    def encode(self, x, label=None):
+    def encode(self, x):
         raise AssertionError("nobody asks for the code of what is no image")
 
-    def decode(self, z, label=None):
+    def decode(self, z):
         raise AssertionError
 
 
