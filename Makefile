@@ -71,6 +71,7 @@ headline: install ## Train and test the README's comparison again: 10 families, 
 	rm -rf experiments/results/digits-90s
 	$(BIN)/genlab records $(RUNS)/bench/digits-90s -o experiments/results/digits-90s
 	$(BIN)/genlab compare --refresh README.md
+	$(BIN)/genlab compare --refresh experiments/results/README.md
 
 clean: ## Remove the environment, caches and builds; runs in outputs/ stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from genlab.runs.settings import facts_of
+
 PROTOCOL = {
     "extractor": "digits",
     "extractor_digest": "a5471728c0ffee00",
@@ -40,7 +42,7 @@ model:
   class_path: {family}
   init_args: {{latent_dim: 64, ema_decay: {decay}}}
 budget:
-  images: null
+  examples: null
   seconds: 90.0
   evaluate_every: 32000
 """
@@ -130,24 +132,25 @@ def changed(made, changes):
     return made
 
 
-def write_run(root, made, curve=None, pictures=True, config=True):
+def write_run(root, made, curve=None, pictures=True, config=True, score="fid@797"):
     """Writes a run folder for a record.
 
     Args:
         root: Folder of all runs.
         made: The record.
-        curve: FIDs of the evaluations; falls to the test's FID if None.
+        curve: Scores of the evaluations; FIDs that fall to the test's if None.
         pictures: Whether to draw samples and the pictures that entries name.
         config: Whether to write a config.yaml.
+        score: Name of what the curve is of.
     """
     folder = Path(root) / made["experiment"].replace("/", "-") / made["run"]
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(made))
+    text = CONFIG.format(seed=made["seed"], family=made["family"], decay=0.995)
+    (folder / "run.json").write_text(json.dumps({**facts_of(text), **made}))
     (folder / "environment.json").write_text(json.dumps(environment(made)))
     if config:
-        text = CONFIG.format(seed=made["seed"], family=made["family"], decay=0.995)
         (folder / "config.yaml").write_text(text)
-    write_metrics(folder, falling(2.0) if curve is None else curve)
+    write_metrics(folder, falling(2.0) if curve is None else curve, score)
     if pictures:
         draw_pictures(folder, made)
     return folder
@@ -170,12 +173,12 @@ def falling(last, num=10):
     return [last + 80.0 * math.exp(-0.9 * n) * (n < num - 1) for n in range(num)]
 
 
-def write_metrics(folder, curve):
+def write_metrics(folder, curve, score="fid@797"):
     lines = []
-    for n, fid in enumerate(curve):
+    for n, value in enumerate(curve):
         place = {"examples_seen": 32000 * n, "step": 500 * n, "seconds": 9.0 * n}
         lines.append({**place, "train/loss": 1.0 / (n + 1)})
-        lines.append({**place, "val/fid@797": fid, "val/recall@797": 0.8})
+        lines.append({**place, f"val/{score}": value, "val/recall@797": 0.8})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -196,6 +199,18 @@ def draw(path, rng, sharpness, side=66):
     ring = np.exp(-40 * (np.hypot(x, y) - rng.uniform(0.4, 0.8)) ** 2)
     pixels = sharpness * ring + (1 - sharpness) * rng.random((side, side))
     Image.fromarray((255 * pixels).round().astype(np.uint8)).save(path)
+
+
+TEXT = {"name": "plays", "shape": [64], "num_classes": 0, "levels": 65}
+PAIRS = {"name": "edges", "shape": [3, 32, 32], "levels": 256, "source": {"name": "x", "shape": [1, 32, 32]}}
+
+
+def scored(experiment, family, seed, values, spec=TEXT, protocol=None, **changes):
+    """A run.json of a model that has no FID, of other data than the digits."""
+    test = {"values": values, "protocol": protocol or {"likelihood": {"kind": "exact", "split": "test"}}}
+    data = {"name": spec["name"], "counts": {"train": 5000, "test": 400}}
+    data["fingerprints"] = {"train": f"{spec['name']} train", "test": f"{spec['name']} test"}
+    return record(experiment, family, seed, **{"test": test, "spec": spec, "data": data, **changes})
 
 
 PICTURES = ("samples", "interpolation", "reconstruction", "neighbours", "failures")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genlab.cli.bench import Queue, experiment_files, plan_of
+from genlab.cli.bench import Queue, experiment_files, outcome, plan_of
 from genlab.cli.bench import parser as bench_parser
 from genlab.runs.bench import TRIAL_FACTORS, Bench, Job, learning_rates, parse_budget
 from genlab.runs.folder import create_run, list_runs
@@ -37,9 +37,9 @@ def plan(tmp_path):
 class Pretend(Queue):
     """A queue whose trainings only leave what a training leaves."""
 
-    def __init__(self, plan, num_workers=1, fids=None, outcomes=None):
+    def __init__(self, plan, num_workers=1, fids=None, outcomes=None, score="fid@8"):
         super().__init__(plan, num_workers)
-        self.fids, self.outcomes, self.calls = fids or {}, outcomes or {}, []
+        self.fids, self.outcomes, self.calls, self.score = fids or {}, outcomes or {}, [], score
 
     def _genlab(self, job, arguments):
         self.calls.append((arguments[0], str(job)))
@@ -54,7 +54,8 @@ class Pretend(Queue):
         if outcome == "stopped":
             checkpoint(run)
         fid = self.fids.get(str(job), 5.0)
-        return run.update(status=outcome, validation={"val/fid@8": fid}, training_seconds=90.0)
+        values = {f"val/{self.score}": fid, "val/loss": -fid}
+        return run.update(status=outcome, validation=values, training_seconds=90.0)
 
 
 def checkpoint(run):
@@ -143,6 +144,35 @@ def test_the_best_trial_sets_the_learning_rates_and_a_diverged_one_cannot_win(pl
     )
     record = plan.find(Job("gan_toy", 0)).read()["bench"]
     assert record["tuning_trials"] == 3 and record["learning_rate_factor"] == TRIAL_FACTORS[1]
+
+
+def test_the_best_trial_has_the_highest_score_where_higher_is_better(plan):
+    scores = {"gan_toy trial 0": 20.0, "gan_toy trial 1": 31.0, "gan_toy trial 2": 30.0}
+    Pretend(plan, fids=scores, score="bleu@8").work()
+    assert plan.best_trial("gan_toy") == 1
+
+
+def test_trials_are_told_apart_by_the_score_that_all_of_them_have(plan):
+    Pretend(plan, fids={"gan_toy trial 1": 9.0}).work()
+    for trial, values in ((0, {"bits_per_dim": 2.0}), (1, {"bits_per_dim": 1.0}), (2, {"bits_per_dim": 3.0})):
+        run = plan.find(Job("gan_toy", 1_000 + trial, trial))
+        record = json.loads(run.record.read_text())
+        record["validation"] = {**values, "fid@8": 5.0 - trial} if trial else values
+        run.record.write_text(json.dumps(record))
+    assert plan.best_trial("gan_toy") == 1  # by FID, which the first has not, it would be 2
+
+
+def test_a_trial_whose_score_is_not_finite_is_not_judged_by_another_score(plan):
+    Pretend(plan, fids={"gan_toy trial 1": float("nan"), "gan_toy trial 2": 4.0}).work()
+    assert plan.best_trial("gan_toy") == 2
+
+
+def test_the_end_of_a_job_is_told_by_its_headline():
+    record = {"status": "finished", "training_seconds": 90.0}
+    values = {"val/loss": 1.0, "val/bits_per_byte": 1.52, "val/perplexity": 2.9}
+    told = outcome({**record, "validation": values}, Job("gpt_plays", 0))
+    assert told == "finished, bits_per_byte 1.52, 90 s of training"
+    assert outcome({**record, "test": {"values": {"fid@8": 2.0}}}, Job("gan", 0)).split(", ")[1] == "fid@8 2"
 
 
 def test_trials_are_scored_against_images_kept_from_them_and_runs_are_not(plan):

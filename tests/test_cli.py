@@ -88,7 +88,7 @@ def test_test_of_a_run_prints_every_score_with_its_protocol_and_keeps_it(trained
     assert code == 0, error
     for name in ("fid", "kid", "is", "precision", "recall", "duplicates"):
         (line,) = (line for line in out.splitlines() if line.startswith(f"{name}@"))
-        assert "20 samples (ema, seed 0) against 797 test images of digits" in line
+        assert "20 samples (ema, seed 0) against 797 test items of digits" in line
     kept = json.loads((trained / "run.json").read_text())["test"]
     assert kept["protocol"]["num_fake"] == 20 and kept["protocol"]["weights"] == "ema"
     assert kept["values"]["fid@20vs797"] > 0

@@ -19,6 +19,19 @@ def data_spec(section):
     return known[section["class_path"].rsplit(".", 1)[-1]](**section.get("init_args", {})).spec
 
 
+STAND_INS = {"TextFile": "NumberText", "SentencePairs": "NumberNames"}
+"""Text made for the text of a file: the same windows of the same kind of tokens, of other words."""
+
+
+def made_text(section):
+    """The data of an experiment on text as text that is made, in the same form."""
+    name = section["class_path"].rsplit(".", 1)[-1]
+    kept = ("context", "tokenizer", "vocabulary_size", "length", "reverse")
+    arguments = {key: value for key, value in section.get("init_args", {}).items() if key in kept}
+    arguments |= {"numbers": 400, "batch_size": 2, "eval_batch_size": 400}
+    return {"class_path": STAND_INS.get(name, name), "init_args": arguments}
+
+
 def subclasses(base):
     return [base, *(found for cls in base.__subclasses__() for found in subclasses(cls))]
 
@@ -26,13 +39,15 @@ def subclasses(base):
 def small_version(path, folder, tiny_extractor):
     """The experiment's file with generated images of its shape, two at a time."""
     config = yaml.safe_load(path.read_text())
-    spec = data_spec(config["data"])
-    if spec.kind == "image":
-        arguments = {**spec.to_dict(), "num_train": 8, "num_test": 8, "batch_size": 2}
-        config["data"] = {"class_path": "RandomImages", "init_args": arguments}
-        config.setdefault("evaluate", {})["extractor"] = str(tiny_extractor(spec.shape[0]))
-    else:
+    if config["data"]["class_path"].rsplit(".", 1)[-1] in {*STAND_INS, *STAND_INS.values()}:
+        config["data"] = made_text(config["data"])
+    elif (spec := data_spec(config["data"])).kind == "point":
         config["data"].setdefault("init_args", {}).update(num_train=8, num_test=8, batch_size=2)
+    else:
+        arguments = {**spec.to_dict(), "num_train": 8, "num_test": 8, "batch_size": 2}
+        config["data"] = {"class_path": "RandomData", "init_args": arguments}
+        if spec.kind == "image":
+            config.setdefault("evaluate", {})["extractor"] = str(tiny_extractor(spec.shape[0]))
     target = folder / path.name
     target.write_text(yaml.safe_dump(shortened(config)))
     return target

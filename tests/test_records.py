@@ -1,5 +1,6 @@
 """Records that are kept with the code, and the tables that are made of them."""
 
+import json
 import re
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from genlab.report.gather import gather
 from genlab.report.page import page
 from genlab.runs.folder import Run
 from genlab.runs.records import keep_record
+from genlab.runs.settings import facts_of
 
 HEAD = "<!-- genlab compare {options} -->\n"
 END = "<!-- end of genlab compare -->"
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, RESULTS = ROOT / "README.md", ROOT / "experiments" / "results" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +95,32 @@ def test_a_table_in_a_file_is_made_anew_and_the_rest_stays(bench, tmp_path, genl
     assert refreshed(file) == text
 
 
-def test_the_tables_of_the_readme_are_those_of_the_records_beside_it(monkeypatch):
-    monkeypatch.chdir(README.parent)
-    text = README.read_text(encoding="utf-8")
-    assert refreshed(README) == text, "make it true by: genlab compare --refresh README.md"
+@pytest.mark.parametrize(("file", "num_tables"), [(README, 1), (RESULTS, 2)])
+def test_the_tables_in_files_are_those_of_the_records_beside_them(monkeypatch, file, num_tables):
+    monkeypatch.chdir(ROOT)
+    text = file.read_text(encoding="utf-8")
+    assert refreshed(file) == text, f"make it true by: genlab compare --refresh {file.relative_to(ROOT)}"
     (table,) = re.findall(r"<!-- genlab compare .*?-->\n(.*?)<!-- end", text, re.DOTALL)
-    assert len(re.findall(r"^\| \w+_digits", table, re.MULTILINE)) == 24  # 12 ways to sample in 2 tables
+    assert len(re.findall(r"^\| \w+_digits", table, re.MULTILINE)) == 12 * num_tables  # 12 ways to sample
     assert "5/5" in table and "not been tested" not in table
+
+
+def test_the_readme_is_short_and_says_what_the_whole_comparison_says(monkeypatch):
+    short, whole = (file.read_text(encoding="utf-8") for file in (README, RESULTS))
+    lines = re.findall(r"<!-- genlab compare .*?-->\n(.*?)<!-- end", short, re.DOTALL)[0].splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    said = [line for line in lines if line.startswith("- ")]
+    assert {line.replace("\\|", "").count("|") for line in table} == {7}  # six columns
+    assert 3 <= len(said) <= 5 and all(line in whole for line in said if "The others" not in line)
+
+
+def test_the_facts_of_a_kept_record_are_those_of_its_configuration():
+    records = sorted((ROOT / "experiments" / "results").glob("*/*/*/run.json"))
+    assert len(records) == 50
+    for path in records:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        assert kept.items() >= facts_of((path.parent / "config.yaml").read_text(encoding="utf-8")).items()
+        assert kept["budget"] == {**kept["bench"]["budget"], "evaluations": 8}
 
 
 def test_a_file_without_a_place_for_a_table_is_told_how_to_make_one(tmp_path, genlab_command):

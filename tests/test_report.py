@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from comparison_runs import (
     LIKELIHOOD,
+    PAIRS,
+    TEXT,
     changed,
     copies,
     draw,
@@ -24,6 +26,7 @@ from comparison_runs import (
     falling,
     pictures,
     record,
+    scored,
     write_bench,
     write_run,
 )
@@ -37,13 +40,14 @@ from genlab.report.curves import frontier
 from genlab.report.fairness import Incomparable
 from genlab.report.forms import csv_table, markdown_table, text_table
 from genlab.report.gather import gather
-from genlab.report.intervals import difference, log_interval, spread_of_logs, t_interval
+from genlab.report.intervals import difference, log_interval, spread, t_interval
 from genlab.report.markup import tag
 from genlab.report.page import page
 from genlab.report.pictures import LOSSLESS_UP_TO, Album, encoded
 from genlab.report.rows import COLLAPSE_FACTOR
-from genlab.report.verdict import remarks, verdict
+from genlab.report.verdict import remarks, short_verdict, verdict
 from genlab.runs.folder import NotARun, Run
+from genlab.runs.settings import facts_of
 
 T_2 = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # Student's 97.5 % quantile of 2 degrees of freedom, in closed form
 T_4 = 2.7764451051977987
@@ -142,8 +146,9 @@ def test_two_seeds_that_differ_alone_decide_nothing():
 
 
 def test_the_spread_of_logs_is_relative():
-    assert spread_of_logs([1.0, math.e**2]) == pytest.approx(math.sqrt(2))
-    assert spread_of_logs([3.0]) is None
+    assert spread([1.0, math.e**2], logs=True) == pytest.approx(math.sqrt(2))
+    assert spread([1.0, 3.0]) == pytest.approx(math.sqrt(2))
+    assert spread([3.0], logs=True) is spread([3.0]) is None
 
 
 # Rows over seeds
@@ -180,6 +185,7 @@ def test_other_settings_of_an_experiment_are_another_row(tmp_path):
     other = write_run(tmp_path, record("a", seed=2, fid=9.0), pictures=False)
     config = (other / "config.yaml").read_text().replace("0.995", "0.9")
     (other / "config.yaml").write_text(config)
+    Run(other).update(**facts_of(config))
     names = [row.name for row in compare([tmp_path]).rows]
     assert len(names) == 2
     assert all("ema_decay" in name for name in names)
@@ -284,7 +290,7 @@ def test_the_best_evaluation_is_shown_and_never_the_result(tmp_path):
     assert (row.stability.best.value, row.stability.last.value) == pytest.approx((1.0, 2.0))
     assert row.over_seeds("values", "fid").value == 2.0
     assert "0.5" not in verdict(comparison)[0]
-    assert "FID, 2 of one" in verdict(comparison)[0]
+    assert "FID 2 of one" in verdict(comparison)[0]
 
 
 def test_the_wobble_is_of_the_last_five_evaluations(tmp_path):
@@ -466,7 +472,7 @@ def test_an_interval_has_two_digits_and_no_power_of_ten(tmp_path):
         )
         write_run(tmp_path, made, pictures=False)
     (row,) = compare([tmp_path]).rows
-    images, ms = (str(column.cell(row)) for column in chosen(["images", "ms"])[1:])
+    images, ms = (str(column.cell(row)) for column in chosen(["examples", "ms"])[1:])
     assert (images, ms) == ("72,380 ±33,000", "3.00 ±0.064")
 
 
@@ -546,6 +552,249 @@ def test_the_floor_stands_below_the_models(tmp_path):
     write_seeds(tmp_path, "a", [1.0, 1.1])
     line = csv_rows(compare([tmp_path]))[-1]
     assert (line["name"], float(line["fid"]), line["comparable"]) == ("training split (floor)", 0.1, "floor")
+
+
+# Rows led by another score than FID
+
+
+def write_scores(root, experiment, key, values, family="New", curve=None, more=None, **changes):
+    for seed, value in enumerate(values):
+        made = scored(experiment, family, seed, {key: value, "loss": 1.0, **(more or {})}, **changes)
+        write_run(root, made, falling(value) if curve is None else curve, pictures=False, score=key)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Three GANs, two models of text, one of pairs: no score that all of them have."""
+    for number, name in enumerate(("gan", "dcgan", "wgan")):
+        write_seeds(tmp_path, f"{name}_digits", [1.0 + number, 1.1 + number, 1.2 + number])
+    write_scores(tmp_path, "gpt_plays", "bits_per_byte", [1.5, 1.52, 1.54], "GPT", more={"perplexity": 2.9})
+    write_scores(tmp_path, "lstm_plays", "bits_per_byte", [1.9, 1.92, 1.94], "LSTM", more={"perplexity": 4.0})
+    protocol = {"split": "test", "num_real": 400, "num_fake": 400, "weights": "raw", "metrics": {}}
+    write_scores(tmp_path, "pix2pix_edges", "psnr", [22.1, 22.3], "Pix2Pix", more={"ssim": 0.8}, spec=PAIRS,
+                 protocol=protocol, curve=[9.0, 20.0, 22.2])  # fmt: skip
+    return tmp_path
+
+
+def test_rows_without_a_common_score_are_compared_in_groups_of_their_own(mixed):
+    comparison = compare([mixed])
+    found = [(group.headline.key, [row.name for row in group.rows]) for group in comparison.groups]
+    assert found == [
+        ("fid", ["gan_digits", "dcgan_digits", "wgan_digits"]),
+        ("bits_per_byte", ["gpt_plays", "lstm_plays"]),
+        ("psnr", ["pix2pix_edges"]),
+    ]
+    assert len(comparison.all_rows) == 6 and not comparison.uncompared
+    differs = {line["name"]: (line["comparable"], line["differs"]) for line in csv_rows(comparison)}
+    assert differs["gan_digits"] == ("yes", "")
+    assert differs["gpt_plays"] == ("no", "score: bits/byte instead of FID")
+    assert differs["pix2pix_edges"] == ("no", "score: PSNR instead of FID")
+
+
+def test_each_group_has_its_own_sentences(mixed):
+    lines = verdict(compare([mixed]))
+    assert lines[0] == "gan_digits has the lowest FID, 1.10 [0.875, 1.38] over 3 training seeds."
+    assert "gpt_plays has the lowest bits/byte, 1.52 ±0.05 over 3 training seeds." in lines
+    assert any(line.startswith("lstm_plays is 0.4 bits/byte above it [0.355, 0.445]") for line in lines)
+    assert "pix2pix_edges has PSNR 22.2 ±1.3 over 2 training seeds; no row can be compared with it." in lines
+    assert not any("Not comparable" in line or "collapsed" in line for line in remarks(compare([mixed])))
+
+
+def test_each_group_has_a_table_with_the_columns_that_it_has(mixed, genlab_command):
+    _, out, _ = genlab_command("compare", mixed, "--markdown")
+    heads = [line for line in out.splitlines() if line.startswith("| model")]
+    assert ["FID@797" in heads[0], "bits/byte" in heads[1], "PSNR dB" in heads[2]] == [True] * 3
+    assert "perplexity" in heads[1] and "SSIM" in heads[2] and "bits/byte" not in heads[0] + heads[2]
+    assert "loss" not in "".join(heads) and "tokens seen" in heads[1] and "pairs seen" in heads[2]
+    _, out, _ = genlab_command("compare", mixed, "--columns", "fid,recall,ms")
+    heads = [line.split() for line in out.splitlines() if line.startswith("model ")]
+    assert heads[0] == ["model", "FID@797", "recall@797", "ms/sample"]
+    assert [line[:2] for line in heads[1:]] == [["model", "bits/byte"], ["model", "PSNR"]]
+
+
+def test_the_page_of_a_mixed_report_has_every_row(mixed):
+    text = page(compare([mixed]))
+    assert all(name in text for name in ("gan_digits", "gpt_plays", "pix2pix_edges", "bits/byte", "PSNR"))
+
+
+def test_a_short_verdict_of_groups_has_the_first_sentence_of_each_first(mixed):
+    lines = short_verdict(compare([mixed]), 3)
+    assert [line.split()[0] for line in lines] == ["gan_digits", "gpt_plays", "pix2pix_edges"]
+    assert short_verdict(compare([mixed]), 0) == []
+
+
+def test_a_group_is_ranked_by_its_own_score(mixed):
+    comparison = compare([mixed], rank="bits_per_byte")
+    assert [row.name for row in comparison.rows] == ["gpt_plays", "lstm_plays"]
+    assert comparison.ranks(comparison.ranked) == ["1", "2"]
+    assert [group.headline.key for group in comparison.beside] == ["fid", "psnr"]
+
+
+def test_rows_that_share_a_later_score_are_compared_by_it(tmp_path):
+    write_seeds(tmp_path, "vae", [1.0, 1.1], "VAE", **with_likelihood("exact"))
+    write_seeds(tmp_path, "flow", [3.0, 3.1], "Flow", **with_likelihood("exact"))
+    for path in tmp_path.glob("flow/*/run.json"):
+        made = json.loads(path.read_text())
+        made["test"]["values"] = {"bits_per_dim": 1.5, "loss": 0.1}
+        path.write_text(json.dumps(made))
+    comparison = compare([tmp_path])
+    assert (comparison.headline.key, comparison.beside, comparison.apart) == ("bits_per_dim", [], [])
+    assert [row.name for row in comparison.rows] == ["flow", "vae"]
+    assert "flow has the lowest bits/dim, 1.50 over 2 training seeds." in verdict(comparison)
+
+
+def test_a_loss_compares_no_rows(tmp_path):
+    write_scores(tmp_path, "a", "reconstruction_mse", [1.0, 1.1])
+    write_scores(tmp_path, "b", "reconstruction_mse", [2.0, 2.1])
+    assert verdict(compare([tmp_path])) == ["No comparable row has a score yet."]
+
+
+def test_a_seed_that_diverged_is_in_the_group_of_its_data(mixed):
+    write_run(mixed, scored("rnn_plays", "RNN", 0, {}, status="diverged"), pictures=False)
+    comparison = compare([mixed])
+    assert [row.name for row in comparison.beside[0].rows][-1] == "rnn_plays"
+    assert "rnn_plays: 0/1, 1 diverged of its trainings; none of them has a score." in verdict(comparison)
+
+
+@pytest.mark.parametrize("key", ["bits_per_byte", "bleu", "psnr", "accuracy"])
+def test_a_linear_score_has_the_interval_of_its_values(tmp_path, key):
+    values = [0.5, 1.0, 2.0]
+    write_scores(tmp_path, "a", key, values)
+    (row,) = compare([tmp_path]).rows
+    assert row.over_seeds("values", key) == t_interval(values)
+    cell = chosen([key])[1].cell(row)
+    assert cell.interval.startswith("±") and not cell.skewed
+
+
+@pytest.mark.parametrize("key", ["fid", "wasserstein", "perplexity"])
+def test_a_score_that_spreads_by_factors_has_the_interval_of_its_logarithms(tmp_path, key):
+    values = [0.5, 1.0, 2.0]
+    write_scores(tmp_path, "a", key, values)
+    (row,) = compare([tmp_path]).rows
+    assert row.over_seeds("values", key) == log_interval(values) != t_interval(values)
+    cell = chosen([key])[1].cell(row)
+    assert cell.interval.startswith("[") and cell.skewed
+
+
+def test_the_distance_of_a_linear_score_is_a_difference_with_its_interval(tmp_path):
+    write_scores(tmp_path, "low", "psnr", [20.0, 21.0, 22.0])
+    write_scores(tmp_path, "high", "psnr", [30.0, 31.0, 32.0])
+    half = T_4 * math.sqrt(2 * 1.0 / 3)  # equal variances: Welch's degrees of freedom are 4
+    comparison = compare([tmp_path])
+    assert [row.name for row in comparison.rows] == ["high", "low"]  # the highest first
+    first, second, *_ = verdict(comparison)
+    assert first.startswith("high has the highest PSNR, 31 ±2.5")
+    assert second == f"low is 10 dB below it [{10 - half:.3g}, {10 + half:.3g}]."
+    assert comparison.ranks(comparison.column) == ["1", "2"]
+    assert short_verdict(comparison, 2)[1] == "low is 10 dB below it."
+
+
+def test_a_tie_of_a_linear_score_is_one_of_its_values(tmp_path):
+    write_scores(tmp_path, "a", "bleu", [30.0, 31.0, 32.0])
+    write_scores(tmp_path, "b", "bleu", [30.5, 31.0, 31.2])
+    tied = "Tied with it (the 95 % interval of the difference of BLEU contains 0): b."
+    assert tied in verdict(compare([tmp_path]))
+
+
+def test_a_short_verdict_tells_how_far_the_others_are(tmp_path):
+    for name, fid in (("best", 1.0), ("near", 2.0), ("far", 9.0)):
+        write_seeds(tmp_path, name, [fid, 1.01 * fid, 1.02 * fid])
+    lead, others = short_verdict(compare([tmp_path]), 2)
+    assert lead == verdict(compare([tmp_path]))[0]
+    assert others == "The others have 2.00 to 9.00 times its FID."
+    write_seeds(tmp_path, "twin", [1.0, 1.01, 1.02])
+    told = short_verdict(compare([tmp_path]), 5)
+    assert "2 others have 2.00 to 9.00 times its FID." in told and "Tied" in told[1]
+
+
+def test_ranking_by_another_column_does_not_change_who_leads(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1], **{"test.values.precision@797": 0.5})
+    write_seeds(tmp_path, "b", [2.0, 2.1], **{"test.values.precision@797": 0.9})
+    comparison = compare([tmp_path], rank="precision")
+    assert [row.name for row in comparison.rows] == ["b", "a"]
+    assert verdict(comparison)[0].startswith("a has the lowest FID")
+
+
+@pytest.mark.parametrize(
+    ("key", "curve", "word"),
+    [
+        ("bleu", [0.1, 30.0, 9.0], "0/1, 1 collapsed"),
+        ("bleu", [0.1, 30.0, 11.0], "1/1"),
+        ("bleu", [0.1, 30.0, 0.0], "0/1, 1 collapsed"),
+        ("bits_per_byte", [8.0, 1.5, 5.0], "0/1, 1 collapsed"),
+        ("bits_per_byte", [8.0, 1.5, 4.0], "1/1"),
+        ("loss", [8.0, 0.1, 5.0], "1/1"),
+    ],
+)
+def test_a_collapse_is_told_by_the_headline_in_its_direction(tmp_path, key, curve, word):
+    write_scores(tmp_path, "a", key, [curve[-1]], curve=curve)
+    (row,) = compare([tmp_path]).rows or [compare([tmp_path]).apart[0][0]]
+    assert str(row.stability) == word
+
+
+def test_own_evaluations_are_told_in_the_headlines_units(tmp_path):
+    curve = [8.0, 3.0, *(s := [1.50, 1.52, 1.49, 1.51, 1.53])]
+    write_scores(tmp_path, "a", "bits_per_byte", [1.5], curve=curve, more={"perplexity": 3.0})
+    comparison = compare([tmp_path])
+    (row,) = comparison.rows
+    assert (row.stability.best.value, row.stability.last.value) == (1.49, 1.53)
+    assert row.stability.wobble == pytest.approx(np.std(s, ddof=1))
+    columns = chosen(["best", "wobble"])[1:]
+    table = text_table(comparison, chosen(["best", "wobble", "examples"]))
+    assert table.columns == ["model", "bits/byte best", "spread, last 5", "tokens seen"]
+    assert [str(column.cell(row)) for column in columns] == ["1.49", "±0.0158"]
+
+
+def test_an_evaluation_keeps_all_of_its_scores(tmp_path):
+    write_seeds(tmp_path, "a", [2.0], curves={0: [80.0, 2.5]})
+    (trained,) = gather([tmp_path]).runs
+    last = trained.evaluations[-1]
+    assert last.values == {"fid": 2.5, "recall": 0.8}
+    assert (last.headline.key, last.score, last.fid) == ("fid", 2.5, 2.5)
+
+
+def test_rows_of_several_units_have_seen_examples(tmp_path):
+    columns = chosen(["examples", "examples_per_second"])
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    assert text_table(compare([tmp_path]), columns).columns[1:] == ["images seen", "train img/s"]
+    points = {"spec": {"name": "digits", "shape": [2], "levels": 0}}
+    write_seeds(tmp_path, "b", [1.0, 1.1], **points)
+    assert text_table(compare([tmp_path]), columns).columns[1:] == ["examples seen", "train ex/s"]
+
+
+def test_a_budget_is_read_from_the_record_and_told_in_units_of_the_data(tmp_path):
+    budget = {"examples": 1_000_000, "seconds": None, "evaluations": 8}
+    made = scored("gpt", "GPT", 0, {"bits_per_byte": 1.5}, bench={}, budget=budget)
+    run = write_run(tmp_path, made, pictures=False, config=False)
+    (trained,) = gather([run]).runs
+    assert (trained.budget, trained.is_timed) == ("1,000,000 tokens", False)
+    Run(run).update(budget={"seconds": 90.0})
+    (trained,) = gather([run]).runs
+    assert (trained.budget, trained.is_timed) == ("90 s or 1,000,000 tokens", True)
+
+
+def test_a_record_without_facts_is_read_through_its_configuration(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1, 1.2], bench={})
+    before = [(t.budget, t.settings_digest, t.is_timed) for t in gather([tmp_path]).runs]
+    for path in tmp_path.glob("*/*/run.json"):
+        made = json.loads(path.read_text())
+        del made["budget"], made["settings_digest"]
+        path.write_text(json.dumps(made))
+    after = [(t.budget, t.settings_digest, t.is_timed) for t in gather([tmp_path]).runs]
+    assert before == after == 3 * [("90 s", before[0][1], True)]
+    assert len(compare([tmp_path]).rows) == 1
+    next(iter(tmp_path.glob("*/*/config.yaml"))).write_text("a: [")
+    assert len(compare([tmp_path]).all_rows) == 2
+
+
+def test_accuracies_are_of_one_test_split(tmp_path):
+    write_scores(tmp_path, "a", "accuracy", [0.9, 0.91], protocol={"split": "x"})
+    write_scores(tmp_path, "b", "accuracy", [0.8, 0.81], protocol={"split": "x"})
+    assert not compare([tmp_path]).apart
+    other = {"data.fingerprints": {"train": f"{TEXT['name']} train", "test": "another"}}
+    write_scores(tmp_path, "c", "accuracy", [0.99, 0.99], protocol={"split": "x"}, **other)
+    ((row, (field,)),) = compare([tmp_path]).apart
+    assert (row.name, field.field) == ("c", "test data")
 
 
 # What is left out

@@ -13,9 +13,9 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from genlab.callbacks.record import find_recorder
-from genlab.evaluation.score import find_score
 from genlab.families.base import Diverged
 from genlab.files import replacing
+from genlab.runs.headline import Headline, headline_of, named
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -38,14 +38,21 @@ class RunCheckpoints(Checkpoint):
     """Keeps `last.ckpt` up to date and `best.ckpt` at the best score.
 
     Args:
-        monitor: Short name of the score to be best in, such as `fid`.
-        mode: "min" where lower is better, "max" where higher is.
+        monitor: Short name of the score to be best in, such as `fid`; None for the headline of what the
+            first evaluation measures (`genlab.runs.headline`).
+        mode: "min" where lower is better, "max" where higher is; None for what is known of the score.
         every_minutes: Most work, in minutes, that a killed run can lose.
     """
 
-    def __init__(self, monitor: str = "fid", mode: str = "min", every_minutes: float = 5.0) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f'checkpoints.mode must be "min" or "max", got "{mode}".')
+    def __init__(
+        self, monitor: str | None = None, mode: str | None = None, every_minutes: float = 5.0
+    ) -> None:
+        if mode not in (None, "min", "max"):
+            raise ValueError(f'checkpoints.mode must be "min", "max" or null, got "{mode}".')
+        if mode is not None and monitor is None:
+            raise ValueError(
+                f'checkpoints.mode is "{mode}" of no score: name it as checkpoints.monitor, or leave both.'
+            )
         self.monitor = monitor
         self.mode = mode
         self.every_minutes = every_minutes
@@ -93,14 +100,23 @@ class RunCheckpoints(Checkpoint):
 
     def _improved(self, trainer: Any) -> bool:
         values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
-        found = find_score(values, self.monitor)
-        if found is None:
+        headline = self._headline(values)
+        found = headline and headline.found_in(values)
+        if not headline or not found:
             return False
-        value = found[1]
-        better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+        better = self.best is None or headline.cost(found[1]) < headline.cost(self.best)
         if better:
-            self.best = value
+            self.best = found[1]
         return better
+
+    def _headline(self, values: dict[str, float]) -> Headline | None:
+        # Once there is a best value, it is compared with values of the same score only.
+        if self.monitor is None and (measured := headline_of(values)):
+            self.monitor = measured.key
+        if self.monitor is None:
+            return None
+        lower = named(self.monitor).lower_is_better if self.mode is None else self.mode == "min"
+        return Headline(self.monitor, self.monitor, lower)
 
     @staticmethod
     def _folder(trainer: Any) -> Path | None:
@@ -108,10 +124,11 @@ class RunCheckpoints(Checkpoint):
         return None if recorder is None else recorder.run.checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+        self.monitor = self.monitor or state_dict.get("monitor")
 
 
 class StopCleanly(Callback):

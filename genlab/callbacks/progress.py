@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ProgressBar
 
 from genlab.callbacks.budget import Budget
 from genlab.callbacks.record import read_losses
-from genlab.evaluation.score import find_score
+from genlab.runs.headline import SCORES, headline_of
 
 REFRESH = 0.5  # seconds between two states of a terminal's line; each reads the losses from the device
 REPORT = 30.0  # seconds between two lines where the output is a file
@@ -112,13 +112,11 @@ class ProgressLine(ProgressBar):
 
 
 def last_score(trainer: Any) -> str:
-    """Returns the last FID, or accuracy where a model has no samples, with its name."""
+    """Returns the last headline with its name, "" where there is none; a loss is on the line anyway."""
     values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
-    for metric in ("fid", "bits_per_dim", "accuracy"):
-        found = find_score(values, metric)
-        if found:
-            return f"{found[0].removeprefix('val/')} {found[1]:.4g}"
-    return ""
+    headline = headline_of(values, among=SCORES)
+    found = headline and headline.found_in(values)
+    return f"{found[0].removeprefix('val/')} {found[1]:.4g}" if found else ""
 
 
 def short(number: float) -> str:

@@ -21,6 +21,7 @@ from genlab.files import write_json, write_text
 from genlab.runs.environment import environment
 from genlab.runs.folder import Run
 from genlab.runs.metrics_file import MetricsFile
+from genlab.runs.settings import facts_of
 
 
 class RunRecorder(Callback):
@@ -59,6 +60,7 @@ class RunRecorder(Callback):
             parameters=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             uses_labels=pl_module.uses_labels,
             seed=pl_module.seed,
+            **facts_of(self.config),
         )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

@@ -19,6 +19,7 @@ from genlab.runs import lock
 from genlab.runs.bench import TRIAL_FACTORS, Bench, Job, parse_budget
 from genlab.runs.environment import cores
 from genlab.runs.folder import outputs_root
+from genlab.runs.headline import headline_of
 
 EXIT_INTERRUPTED = 130
 ATTEMPTS = 2  # trainings of one job in one call: a second one in case something outside ended the first
@@ -153,9 +154,11 @@ class Queue:
 def outcome(record: dict[str, Any], job: Job) -> str:
     """Returns a job's end in words: its status, its first score and its training time."""
     values = (record.get("test") or {}).get("values") or record.get("validation") or {}
-    scores = [f"{name.removeprefix('val/')} {value:.4g}" for name, value in values.items() if "fid@" in name]
+    headline = headline_of(values)
+    found = headline and headline.found_in(values)
+    score = f"{found[0].removeprefix('val/')} {found[1]:.4g}" if found else ""
     seconds = record.get("training_seconds")
-    parts = [str(record.get("status")), *scores[:1], f"{seconds:.0f} s of training" if seconds else ""]
+    parts = [str(record.get("status")), score, f"{seconds:.0f} s of training" if seconds else ""]
     return ", ".join(filter(None, parts))
 
 

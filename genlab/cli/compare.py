@@ -14,9 +14,9 @@ from genlab import files
 from genlab.report.columns import COLUMNS, Column, chosen
 from genlab.report.comparison import Comparison
 from genlab.report.comparison import compare as compared
-from genlab.report.forms import as_markdown, csv_table, markdown_table, text_table
+from genlab.report.forms import as_markdown, csv_table, groups, markdown_table, text_table
 from genlab.report.table import printable
-from genlab.report.verdict import remarks
+from genlab.report.verdict import labelled, remarks, short_verdict
 from genlab.runs.folder import outputs_root
 
 _BLOCK = re.compile(
@@ -38,9 +38,9 @@ def compare(arguments: list[str]) -> int:
         print(csv_table(comparison, columns), end="")
         tell(comparison.notes)
     elif options.markdown:
-        print(markdown(comparison, columns, options.adjectives), end="")
+        print(markdown(comparison, columns, options), end="")
     else:
-        show(comparison, columns)
+        show(comparison, columns, told(comparison, options.verdict))
     return 0
 
 
@@ -50,10 +50,17 @@ def read(options: argparse.Namespace) -> tuple[Comparison, list[Column] | None]:
     return comparison, chosen(options.columns.replace(" ", "").split(",")) if options.columns else None
 
 
-def markdown(comparison: Comparison, columns: list[Column] | None, with_adjectives: bool) -> str:
+def markdown(comparison: Comparison, columns: list[Column] | None, options: argparse.Namespace) -> str:
     """Returns the table and its remarks, and the textbook's adjectives where they are wanted."""
-    table = markdown_table(comparison, columns)
-    return f"{table}\n{adjectives(comparison)}" if with_adjectives else table
+    table = markdown_table(comparison, columns, told(comparison, options.verdict))
+    return f"{table}\n{adjectives(comparison)}" if options.adjectives else table
+
+
+def told(comparison: Comparison, most: int | None) -> list[str]:
+    """Returns the sentences below a table: all, or as many as there is room for."""
+    if most is None:
+        return remarks(comparison)
+    return short_verdict(comparison, most) + labelled(comparison)
 
 
 def refreshed(file: Path) -> str:
@@ -66,7 +73,7 @@ def refreshed(file: Path) -> str:
     def made(place: re.Match[str]) -> str:
         options = parser().parse_args(shlex.split(place["options"]))
         comparison, columns = read(options)
-        return f"{place['begin']}\n{markdown(comparison, columns, options.adjectives)}\n{place['end']}"
+        return f"{place['begin']}\n{markdown(comparison, columns, options)}\n{place['end']}"
 
     text, num = _BLOCK.subn(made, file.read_text(encoding="utf-8"))
     if not num:
@@ -77,14 +84,13 @@ def refreshed(file: Path) -> str:
     return text
 
 
-def show(comparison: Comparison, columns: list[Column] | None) -> None:
-    """Prints the table and its remarks: as wide as the terminal, or all of it into a pipe."""
+def show(comparison: Comparison, columns: list[Column] | None, sentences: list[str]) -> None:
+    """Prints a table of each group, and sentences: as wide as the terminal, or all of it into a pipe."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    if comparison.rows:
-        table = text_table(comparison, columns, width)
-        table.show()
+    for group, wanted in groups(comparison, columns):
+        text_table(group, wanted, width).show()
         print()
-    for line in map(printable, remarks(comparison)):
+    for line in map(printable, sentences):
         print(textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) if width else line)
 
 
@@ -127,6 +133,12 @@ def parser() -> argparse.ArgumentParser:
         "--adjectives",
         action="store_true",
         help="with --markdown: what textbooks say, beside what was measured",
+    )
+    parser.add_argument(
+        "--verdict",
+        metavar="N",
+        type=int,
+        help="only the N sentences that say most below the table, in place of all remarks (0: none)",
     )
     parser.add_argument(
         "--refresh",

@@ -9,7 +9,7 @@ from typing import Any
 
 from genlab.report.table import metrics_table
 from genlab.runs.folder import Run, list_runs, outputs_root
-from genlab.runs.metrics_file import short_name
+from genlab.runs.headline import LOSS, headlines_of
 
 COLUMNS = ("experiment", "run", "status", "examples_seen", "scores", "training")
 
@@ -49,11 +49,6 @@ def row(run: Run) -> dict[str, Any]:
 
 def headline(scores: dict[str, float]) -> list[tuple[str, float]]:
     """Returns the two scores that a list has room for."""
-    ranked = ("fid", "bits_per_dim", "accuracy", "recall", "wasserstein", "loss")
-
-    def rank(name: str) -> int:
-        short = short_name(name)
-        return ranked.index(short) if short in ranked else len(ranked)
-
-    names = sorted((name for name in scores if rank(name) < len(ranked)), key=rank)
-    return [(name, scores[name]) for name in names[:2]]
+    found = headlines_of(scores)
+    shown = [headline for headline in found if headline is not LOSS] or found
+    return [score for headline in shown[:2] if (score := headline.found_in(scores))]

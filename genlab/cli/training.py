@@ -255,9 +255,7 @@ class GenlabCLI(LightningCLI):
             self._parser(self.subcommand).dump(self._values(), skip_none=False, skip_link_targets=True)
         )
         kept = {name: value for name, value in config.items() if name not in COMMAND_KEYS}
-        data_path = kept["data"].get("init_args", {}).get("path")
-        if data_path and Path(data_path).exists():
-            kept["data"]["init_args"]["path"] = str(Path(data_path).absolute())
+        kept["data"] = with_absolute_paths(kept["data"])
         return f"# genlab {genlab.__version__}\n" + yaml.safe_dump(kept, sort_keys=False)
 
     def is_trial(self) -> bool:
@@ -400,6 +398,19 @@ def choose_strategy(values: Any) -> None:
         return
     if _class(values["model"]["class_path"]).alternating:
         trainer["strategy"] = "ddp_find_unused_parameters_true"
+
+
+def with_absolute_paths(section: Any) -> Any:
+    """Returns a part of a configuration with every `path` and `source_path` that exists made absolute."""
+    if not isinstance(section, dict):
+        return section
+    return {name: _absolute(name, with_absolute_paths(value)) for name, value in section.items()}
+
+
+def _absolute(name: str, value: Any) -> Any:
+    is_path = name in ("path", "source_path")
+    exists = is_path and isinstance(value, str) and Path(value).expanduser().exists()
+    return str(Path(value).expanduser().absolute()) if exists else value
 
 
 def experiment_name(values: Any) -> str:

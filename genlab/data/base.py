@@ -118,6 +118,8 @@ class DataModule(pl.LightningDataModule):
             "shape": list(spec.shape),
             "levels": spec.levels,
             "num_classes": spec.num_classes,
+            "unit": spec.unit,
+            "spec": spec.summary(),
             "splits": dict(self.split_names),
             "counts": {name: len(self.split(name)) for name in self.split_names},
             "fingerprints": {name: self.fingerprint(name) for name in self.split_names},

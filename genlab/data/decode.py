@@ -10,7 +10,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -56,12 +56,15 @@ class Policy:
         channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
         background: Colour that transparent pixels are laid over, by any name that Pillow knows.
         max_pixels: Largest width times height that is decoded; the header is asked before.
+        panels: Number of squares that stand side by side in one file, each brought to image_size alone, so
+            that none bleeds into its neighbour; a file of another form is refused. 1 for single pictures.
     """
 
     image_size: int | None
     channels: int = 3
     background: str = "white"
     max_pixels: int = 64_000_000
+    panels: int = 1
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -69,6 +72,11 @@ class Policy:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}.")
         ImageColor.getrgb(self.background)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings by name; single pictures as before there were panels, so that packs stay."""
+        settings = asdict(self)
+        return settings if self.panels > 1 else {k: v for k, v in settings.items() if k != "panels"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Decoded:
         notes: The conversions that were needed, in words that are equal for equal conversions.
 
     Shapes:
-        pixels: (channels, height, width).
+        pixels: (channels, height, width); the width of all panels together.
     """
 
     pixels: np.ndarray
@@ -128,9 +136,11 @@ def _decode(data: bytes, name: str, policy: Policy) -> Decoded:
     pixels = _with_channels(
         _eight_bits(upright, image, name, policy.background, notes), policy.channels, notes
     )
+    panels = _panels(pixels, policy.panels, name)
     if policy.image_size is not None:
-        pixels = _square(pixels, policy.image_size, notes)
-    return Decoded(_channels_first(pixels), size, mode, tuple(notes))
+        panels = [_square(panel, policy.image_size, notes) for panel in panels]
+    joined = np.concatenate([_channels_first(panel) for panel in panels], axis=2)
+    return Decoded(joined, size, mode, tuple(dict.fromkeys(notes)))
 
 
 @contextmanager
@@ -252,6 +262,16 @@ def _with_channels(image: Image.Image, channels: int, notes: list[str]) -> Image
         return image
     notes.append("RGB to grey" if channels == 1 else "grey to RGB")
     return image.convert(wanted)
+
+
+def _panels(image: Image.Image, num: int, name: str) -> list[Image.Image]:
+    """Returns the squares side by side; the one picture, of any form, where there is one."""
+    width, height = image.size
+    if num == 1:
+        return [image]
+    if width != num * height:
+        raise BadImage(name, f"{width}x{height} is not {num} squares side by side ({num * height}x{height})")
+    return [image.crop((k * height, 0, (k + 1) * height, height)) for k in range(num)]
 
 
 def _square(image: Image.Image, size: int, notes: list[str]) -> Image.Image:

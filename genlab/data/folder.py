@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,16 +77,20 @@ class ImageFolder(DataModule):
 
     def drawn_split(self, packed: Packed) -> dict[str, Packed]:
         """Returns the training and test split drawn by `seed`."""
-        num_test = round(self.test_fraction * len(packed)) if self.num_test is None else self.num_test
-        if not 1 <= num_test < len(packed):
+        return seeded_split(packed, self.num_held_out(len(packed)), self.seed)
+
+    def num_held_out(self, num: int) -> int:
+        """Returns how many of the images are kept for the test."""
+        num_test = round(self.test_fraction * num) if self.num_test is None else self.num_test
+        if not 1 <= num_test < num:
             raise ValueError(
-                f"num_test must leave images for both splits, got {num_test} of {len(packed)} images of "
-                f"{self.path}; set --data.num_test."
+                f"num_test must leave images for both splits, got {num_test} of {num} images of {self.path}; "
+                "set --data.num_test."
             )
-        return seeded_split(packed, num_test, self.seed)
+        return num_test
 
     def preprocessing(self) -> dict[str, Any]:
-        return asdict(self.policy)
+        return self.policy.to_dict()
 
     def _refuse_split_folders(self, source: Source) -> None:
         tops = sorted({name.split("/")[0] for name in source.names if "/" in name})

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,6 +165,13 @@ class Packed:
         return digest.hexdigest()
 
 
+def part_of(values: Any, part: slice) -> np.ndarray | MappedRows:
+    """Returns a part of the last axis of a packed array, such as one half of pictures side by side."""
+    if isinstance(values, MappedRows):
+        return MappedRows(values.file, values.rows, part)
+    return np.ascontiguousarray(values[..., part])
+
+
 def _taken(values: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
     return values[rows] if isinstance(values, np.ndarray) else values.take(rows)
 
@@ -199,7 +206,7 @@ def pack(
 
 def key(source: Source, policy: Policy) -> str:
     """Returns the name under which these images with this policy are cached."""
-    return digest_of(FORMAT, decode.VERSION, asdict(policy), source.fingerprint())
+    return digest_of(FORMAT, decode.VERSION, policy.to_dict(), source.fingerprint())
 
 
 def load(folder: Path) -> Packed:
@@ -225,7 +232,7 @@ def _is_finished(folder: Path) -> bool:
 def _build(folder: Path, source: Source, policy: Policy, workers: int | None) -> None:
     with _appearing(folder) as work:
         size = policy.image_size or 0
-        _new_array(work / "images.npy", (len(source), policy.channels, size, size))
+        _new_array(work / "images.npy", (len(source), policy.channels, size, policy.panels * size))
         notes = _decode_all(work / "images.npy", source, policy, workers)
         if source.labels is not None:
             np.save(work / "labels.npy", np.asarray(source.labels, np.int64))
@@ -233,7 +240,7 @@ def _build(folder: Path, source: Source, policy: Policy, workers: int | None) ->
             "source": source.path.name,
             "images": len(source),
             "bytes": (work / "images.npy").stat().st_size,
-            "policy": asdict(policy),
+            "policy": policy.to_dict(),
             "classes": source.classes,
             "conversions": dict(notes),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,6 +13,8 @@ from genlab import randomness
 from genlab.data.base import DataModule, seeded_split
 from genlab.data.loading import permutation
 from genlab.data.packed import Packed
+from genlab.data.sentences import sentence_spec, sources
+from genlab.data.tokenizers import Characters, Tokenizer
 from genlab.shapes import DataSpec
 
 COLOURS = {
@@ -49,11 +52,13 @@ class Shapes(DataModule):
     Picture i is a function of i alone. Its place inside of its ninth of the picture is drawn, so that no two
     pictures of one combination are equal. The label is the shape. The split is drawn by `seed`, stratified by
     shape; there is none for validation, so that "val" is the test split. Every split also holds `factors`.
+    Where captions are asked for, each is its picture's source, spelt in characters.
 
     Args:
         image_size: Side of the pictures in pixels, at least 16.
         num_train: Pictures to train on.
         num_test: Pictures to score on.
+        captions: Give each picture its caption as batch["source"].
         jitter: How much of the free way inside of its ninth a shape may move; 0 puts it in the middle.
         base: Arguments that every data set has.
 
@@ -68,19 +73,23 @@ class Shapes(DataModule):
         num_train: int = 10_000,
         num_test: int = 1_000,
         jitter: float = 1.0,
+        captions: bool = False,
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        if captions and self.flip:
+            raise ValueError("flip must be false with captions: a mirrored left is a right.")
         if image_size < 16:
             raise ValueError(f"image_size must be at least 16 for shapes to be told apart, got {image_size}.")
         if not 0.0 <= jitter <= 1.0:
             raise ValueError(f"jitter must be in [0, 1], got {jitter}.")
         self.image_size, self.num_train, self.num_test = image_size, num_train, num_test
-        self.jitter = jitter
+        self.jitter, self.captions = jitter, captions
 
     @property
     def spec(self) -> DataSpec:
-        return DataSpec("shapes", (3, self.image_size, self.image_size), num_classes=len(SHAPES))
+        source = sentence_spec("shapes caption", caption_tokenizer(), LONGEST + 1) if self.captions else None
+        return DataSpec("shapes", (3, self.image_size, self.image_size), len(SHAPES), source=source)
 
     def load(self) -> dict[str, Packed]:
         index = np.arange(self.num_train + self.num_test)
@@ -92,6 +101,9 @@ class Shapes(DataModule):
             for start in range(0, len(index), _CHUNK)
         ]
         columns = {"image": np.concatenate(parts), "label": chosen[:, 1].copy(), "factors": chosen}
+        if self.captions:
+            encode = caption_tokenizer().encode
+            columns["source"] = sources([encode(caption(row)) for row in chosen.tolist()], LONGEST + 1)
         return seeded_split(Packed(columns), self.num_test, self.seed)
 
     def preprocessing(self) -> dict[str, Any]:
@@ -108,6 +120,17 @@ def caption(row: list[int]) -> str:
     """Returns a sentence such as "a small red circle in the top left"."""
     colour, shape, position, size = row
     return f"a {list(SIZES)[size]} {list(COLOURS)[colour]} {SHAPES[shape]} {POSITIONS[position]}"
+
+
+LONGEST = sum(max(map(len, words)) for words in (SIZES, COLOURS, SHAPES, POSITIONS)) + len("a    ")
+"""Characters of the longest caption."""
+
+
+@functools.cache
+def caption_tokenizer() -> Tokenizer:
+    """Returns the vocabulary of all captions: their letters and the space."""
+    words = ["a ", *SIZES, *COLOURS, *SHAPES, *POSITIONS]
+    return Characters.trained_on("".join(words), marks=True)
 
 
 def render(chosen: np.ndarray, index: np.ndarray, image_size: int, jitter: float = 1.0) -> np.ndarray:

@@ -69,9 +69,8 @@ class PairData(DataModule):
 
     @property
     def spec(self) -> DataSpec:
-        form, vocabulary = (self.length,), self.tokenizer.to_json()
-        source = DataSpec(f"{self.data_name} source", form, levels=self.tokenizer.size, vocabulary=vocabulary)
-        return DataSpec(self.data_name, form, 0, self.tokenizer.size, source, vocabulary)
+        source = sentence_spec(f"{self.data_name} source", self.tokenizer, self.length)
+        return DataSpec(self.data_name, (self.length,), 0, source.levels, source, source.vocabulary)
 
     @cached_property
     def directed(self) -> dict[str, Pairs]:
@@ -110,6 +109,11 @@ class PairData(DataModule):
             for name, pairs in self.encoded.items()
         }
         return {"tokenizer": self.kind, "length": self.length, "cut": cut, "unknown": unknown}
+
+
+def sentence_spec(name: str, tokenizer: Tokenizer, length: int) -> DataSpec:
+    """Returns the spec of sentences that something else is made from, as rows of `sources`."""
+    return DataSpec(name, (length,), levels=tokenizer.size, vocabulary=tokenizer.to_json())
 
 
 def sources(sentences: list[np.ndarray], length: int) -> np.ndarray:

@@ -15,6 +15,10 @@ PAD, BEGIN, END = 0, 1, 2
 """Numbers of the marks of a vocabulary with `marks`; text comes after them."""
 
 NUM_MARKS = 3
+_WORD = r" ?\p{L}{1,64}| ?\p{N}{1,64}| ?[^\s\p{L}\p{N}]{1,64}|\s{1,64}(?!\S)|\s{1,64}"
+"""What pairs may not reach beyond: words with the space before them, as GPT-2 has them, but not endless ones,
+on which the library's time is quadratic."""
+
 _PIECE = 2**20  # characters that are split into byte pairs at a time: the library keeps 100 bytes a token
 
 
@@ -151,7 +155,7 @@ class Bytes(Tokenizer):
 class BPE(Tokenizer):
     """Byte pair encoding: bytes, and the pairs that were most often side by side, pairs of pairs and so on.
 
-    Sennrich et al. 2016 (arXiv:1508.07909) on the bytes of words, as GPT-2 splits them; nothing is unknown.
+    Sennrich et al. 2016 (arXiv:1508.07909) on the bytes of words; nothing is unknown.
 
     Args:
         model: The library's own JSON: bytes under printable names, and merges.
@@ -179,11 +183,13 @@ class BPE(Tokenizer):
         least = 256 + (NUM_MARKS if marks else 0)
         if size < least:
             raise ValueError(f"vocabulary_size must be at least {least} for byte pairs, got {size}.")
+        from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Library
-        from tokenizers import decoders, models, pre_tokenizers, trainers
 
         library = Library(models.BPE())
-        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.Split(Regex(_WORD), "isolated")
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        library.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
         library.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=size - least + 256,
@@ -212,7 +218,7 @@ def _portions(text: str) -> Iterator[str]:
 
 
 def _byte_names() -> list[str]:
-    """Returns the character that the library calls each byte by: itself where it prints, else above U+0100."""
+    """Returns the character that the library writes each byte as: itself where it prints, else one more."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     return [chr(value if value in printable else 256 + others.index(value)) for value in range(256)]

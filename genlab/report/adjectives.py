@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from genlab.report import fairness
 from genlab.report.columns import chosen, shown
 from genlab.report.comparison import Comparison
 from genlab.report.rows import Row
@@ -33,7 +34,8 @@ def beside_measurements(comparison: Comparison) -> list[tuple[Row, list[tuple[st
     Both are "" in what a way to sample has in common with the other rows of its weights, and measured is ""
     where the textbook says that there is nothing to measure.
     """
-    return [(row, _pairs(row)) for row in comparison.rows if row.family in TEXTBOOK]
+    rows = [row for group in comparison.groups for row in group.rows]
+    return [(row, _pairs(row)) for row in rows if row.family in TEXTBOOK]
 
 
 def _pairs(row: Row) -> list[tuple[str, str]]:
@@ -71,12 +73,11 @@ def _keyed(row: Row, key: str, before: str = "", after: str = "") -> str:
 
 
 def _quality(row: Row) -> str:
-    parts = [
-        _keyed(row, "fid", "FID "),
-        _keyed(row, "precision", "precision "),
-        _keyed(row, "recall", "recall "),
-    ]
-    return ", ".join(filter(None, (part.split(" [")[0] if "FID" not in part else part for part in parts)))
+    headline = row.headline
+    led = headline is not None and fairness.scope_of(headline.key) == fairness.SAMPLES
+    parts = [_keyed(row, headline.key, f"{headline.title} ")] if headline is not None and led else []
+    parts += [_keyed(row, key, f"{key} ") for key in ("precision", "recall")]
+    return ", ".join(filter(None, parts))
 
 
 def _training(row: Row) -> str:
@@ -93,7 +94,7 @@ def _sampling(row: Row) -> str:
 
 
 def _likelihood(row: Row) -> str:
-    return _keyed(row, "bits_per_dim", after=" bits/dim")
+    return _keyed(row, "bits_per_dim", after=" bits/dim") or _keyed(row, "bits_per_byte", after=" bits/byte")
 
 
 def _latent(row: Row) -> str:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - COLUMNS has one row a line
 """The columns of a comparison: what each shows, what it was measured on, and which way is better."""
 
 from __future__ import annotations
@@ -5,13 +6,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 from genlab.report import fairness
 from genlab.report.gather import number, part
 from genlab.report.intervals import Interval, t_interval
-from genlab.report.rows import Row
+from genlab.report.rows import Row, is_logarithmic
+from genlab.runs.headline import named
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,15 @@ class Column:
 
     Attributes:
         key: Its name for `--columns`, in CSV files and in `--rank`.
-        heading: What stands above it, with its unit.
+        heading: What stands above it, with its unit; see also `heading`.
         cell: Takes a row to its cell.
         explanation: One sentence for who does not know it.
         better: "lower", "higher", or "" where neither is.
         scope: What it was measured on, see `genlab.report.fairness`.
         place: Where the numbers to be ranked lie in a test entry.
         importance: The smaller, the later it is dropped from a narrow terminal.
+        is_numeric: Whether it holds numbers, which are aligned at the right.
+        titled: Takes rows to the heading above them, where that depends on the rows.
     """
 
     key: str
@@ -75,10 +80,8 @@ class Column:
     scope: str = fairness.TRAINING
     place: tuple[str, ...] = ()
     importance: int = 5
-
-    @property
-    def is_numeric(self) -> bool:
-        return self.key not in ("name", "family", "labels", "latent", "disentanglement", "stability", "apart")
+    is_numeric: bool = True
+    titled: Callable[[Sequence[Row]], str] | None = None
 
 
 def shown(value: float) -> str:
@@ -97,9 +100,26 @@ def _measured(key: str, heading: str, place: str, explanation: str, **more: Any)
     path = tuple(place.split("."))
 
     def cell(row: Row) -> Cell:
-        return _cell(row.over_seeds(*path), skewed=path[-1] == "fid")
+        return _cell(row.over_seeds(*path), skewed=is_logarithmic(path))
 
     return Column(key, heading, cell, explanation, place=path, **more)
+
+
+def _score(key: str, heading: str, better: str, importance: int, explanation: str) -> Column:
+    scope = fairness.scope_of(key)
+    return _measured(
+        key, heading, f"values.{key}", explanation, better=better, scope=scope, importance=importance
+    )
+
+
+def _headline(key: str, importance: int, explanation: str) -> Column:
+    headline = named(key)
+    title = f"{headline.title} {headline.unit}".strip()
+    return _score(key, title, headline.better, importance, explanation)
+
+
+def _words(key: str, heading: str, cell: Callable[[Row], Cell], importance: int, explanation: str) -> Column:
+    return Column(key, heading, cell, explanation, importance=importance, is_numeric=False)
 
 
 def _cell(found: Interval | None, sign: str = "", skewed: bool = False) -> Cell:
@@ -138,7 +158,7 @@ def _disentanglement(row: Row) -> Cell:
     return Cell(", ".join(f"{name} {shown(fmean(values))}" for name, values in found.items()))
 
 
-def _images_per_second(row: Row) -> Cell:
+def _examples_per_second(row: Row) -> Cell:
     rates = []
     for trained in row.runs:
         seen, seconds = (number(trained.record.get(name)) for name in ("examples_seen", "training_seconds"))
@@ -156,215 +176,74 @@ def _name(row: Row) -> Cell:
     return Cell(row.name, mark="†" if row.uses_labels else "")
 
 
+def _own_evaluations(which: str, row: Row) -> Cell:
+    found, headline = getattr(row.stability, which), row.stability.headline
+    return _cell(found, skewed=headline is not None and headline.is_logarithmic)
+
+
 def _wobble(row: Row) -> Cell:
-    value = row.stability.wobble
-    return Cell() if value is None else Cell(f"±{100 * value:.0f} %", value)
+    value, headline = row.stability.wobble, row.stability.headline
+    if value is None or headline is None:
+        return Cell()
+    return Cell(f"±{100 * value:.0f} %" if headline.is_logarithmic else f"±{shown(value)}", value)
 
 
+def _units(rows: Sequence[Row], place: int) -> str:
+    found = {row.first.unit for row in rows}
+    return found.pop()[place] if len(found) == 1 else ("ex", "examples")[place]
+
+
+def _title_of_evaluations(which: str, rows: Sequence[Row]) -> str:
+    titles = {row.stability.headline.title for row in rows if row.stability.headline is not None}
+    return f"{titles.pop()} {which}" if len(titles) == 1 else which
+
+
+SAMPLES, LIKELIHOOD, SPEED = fairness.SAMPLES, fairness.LIKELIHOOD, fairness.SPEED
+LOWER, HIGHER = "lower", "higher"
+
+# fmt: off
 COLUMNS = (
-    Column(
-        "name",
-        "model",
-        _name,
-        "Experiment, and way to sample after a slash; † was trained with labels.",
-        importance=0,
-    ),
-    Column("family", "family", lambda row: Cell(row.family), "What is learned.", importance=1),
-    Column(
-        "seeds",
-        "seeds",
-        lambda row: _point(float(len(row.entries))),
-        "Training seeds that were tested.",
-        importance=4,
-    ),
-    _measured(
-        "fid",
-        "FID",
-        "values.fid",
-        "Fréchet distance; 95 % t-interval of log FID over training seeds.",
-        better="lower",
-        scope=fairness.SAMPLES,
-        importance=1,
-    ),
-    Column(
-        "noise",
-        "noise",
-        lambda row: _point(row.sampling_noise),
-        "Standard error of one model's FID for its finite number of samples; not the spread over seeds.",
-        scope=fairness.SAMPLES,
-        importance=6,
-    ),
-    _measured(
-        "kid", "KID", "values.kid", "Kernel distance.", better="lower", scope=fairness.SAMPLES, importance=5
-    ),
-    _measured(
-        "is", "IS", "values.is", "Inception score.", better="higher", scope=fairness.SAMPLES, importance=9
-    ),
-    _measured(
-        "precision",
-        "precision",
-        "values.precision",
-        "Share of samples that lie among real images.",
-        better="higher",
-        scope=fairness.SAMPLES,
-        importance=3,
-    ),
-    _measured(
-        "recall",
-        "recall",
-        "values.recall",
-        "Share of real images that lie among samples.",
-        better="higher",
-        scope=fairness.SAMPLES,
-        importance=3,
-    ),
-    Column(
-        "bits_per_dim",
-        "bits/dim",
-        _bits,
-        "Negative log-likelihood of the test split; ≤ is an upper bound.",
-        better="lower",
-        scope=fairness.LIKELIHOOD,
-        place=("values", "bits_per_dim"),
-        importance=3,
-    ),
-    _measured(
-        "nll",
-        "nll",
-        "values.nll",
-        "Negative log-likelihood in nats per item.",
-        better="lower",
-        scope=fairness.LIKELIHOOD,
-        importance=9,
-    ),
-    _measured(
-        "reconstruction",
-        "recon. mse",
-        "values.reconstruction_mse",
-        "Mean squared error of what an image is decoded to after encoding.",
-        better="lower",
-        scope=fairness.RECONSTRUCTION,
-        importance=5,
-    ),
-    Column(
-        "stability",
-        "stability",
-        lambda row: Cell(str(row.stability)),
-        "Sound trainings of all; what became of others.",
-        importance=2,
-    ),
-    _recorded(
-        "training",
-        "training s",
-        "training_seconds",
-        "Seconds of training alone.",
-        better="lower",
-        importance=4,
-    ),
-    _recorded("images", "images seen", "examples_seen", "Training images seen.", importance=6),
-    Column(
-        "images_per_second",
-        "train img/s",
-        _images_per_second,
-        "Training images per second.",
-        better="higher",
-        importance=6,
-    ),
-    _measured(
-        "ms",
-        "ms/sample",
-        "speed.ms_per_sample",
-        "Milliseconds for one sample.",
-        better="lower",
-        scope=fairness.SPEED,
-        importance=2,
-    ),
-    _measured(
-        "rate",
-        "samples/s @64",
-        "speed.samples_per_second_64",
-        "Samples per second in batches of 64.",
-        better="higher",
-        scope=fairness.SPEED,
-        importance=6,
-    ),
-    _measured("nfe", "NFE", "speed.nfe", "Network evaluations for one sample.", better="lower", importance=4),
-    _measured(
-        "memory",
-        "memory MiB",
-        "speed.peak_memory_mib",
-        "Peak memory.",
-        better="lower",
-        scope=fairness.SPEED,
-        importance=7,
-    ),
-    Column(
-        "copies",
-        "copies %",
-        _copies,
-        "Share of samples nearer to a training image than 95 % of the test split is.",
-        better="lower",
-        importance=4,
-    ),
-    _recorded("parameters", "parameters", "parameters", "Trainable numbers.", better="lower", importance=4),
-    Column("latent", "latent", _latent, "Type and dimension of the latent space.", importance=6),
-    _measured(
-        "probe",
-        "probe",
-        "latent.linear_probe",
-        "Accuracy of a linear probe of the codes.",
-        better="higher",
-        importance=7,
-    ),
-    _measured(
-        "path",
-        "path",
-        "latent.path_length",
-        "Length of interpolations in extractor features.",
-        better="lower",
-        importance=7,
-    ),
-    _measured(
-        "active", "active", "latent.active_units", "Dimensions of the latent that are in use.", importance=8
-    ),
-    Column("disentanglement", "disentanglement", _disentanglement, "Against known factors.", importance=9),
-    Column(
-        "labels",
-        "labels",
-        lambda row: Cell("yes" if row.uses_labels else "no"),
-        "Whether labels were used.",
-        importance=8,
-    ),
-    Column(
-        "trials",
-        "trials",
-        lambda row: Cell(fairness.trials(row)),
-        "Tuning trials behind the settings.",
-        importance=8,
-    ),
-    Column(
-        "best",
-        "FID best",
-        lambda row: _cell(row.stability.best, skewed=True),
-        "Best of each run's own evaluations; not the result.",
-        importance=6,
-    ),
-    Column(
-        "last",
-        "FID last",
-        lambda row: _cell(row.stability.last, skewed=True),
-        "Last of each run's own evaluations.",
-        importance=6,
-    ),
-    Column(
-        "wobble",
-        "spread, last 5",
-        _wobble,
-        "Spread of log FID over a run's last evaluations; what it still gains is in it.",
-        better="lower",
-        importance=7,
-    ),
+    _words("name", "model", _name, 0, "Experiment, and way to sample after a slash; † was trained with labels."),
+    _words("family", "family", lambda row: Cell(row.family), 1, "What is learned."),
+    Column("seeds", "seeds", lambda row: _point(float(len(row.entries))), "Training seeds that were tested.", importance=4),
+    _headline("fid", 1, "Fréchet distance; 95 % t-interval of log FID over training seeds."),
+    Column("noise", "noise", lambda row: _point(row.sampling_noise), "Standard error of one model's FID for its finite number of samples; not the spread over seeds.", scope=SAMPLES, importance=6),
+    _score("kid", "KID", LOWER, 5, "Kernel distance."),
+    _score("is", "IS", HIGHER, 9, "Inception score."),
+    _score("precision", "precision", HIGHER, 3, "Share of samples that lie among real images."),
+    _score("recall", "recall", HIGHER, 3, "Share of real images that lie among samples."),
+    _headline("wasserstein", 1, "How far samples must be moved to become real points, in one dimension at a time."),
+    _headline("bits_per_byte", 1, "Negative log-likelihood of the test split in bits per byte of text, whatever the vocabulary."),
+    _headline("perplexity", 2, "Exponential of the negative log-likelihood of a token; depends on the vocabulary."),
+    _headline("bleu", 1, "Agreement of n-grams with the reference translation, 0 to 100."),
+    _headline("psnr", 1, "Peak signal-to-noise ratio: squared error against the right image, in decibels."),
+    _score("ssim", "SSIM", HIGHER, 2, "Structural similarity to the right image, 1 for the same."),
+    _headline("accuracy", 1, "Share of the test split that gets its own label."),
+    Column("bits_per_dim", "bits/dim", _bits, "Negative log-likelihood of the test split; ≤ is an upper bound.", LOWER, LIKELIHOOD, ("values", "bits_per_dim"), importance=3),
+    _score("nll", "nll", LOWER, 9, "Negative log-likelihood in nats per item."),
+    _measured("reconstruction", "recon. mse", "values.reconstruction_mse", "Mean squared error of what an image is decoded to after encoding.", better=LOWER, scope=fairness.RECONSTRUCTION),
+    _words("stability", "stability", lambda row: Cell(str(row.stability)), 2, "Sound trainings of all; what became of others."),
+    _recorded("training", "training s", "training_seconds", "Seconds of training alone.", better=LOWER, importance=4),
+    _recorded("examples", "examples seen", "examples_seen", "Training examples seen.", importance=6, titled=lambda rows: f"{_units(rows, 1)} seen"),
+    Column("examples_per_second", "train ex/s", _examples_per_second, "Training examples per second.", HIGHER, importance=6, titled=lambda rows: f"train {_units(rows, 0)}/s"),
+    _measured("ms", "ms/sample", "speed.ms_per_sample", "Milliseconds for one sample.", better=LOWER, scope=SPEED, importance=2),
+    _measured("rate", "samples/s @64", "speed.samples_per_second_64", "Samples per second in batches of 64.", better=HIGHER, scope=SPEED, importance=6),
+    _measured("nfe", "NFE", "speed.nfe", "Network evaluations for one sample.", better=LOWER, importance=4),
+    _measured("memory", "memory MiB", "speed.peak_memory_mib", "Peak memory.", better=LOWER, scope=SPEED, importance=7),
+    Column("copies", "copies %", _copies, "Share of samples nearer to a training image than 95 % of the test split is.", LOWER, importance=4),
+    _recorded("parameters", "parameters", "parameters", "Trainable numbers.", better=LOWER, importance=4),
+    _words("latent", "latent", _latent, 6, "Type and dimension of the latent space."),
+    _measured("probe", "probe", "latent.linear_probe", "Accuracy of a linear probe of the codes.", better=HIGHER, importance=7),
+    _measured("path", "path", "latent.path_length", "Length of interpolations in extractor features.", better=LOWER, importance=7),
+    _measured("active", "active", "latent.active_units", "Dimensions of the latent that are in use.", importance=8),
+    _words("disentanglement", "disentanglement", _disentanglement, 9, "Against known factors."),
+    _words("labels", "labels", lambda row: Cell("yes" if row.uses_labels else "no"), 8, "Whether labels were used."),
+    Column("trials", "trials", lambda row: Cell(fairness.trials(row)), "Tuning trials behind the settings.", importance=8),
+    Column("best", "best", partial(_own_evaluations, "best"), "Best of each run's own evaluations; not the result.", importance=6, titled=partial(_title_of_evaluations, "best")),
+    Column("last", "last", partial(_own_evaluations, "last"), "Last of each run's own evaluations.", importance=6, titled=partial(_title_of_evaluations, "last")),
+    Column("wobble", "spread, last 5", _wobble, "Spread of a run's last evaluations, relative for FID and its like; what it still gains is in it.", LOWER, importance=7),
 )
+# fmt: on
 
 
 def chosen(keys: Sequence[str]) -> list[Column]:
@@ -388,7 +267,9 @@ def filled(rows: Sequence[Row]) -> list[Column]:
 
 
 def heading(column: Column, rows: Sequence[Row]) -> str:
-    """Returns a column's heading; the number of images is part of a score's name."""
+    """Returns a column's heading above some rows; the number of samples is part of a score's name."""
+    if column.titled is not None:
+        return column.titled(rows)
     if column.scope != fairness.SAMPLES or not column.place:
         return column.heading
     for row in rows:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 from genlab.report import fairness
 from genlab.report.columns import COLUMNS, Cell, Column, chosen, shown
-from genlab.report.fairness import Unequal
+from genlab.report.fairness import Group, Unequal
 from genlab.report.gather import gather
 from genlab.report.intervals import Difference, difference
-from genlab.report.rows import Row, rows_of
+from genlab.report.rows import Row, is_logarithmic, rows_of
+from genlab.runs.headline import SCORES, Headline
 
 FLOOR = "training split (floor)"
 """The training split scored in place of samples: the best that can be expected."""
@@ -23,16 +25,36 @@ class Comparison:
     """All that a table or a report shows.
 
     Attributes:
-        rows: Rows that may be compared with each other, the lowest FID first.
+        rows: Rows that may be compared with each other, the best first.
         apart: The others, each with the fields in which it differs.
         notes: What is left out or not yet there, in sentences.
         ranked: The column by which to rank; None where no ranking was asked for.
+        headline: The score that the rows share, which they are compared by.
+        beside: Those of the others that share another score, compared by that.
     """
 
     rows: list[Row]
     apart: list[tuple[Row, list[Unequal]]]
     notes: list[str]
     ranked: Column | None = None
+    headline: Headline = SCORES[0]
+    beside: list[Comparison] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[Comparison]:
+        """This comparison and those beside it: each row is compared in one of them, or in none."""
+        return [self, *self.beside]
+
+    @property
+    def column(self) -> Column:
+        """The headline's column."""
+        return chosen([self.headline.key])[1]
+
+    @property
+    def uncompared(self) -> list[tuple[Row, list[Unequal]]]:
+        """The rows that are set apart from every group, each with the fields in which it differs."""
+        compared = {id(row) for group in self.beside for row in group.rows}
+        return [(row, fields) for row, fields in self.apart if id(row) not in compared]
 
     @property
     def all_rows(self) -> list[Row]:
@@ -42,16 +64,18 @@ class Comparison:
     def floor(self) -> dict[str, Cell]:
         """The floor's cells by column key; {} where no run has measured it."""
         cells = {}
-        for key in ("fid", "kid", "precision", "recall"):
-            values = [value for row in self.rows for value in row.numbers("floor", key)]
+        for column in COLUMNS:
+            if column.scope != fairness.SAMPLES or not column.place:
+                continue
+            values = [value for row in self.rows for value in row.numbers("floor", column.place[-1])]
             if values:
-                cells[key] = Cell(shown(sum(values) / len(values)), sum(values) / len(values))
+                cells[column.key] = Cell(shown(fmean(values)), fmean(values))
         return cells
 
     def against(self, first: Row, second: Row, column: Column) -> Difference | None:
-        """Returns how two rows differ in a column; of FID, the ratio. None where one has no such number."""
+        """Returns how two rows differ in a column, of FID and its like the ratio; None where one is empty."""
         a, b = first.numbers(*column.place), second.numbers(*column.place)
-        return difference(a, b, logs=column.key == "fid") if a and b else None
+        return difference(a, b, logs=is_logarithmic(column.place)) if a and b else None
 
     def ranks(self, column: Column) -> list[str]:
         """Returns each row's rank: 1 + the number of rows that are better by an interval; ties share one.
@@ -85,20 +109,35 @@ def compare(paths: Sequence[Path], rank: str | None = None) -> Comparison:
     """
     gathered = gather(paths)
     rows, notes = rows_of(gathered.runs)
-    column = _rank_column(rank) if rank else chosen(["fid"])[1]
-    if rank:
-        fairness.require_comparable([row for row in rows if row.numbers(*column.place)], column.scope, rank)
     if not rows and not gathered.runs:
         places = ", ".join(map(str, paths))
-        raise ValueError(
-            " ".join(
-                [f"There are no runs in {places}: genlab fit --config FILE makes one.", *gathered.problems]
-            )
+        told = [f"There are no runs in {places}: genlab fit --config FILE makes one.", *gathered.problems]
+        raise ValueError(" ".join(told))
+    ranked = _rank_column(rank) if rank else None
+    if ranked is not None:
+        fairness.require_comparable(
+            [row for row in rows if row.numbers(*ranked.place)], ranked.scope, ranked.key
         )
-    apart = fairness.set_apart(rows)
-    fair = [row for place, row in enumerate(rows) if place not in apart]
-    others = [(row, apart[place]) for place, row in enumerate(rows) if place in apart]
-    return Comparison(in_order(fair, column), others, gathered.problems + notes, column if rank else None)
+    groups = fairness.by_headline(rows)
+    if ranked is not None:  # stable: of groups that have the number equally often, the larger one
+        groups.sort(key=lambda group: -sum(bool(row.numbers(*ranked.place)) for row in group.rows))
+    first, *others = (_compared(group, ranked) for group in groups)
+    apart = [*first.apart, *(line for other in others for line in _apart_from(first, other))]
+    return replace(first, apart=apart, notes=gathered.problems + notes, beside=others)
+
+
+def _compared(group: Group, ranked: Column | None) -> Comparison:
+    headline = group.headline or SCORES[0]
+    column = chosen([headline.key])[1]
+    apart = fairness.set_apart(group.rows, column.scope)
+    fair = [row for place, row in enumerate(group.rows) if place not in apart]
+    others = [(group.rows[place], fields) for place, fields in apart.items()]
+    return Comparison(in_order(fair, ranked or column), others, [], ranked, headline)
+
+
+def _apart_from(first: Comparison, other: Comparison) -> list[tuple[Row, list[Unequal]]]:
+    field = Unequal("score", other.headline.title, first.headline.title)
+    return [*((row, [field]) for row in other.rows), *other.apart]
 
 
 def in_order(rows: list[Row], column: Column) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +9,38 @@ from typing import Any
 
 from genlab.report.gather import part
 from genlab.report.rows import Row
+from genlab.runs.headline import SCORES, Headline, headline_of
 
 SAMPLES, LIKELIHOOD, RECONSTRUCTION = "samples", "likelihood", "reconstruction"
-SPEED, TRAINING = "speed", "training"
+SPLIT, SPEED, TRAINING = "split", "speed", "training"
 """What a number was measured on: decides what must be equal beside it. A protocol's sections are so named."""
 
-_METRIC, _HARDWARE = "metric ", "hardware"
-_WHERE_BOTH_HAVE_IT = (_METRIC, _HARDWARE)  # a metric that one lacks is an empty cell
 _NOT_OF_THE_SAMPLES = ("weights", "extractor_digest")
+_OF_A_LIKELIHOOD = ("bits_per_byte", "bits_per_dim", "perplexity", "nll")
+
+
+def scope_of(score: str) -> str:
+    """Returns what a score was measured on, by its short name."""
+    if score in _OF_A_LIKELIHOOD:
+        return LIKELIHOOD
+    return SPLIT if score == "accuracy" else SAMPLES
 
 
 class Incomparable(ValueError):  # noqa: N818 - reads as the sentence it is
     """Rows that were asked to be ranked and may not be."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What a row holds in a field that must be equal.
+
+    Attributes:
+        text: The value in words.
+        everywhere: Whether a row without the field differs, too; a metric that one lacks is an empty cell.
+    """
+
+    text: str
+    everywhere: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,8 +61,8 @@ class Unequal:
         return f"{self.field}: {self.value or 'not recorded'} instead of {self.usual or 'not recorded'}"
 
 
-def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
-    """Returns what must be equal for two rows to be compared, as text by field.
+def facts(row: Row, scope: str = SAMPLES) -> dict[str, Fact]:
+    """Returns what must be equal for two rows to be compared, by field.
 
     A protocol's `weights` (averaged or raw) is not among them: an average is a part of the method that keeps
     one. Within one experiment it is a choice of the measurement, see `set_apart`.
@@ -54,17 +73,22 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, str]:
     """
     if scope == SPEED:
         return _speed_facts(row)
-    found = {"budget": row.first.budget, "training data": training_data(row)}
+    found = {"budget": Fact(row.first.budget), "training data": Fact(training_data(row))}
     if row.first.is_timed or scope == TRAINING:
-        found[_HARDWARE] = row.first.hardware  # a second of another machine is another budget
-    if scope == SAMPLES and row.protocol:
+        found["hardware"] = Fact(
+            row.first.hardware, everywhere=False
+        )  # another machine's second is another budget
+    if scope == SAMPLES:
         found |= _sample_protocol(row.protocol)
     if scope in (LIKELIHOOD, RECONSTRUCTION):
-        found |= {f"{scope} {name}": text_of(value) for name, value in part(row.protocol, scope).items()}
+        section = part(row.protocol, scope)
+        found |= {f"{scope} {name}": Fact(text_of(value)) for name, value in section.items()}
+    if scope == SPLIT:
+        found["test data"] = Fact(_data(row, "test"))
     return found
 
 
-def usual_facts(rows: Sequence[Row], scope: str = SAMPLES) -> dict[str, str]:
+def usual_facts(rows: Sequence[Row], scope: str = SAMPLES) -> dict[str, Fact]:
     """Returns for every field the value that most rows have, the first of equally frequent ones.
 
     The rows that agree in all fields with most others decide together, so that no mixture arises.
@@ -73,8 +97,8 @@ def usual_facts(rows: Sequence[Row], scope: str = SAMPLES) -> dict[str, str]:
     tested = [found for row, found in zip(rows, of_rows, strict=True) if row.entries] or of_rows
     if not tested:
         return {}
-    whole = Counter(json.dumps(found, sort_keys=True) for found in tested)
-    return json.loads(whole.most_common(1)[0][0])
+    whole = Counter(tuple(sorted(found.items(), key=lambda field: field[0])) for found in tested)
+    return dict(whole.most_common(1)[0][0])
 
 
 def set_apart(rows: Sequence[Row], scope: str = SAMPLES) -> dict[int, list[Unequal]]:
@@ -89,12 +113,47 @@ def set_apart(rows: Sequence[Row], scope: str = SAMPLES) -> dict[int, list[Unequ
     """
     usual, apart = usual_facts(rows, scope), {}
     for place, row in enumerate(rows):
-        unequal = _unequal(facts(row, scope), usual)
+        found = facts(row, scope)
+        # Of one that was never tested, its training alone can be compared.
+        unequal = _unequal(
+            found, usual if row.entries else {name: usual[name] for name in found if name in usual}
+        )
         if scope == SAMPLES:
             unequal += _other_weights(row, rows)
         if unequal:
             apart[place] = unequal
     return apart
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are led by one score.
+
+    Attributes:
+        headline: The first score that all of them have which have any; None where none has any.
+        rows: In their order.
+    """
+
+    headline: Headline | None
+    rows: list[Row]
+
+
+def by_headline(rows: Sequence[Row]) -> list[Group]:
+    """Returns rows by the score that they can be compared by, the largest group first.
+
+    One group where all share a score, else a group for each row's own. A row without a score (it diverged) is
+    in the group of rows that learned the same data, else in the first.
+    """
+    shared = headline_of(*(row.scores for row in rows if row.headline), among=SCORES)
+    leads = {id(row): shared or row.headline for row in rows if row.headline}
+    of_data = {training_data(row): leads[id(row)] for row in rows if row.headline}
+    sizes = Counter(leads.values())
+    order = sorted(sizes, key=lambda headline: (-sizes[headline], SCORES.index(headline)))
+    groups: dict[Headline | None, list[Row]] = {headline: [] for headline in order} or {None: []}
+    for row in rows:
+        headline = leads.get(id(row)) or of_data.get(training_data(row)) or next(iter(groups))
+        groups[headline].append(row)
+    return [Group(headline, of) for headline, of in groups.items()]
 
 
 def require_comparable(rows: Sequence[Row], scope: str, what: str) -> None:
@@ -116,12 +175,17 @@ def require_comparable(rows: Sequence[Row], scope: str, what: str) -> None:
 
 def held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Returns the fields that all these rows share, with their value."""
-    tested = [row for row in rows if row.entries]
-    if not tested:
+    of_rows = [_held(row) for row in rows if row.entries]
+    if not of_rows:
         return []
-    of_rows = [{**facts(row), **{name: of(row) for name, of in _TO_WEIGH.items()}} for row in tested]
     first, *others = of_rows
     return [(name, v) for name, v in first.items() if v and all(found.get(name) == v for found in others)]
+
+
+def _held(row: Row) -> dict[str, str]:
+    scope = scope_of(row.headline.key) if row.headline else SAMPLES
+    of_protocol = {name: fact.text for name, fact in facts(row, scope).items()}
+    return of_protocol | {name: of(row) for name, of in _TO_WEIGH.items()}
 
 
 def not_held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -145,11 +209,8 @@ def _most_are_others(names: Mapping[str, list[str]]) -> list[tuple[str, str]]:
 
 def is_scored_alike(row: Row, protocol: Mapping[str, Any]) -> bool:
     """Returns whether scores of another file belong beside a row's: no field that both name differs."""
-    return not _unequal_where_both(_sample_protocol(protocol), _sample_protocol(row.protocol))
-
-
-def _unequal_where_both(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
-    return [name for name in first.keys() & second.keys() if first[name] != second[name]]
+    first, second = _sample_protocol(protocol), _sample_protocol(row.protocol)
+    return all(first[name] == second[name] for name in first.keys() & second.keys())
 
 
 def trials(row: Row) -> str:
@@ -160,40 +221,47 @@ def trials(row: Row) -> str:
 
 def training_data(row: Row) -> str:
     """Returns the name, number and fingerprint of what a row was trained on."""
+    return _data(row, "train")
+
+
+def _data(row: Row, split: str) -> str:
     data = part(row.first.record, "data")
-    count, mark = part(data, "counts").get("train"), part(data, "fingerprints").get("train")
+    count, mark = part(data, "counts").get(split), part(data, "fingerprints").get(split)
     return " ".join(str(word) for word in (data.get("name"), count, str(mark)[:8] if mark else None) if word)
 
 
-def _speed_facts(row: Row) -> dict[str, str]:
+def _speed_facts(row: Row) -> dict[str, Fact]:
     # How fast a model is does not depend on how long it was trained.
     speed = part(row.entries[0], "speed") if row.entries else {}
     shape = part(row.first.record, "spec").get("shape", "")
     return {
-        "shape": text_of(shape),
-        **{f"speed {name}": text_of(speed.get(name, "")) for name in ("device", "threads")},
+        "shape": Fact(text_of(shape)),
+        **{f"speed {name}": Fact(text_of(speed.get(name, ""))) for name in ("device", "threads")},
     }
 
 
-def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
+def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, Fact]:
     # A dictionary in a protocol is a section of its own: the metrics', the likelihood's, ...
     plain = {name: value for name, value in protocol.items() if not isinstance(value, dict)}
-    found = {name: text_of(value) for name, value in plain.items() if name not in _NOT_OF_THE_SAMPLES}
+    found = {name: Fact(text_of(value)) for name, value in plain.items() if name not in _NOT_OF_THE_SAMPLES}
     if "extractor_digest" in protocol:
-        found["extractor"] = f"{protocol.get('extractor', '')} {protocol['extractor_digest']}".strip()
-    return found | {_METRIC + name: text_of(held) for name, held in part(protocol, "metrics").items()}
+        found["extractor"] = Fact(f"{protocol.get('extractor', '')} {protocol['extractor_digest']}".strip())
+    metrics = {f"metric {name}": held for name, held in part(protocol, "metrics").items()}
+    return found | {name: Fact(text_of(held), everywhere=False) for name, held in metrics.items()}
 
 
-def _unequal(found: Mapping[str, str], usual: Mapping[str, str]) -> list[Unequal]:
-    fields = dict.fromkeys([*usual, *found])
-    if "extractor" not in found:  # never tested: its training alone can be compared
-        fields = {name: None for name in fields if name in found}
-    return [
-        Unequal(name, found.get(name, ""), usual.get(name, ""))
-        for name in fields
-        if found.get(name, "") != usual.get(name, "")
-        and not (name.startswith(_WHERE_BOTH_HAVE_IT) and (name not in found or name not in usual))
-    ]
+def _unequal(found: Mapping[str, Fact], usual: Mapping[str, Fact]) -> list[Unequal]:
+    unequal = []
+    for name in dict.fromkeys([*usual, *found]):
+        one, other = found.get(name), usual.get(name)
+        if one is None or other is None:
+            present = one or other
+            differs = present is not None and present.everywhere and bool(present.text)
+        else:
+            differs = one.text != other.text
+        if differs:
+            unequal.append(Unequal(name, one.text if one else "", other.text if other else ""))
+    return unequal
 
 
 def _other_weights(row: Row, rows: Sequence[Row]) -> list[Unequal]:

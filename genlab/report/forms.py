@@ -16,7 +16,7 @@ from genlab.report.verdict import remarks
 def text_table(
     comparison: Comparison, columns: Sequence[Column] | None = None, width: int | None = None
 ) -> MetricsTable:
-    """Returns the comparable rows and the floor as a table for people.
+    """Returns the comparable rows and the floor as a table for people; see `groups` for those beside them.
 
     Args:
         comparison: What to show.
@@ -24,12 +24,33 @@ def text_table(
         width: Characters of a terminal; columns of little importance are dropped until the table fits.
     """
     wanted = list(columns or filled(comparison.rows))
-    brief = width is not None  # a terminal has room for more columns if only FID shows its interval
+    brief = width is not None  # a terminal has room for more columns if only the headline shows its interval
     table = _table(comparison, wanted, brief)
+    kept = (wanted[0], comparison.column)
     while columns is None and width is not None and table.width > width and len(wanted) > 2:
-        wanted.remove(max(wanted, key=lambda column: column.importance))
+        wanted.remove(max((c for c in wanted if c not in kept), key=lambda column: column.importance))
         table = _table(comparison, wanted, brief)
     return table
+
+
+def groups(
+    comparison: Comparison, columns: Sequence[Column] | None = None
+) -> list[tuple[Comparison, list[Column] | None]]:
+    """Returns every comparison that has rows, each with its columns.
+
+    Columns that were asked for are all shown of the first group, of the others those that they have anything
+    in, led by what they are compared by.
+    """
+    made: list[tuple[Comparison, list[Column] | None]] = []
+    for group in comparison.groups:
+        if not group.rows:
+            continue
+        wanted = list(columns) if columns else None
+        if wanted and group is not comparison:
+            wanted = [wanted[0], group.column, *(c for c in wanted[1:] if c is not group.column)]
+            wanted = [c for c in wanted if any(c.cell(row).text for row in group.rows)]
+        made.append((group, wanted))
+    return made
 
 
 def csv_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> str:
@@ -63,15 +84,14 @@ def csv_table(comparison: Comparison, columns: Sequence[Column] | None = None) -
     return out.getvalue()
 
 
-def markdown_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> str:
-    """Returns the table and its remarks as Markdown."""
-    table = _table(comparison, list(columns or filled(comparison.rows)))
-    return (
-        "\n\n".join(
-            [as_markdown(table), "\n".join(f"- {_markdown_text(line)}" for line in remarks(comparison))]
-        )
-        + "\n"
-    )
+def markdown_table(
+    comparison: Comparison, columns: Sequence[Column] | None = None, told: Sequence[str] | None = None
+) -> str:
+    """Returns a table of each group, and sentences below them, all remarks if None, as Markdown."""
+    tables = [as_markdown(text_table(*group)) for group in groups(comparison, columns)]
+    lines = remarks(comparison) if told is None else told
+    sentences = "\n".join(f"- {_markdown_text(line)}" for line in lines)
+    return "\n\n".join(filter(None, [*tables, sentences])) + "\n"
 
 
 def as_markdown(table: MetricsTable) -> str:
@@ -86,8 +106,12 @@ def as_markdown(table: MetricsTable) -> str:
 
 
 def _table(comparison: Comparison, columns: list[Column], brief: bool = False) -> MetricsTable:
+    short = [brief and column.is_numeric and column is not comparison.column for column in columns]
     cells = [
-        [c.cell(row).text if brief and c.is_numeric and c.key != "fid" else str(c.cell(row)) for c in columns]
+        [
+            c.cell(row).text if is_short else str(c.cell(row))
+            for c, is_short in zip(columns, short, strict=True)
+        ]
         for row in comparison.rows
     ]
     if comparison.floor and any(column.key in comparison.floor for column in columns):

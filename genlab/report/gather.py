@@ -11,8 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from genlab.files import digest
 from genlab.runs.folder import NotARun, Run, open_run, shown_path
+from genlab.runs.headline import SCORES, Headline, headline_of, named
 from genlab.runs.metrics_file import short_name
+from genlab.runs.settings import facts_of
 
 _SIGNS_OF_A_RUN = ("run.json", "config.yaml", "metrics.jsonl", "environment.json", "checkpoints")
 _DEPTH = 3  # a root of benches holds benches of experiments of runs
@@ -20,19 +23,29 @@ _DEPTH = 3  # a root of benches holds benches of experiments of runs
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The sample score of one evaluation during training.
+    """One evaluation during training.
 
     Attributes:
         examples_seen: When, on the axis that families share.
         seconds: When, in seconds of training alone.
-        name: The score's full name, such as `fid@797`.
-        fid: Its value.
+        values: All finite scores by their short names.
+        headline: The score that the run leads with.
     """
 
     examples_seen: int
     seconds: float
-    name: str
-    fid: float
+    values: dict[str, float]
+    headline: Headline
+
+    @property
+    def score(self) -> float:
+        """The headline's value."""
+        return self.values[self.headline.key]
+
+    @property
+    def fid(self) -> float:
+        """The same, by the name that it had when there was no other."""
+        return self.score
 
 
 @dataclass(frozen=True)
@@ -81,27 +94,50 @@ class Trained:
         except (OSError, ValueError):
             return {}
 
-    @cached_property
+    @property
     def settings(self) -> str:
-        """The configuration without the training seed: what all seeds of a row have in common."""
-        return "".join(line for line in self.config.splitlines(True) if not line.startswith(_SEED_LINES))
+        """The configuration as text, for people to read."""
+        return self.config
+
+    @cached_property
+    def settings_digest(self) -> str:
+        """A digest of what all seeds of a row have in common."""
+        return str(self.record.get("settings_digest") or self._facts.get("settings_digest", ""))
+
+    @cached_property
+    def unit(self) -> tuple[str, str]:
+        """What examples are, as a column's heading says it and in words; see `unit_of`."""
+        return unit_of(part(self.record, "spec"))
 
     @cached_property
     def budget(self) -> str:
-        """What the training was allowed, in words: of its bench, else of its configuration."""
-        planned = part(self.record, "bench", "budget") or _budget_block(self.config)
-        seconds, images = number(planned.get("seconds")), number(planned.get("examples"))
+        """What the training was allowed, in words: of its bench, else its own, else what it used."""
+        seconds, examples = number(self._budget.get("seconds")), number(self._budget.get("examples"))
         words = [] if seconds is None else [f"{seconds:g} s"]
-        words += [] if images is None else [f"{images:,.0f} images"]
-        if words:
-            return " or ".join(words)
-        seen = number(self.record.get("examples_seen"))
-        return "" if seen is None else f"{seen:,.0f} images"
+        if not words and examples is None:
+            examples = number(self.record.get("examples_seen"))
+        words += [] if examples is None else [f"{examples:,.0f} {self.unit[1]}"]
+        return " or ".join(words)
 
     @property
     def is_timed(self) -> bool:
         """Whether the budget holds seconds, which buy more on a faster machine."""
-        return " s" in self.budget
+        return number(self._budget.get("seconds")) is not None
+
+    @cached_property
+    def _budget(self) -> dict[str, Any]:
+        found = part(self.record, "bench", "budget") or part(self.record, "budget")
+        return found or part(self._facts, "budget")
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """What today's records hold, of a run that was trained before they did."""
+        import yaml
+
+        try:
+            return facts_of(self.config)
+        except yaml.YAMLError:
+            return {"settings_digest": digest(self.config)}
 
     @property
     def hardware(self) -> str:
@@ -113,13 +149,16 @@ class Trained:
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
-        """The FID of every evaluation during training, in order."""
+        """Every evaluation during training that has the run's headline, in order."""
         try:
             lines = self.run.metrics_jsonl.read_bytes().split(b"\n")
         except OSError:
             return []
-        found = (_evaluation(line) for line in lines if b'"val/fid' in line)  # most lines hold losses only
-        return [evaluation for evaluation in found if evaluation is not None]
+        found = [row for line in lines if b'"val/' in line and (row := _row(line))]  # most hold losses only
+        names = {name for row in found for name in row if name.startswith("val/")}
+        headline = headline_of(names, among=SCORES)
+        made = [_evaluation(row, headline) for row in found] if headline else []
+        return [evaluation for evaluation in made if headline and headline.key in evaluation.values]
 
     def entry(self, variant: str = "") -> dict[str, Any]:
         """Returns what `genlab test` left of the run's own way to sample or of a variant; {} if untested."""
@@ -183,14 +222,23 @@ def number(value: Any) -> float | None:
 
 def score(values: dict[str, Any], metric: str) -> tuple[str, float] | None:
     """Returns the full name and value of a metric given by its short name, such as `fid` for `fid@797`."""
-    for name, value in values.items():
-        found = number(value)
-        if found is not None and short_name(name) == metric:
-            return name.rsplit("/", 1)[-1], found
-    return None
+    found = named(metric).found_in(values)
+    return None if found is None else (found[0].rsplit("/", 1)[-1], found[1])
 
 
-_SEED_LINES = ("seed_everything:", "#")
+def unit_of(spec: dict[str, Any]) -> tuple[str, str]:
+    """Returns what examples of a record's `spec` are counted in, short and in words, as `DataSpec.unit` does.
+
+    A word for all where there is no spec.
+    """
+    if "shape" not in spec:
+        return "ex", "examples"
+    if spec.get("source") is not None:
+        return "pairs", "pairs"
+    if not spec.get("levels", 256):
+        return "pt", "points"
+    is_grid = isinstance(spec["shape"], list) and len(spec["shape"]) == 3
+    return ("img", "images") if is_grid else ("tok", "tokens")
 
 
 def _run_folders(path: Path) -> Iterator[Path]:
@@ -227,33 +275,18 @@ def _read_into(gathered: Gathered, run: Run) -> None:
     gathered.runs.append(Trained(run, record, status))
 
 
-def _evaluation(line: bytes) -> Evaluation | None:
+def _row(line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        return part(json.loads(line))
     except ValueError:
-        return None
-    found = score({name: v for name, v in row.items() if name.startswith("val/")}, "fid")
-    if found is None:
-        return None
+        return {}
+
+
+def _evaluation(row: dict[str, Any], headline: Headline) -> Evaluation:
+    values = {
+        short_name(name): found
+        for name, value in row.items()
+        if name.startswith("val/") and (found := number(value)) is not None
+    }
     seen, seconds = number(row.get("examples_seen")), number(row.get("seconds"))
-    return Evaluation(int(seen or 0), seconds or 0.0, *found)
-
-
-def _budget_block(config: str) -> dict[str, Any]:
-    # Two keys of one block: parsing whole configurations would take seconds for 200 runs.
-    block: dict[str, Any] = {}
-    inside = False
-    for line in config.splitlines():
-        if not line.startswith(" "):
-            inside = line.startswith("budget:")
-        elif inside:
-            name, _, value = line.strip().partition(":")
-            block[name] = _plain_number(value.strip())
-    return block
-
-
-def _plain_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return Evaluation(int(seen or 0), seconds or 0.0, values, headline)

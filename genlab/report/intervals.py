@@ -41,12 +41,14 @@ class Difference:
         high: Upper end.
         outcome: "tie" where the interval holds no difference (0, or the ratio 1), "lower" or "higher" for
             the first, "undecided" where there is no interval.
+        is_ratio: Whether the three numbers are ratios.
     """
 
     value: float
     low: float | None
     high: float | None
     outcome: str
+    is_ratio: bool = False
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
@@ -76,6 +78,11 @@ def log_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Int
     return Interval(math.exp(logs.value), low, high, logs.num)
 
 
+def interval(values: Sequence[float], logs: bool = False) -> Interval:
+    """Returns the t-interval of some values, or of their logarithms."""
+    return log_interval(values) if logs else t_interval(values)
+
+
 def difference(
     first: Sequence[float], second: Sequence[float], logs: bool = False, confidence: float = CONFIDENCE
 ) -> Difference:
@@ -97,19 +104,19 @@ def difference(
     value, half = _mean(a) - _mean(b), _welch_half(a, b, confidence)
     if half is None:
         outcome = "tie" if sorted(a) == sorted(b) else "undecided"
-        return Difference(math.exp(value) if logs else value, None, None, outcome)
+        return Difference(math.exp(value) if logs else value, None, None, outcome, logs)
     low, high = value - half, value + half
     outcome = "tie" if low <= 0.0 <= high else ("lower" if high < 0.0 else "higher")
     if logs:
         value, low, high = math.exp(value), math.exp(low), math.exp(high)
-    return Difference(value, low, high, outcome)
+    return Difference(value, low, high, outcome, logs)
 
 
-def spread_of_logs(values: Sequence[float]) -> float | None:
-    """Returns the standard deviation of the logarithms, about the relative one; None for under two values."""
-    if len(values) < 2 or min(values) <= 0:
+def spread(values: Sequence[float], logs: bool = False) -> float | None:
+    """Returns the standard deviation, None for under two values; of logarithms, about the relative one."""
+    if len(values) < 2 or (logs and min(values) <= 0):
         return None
-    return math.sqrt(_variance([math.log(value) for value in values]))
+    return math.sqrt(_variance([math.log(value) for value in values] if logs else values))
 
 
 def root_mean_square(values: Sequence[float]) -> float:

@@ -9,11 +9,14 @@ from functools import cached_property
 from typing import Any
 
 from genlab.report.gather import Trained, number, part, score
-from genlab.report.intervals import Interval, log_interval, root_mean_square, spread_of_logs, t_interval
+from genlab.report.intervals import Interval, interval, root_mean_square, spread
 from genlab.runs.folder import shown_path
+from genlab.runs.headline import SCORES, Headline, headline_of, named
+from genlab.runs.metrics_file import short_name
+from genlab.runs.settings import settings_of
 
 COLLAPSE_FACTOR = 3.0
-"""A run has collapsed when its last FID is more than this many times the best of its own evaluations, ..."""
+"""A run has collapsed when its last score is so many times worse than the best of its evaluations, ..."""
 COLLAPSE_RECALL = 0.5
 """... when its last recall is below this share of the best of its own evaluations, ..."""
 _ANY_RECALL = 0.1  # who never had more has no modes to lose
@@ -56,22 +59,30 @@ class Row:
         """The protocol of all entries, {} where nothing was tested; a row has one only."""
         return part(self.entries[0], "protocol") if self.entries else {}
 
+    @cached_property
+    def scores(self) -> set[str]:
+        """The short names of all scores of its tests."""
+        return {short_name(name) for entry in self.entries for name in part(entry, "values")}
+
+    @cached_property
+    def headline(self) -> Headline | None:
+        """What it leads with on its own; beside others, see `genlab.report.comparison`."""
+        return headline_of(self.scores, among=SCORES)
+
     def numbers(self, *place: str) -> list[float]:
         """Returns one number for each seed that has it; a metric is found by its short name."""
         found = (_lookup(entry, place) for entry in self.entries)
         return [value for value in found if value is not None]
 
     def over_seeds(self, *place: str) -> Interval | None:
-        """Returns a measurement over seeds, None where no seed has it; FID by its logarithms."""
+        """Returns a measurement over seeds, None where none has it; FID and its like by their logarithms."""
         values = self.numbers(*place)
-        if not values:
-            return None
-        return log_interval(values) if place[-1] == "fid" else t_interval(values)
+        return interval(values, is_logarithmic(place)) if values else None
 
     def of_record(self, name: str) -> Interval | None:
         """Returns a number of the run's own record over seeds."""
         values = [value for t in self.runs if (value := number(t.record.get(name))) is not None]
-        return t_interval(values) if values else None
+        return interval(values) if values else None
 
     @cached_property
     def sampling_noise(self) -> float | None:
@@ -91,9 +102,11 @@ class Stability:
     Attributes:
         num: Trainings that ended.
         problems: How many of them, by what happened: collapsed, diverged, failed.
-        best: Geometric mean over seeds of the best FID of a run's own evaluations.
+        best: Mean over seeds of the best headline of a run's own evaluations; geometric for FID and its like.
         last: The same of the last evaluation.
-        wobble: Standard deviation of log FID over a run's last evaluations, root mean square over seeds.
+        wobble: Standard deviation of the headline over a run's last evaluations, of its logarithm for FID and
+            its like; root mean square over seeds.
+        headline: The score that these numbers are of, None where nothing was scored during training.
     """
 
     num: int
@@ -101,6 +114,7 @@ class Stability:
     best: Interval | None
     last: Interval | None
     wobble: float | None
+    headline: Headline | None = None
 
     @classmethod
     def of(cls, runs: Sequence[Trained]) -> Stability:
@@ -110,14 +124,19 @@ class Stability:
         problems: dict[str, int] = {
             kind: ends.count(kind) for kind in ("collapsed", "diverged", "failed") if kind in ends
         }
-        curves = [fids for trained in ended if (fids := [e.fid for e in trained.evaluations])]
-        spreads = [s for fids in curves if (s := spread_of_logs(fids[-LAST_EVALUATIONS:])) is not None]
+        curves = [curve for trained in ended if (curve := [e.score for e in trained.evaluations])]
+        headline = next((e.headline for trained in ended for e in trained.evaluations), None)
+        if headline is None:
+            return cls(len(ended), problems, None, None, None)
+        logs = headline.is_logarithmic
+        spreads = [s for curve in curves if (s := spread(curve[-LAST_EVALUATIONS:], logs)) is not None]
         return cls(
             len(ended),
             problems,
-            log_interval([min(fids) for fids in curves]) if curves else None,
-            log_interval([fids[-1] for fids in curves]) if curves else None,
+            interval([headline.best(curve) for curve in curves], logs),
+            interval([curve[-1] for curve in curves], logs),
             root_mean_square(spreads) if spreads else None,
+            headline,
         )
 
     def __str__(self) -> str:
@@ -134,9 +153,9 @@ def how_it_ended(trained: Trained) -> str:
 
 def collapse(trained: Trained) -> str:
     """Returns what says that a run collapsed, "" where nothing does; see the constants of this file."""
-    fids = [evaluation.fid for evaluation in trained.evaluations]
-    if fids and fids[-1] > COLLAPSE_FACTOR * max(min(fids), 1e-12):
-        return f"the last FID, {fids[-1]:.3g}, is {fids[-1] / min(fids):.1f} times the best of the run"
+    worse = _fallen(trained)
+    if worse:
+        return worse
     trend = [signs for signs in _list(part(trained.record, "health").get("trend")) if isinstance(signs, dict)]
     if not trend:
         return ""
@@ -147,6 +166,20 @@ def collapse(trained: Trained) -> str:
     if duplicates is not None and duplicates > COLLAPSE_DUPLICATES:
         return f"{duplicates:.0%} of the last samples are near-duplicates of each other"
     return ""
+
+
+def _fallen(trained: Trained) -> str:
+    curve = [evaluation.score for evaluation in trained.evaluations]
+    if not curve:
+        return ""
+    headline = trained.evaluations[-1].headline
+    best, last = headline.best(curve), curve[-1]
+    times = headline.times_worse(last, best)
+    if times <= COLLAPSE_FACTOR:
+        return ""
+    if headline.lower_is_better:
+        return f"the last {headline.title}, {last:.3g}, is {times:.1f} times the best of the run"
+    return f"the last {headline.title}, {last:.3g}, has fallen from {best:.3g}"
 
 
 def rows_of(runs: Iterable[Trained]) -> tuple[list[Row], list[str]]:
@@ -193,9 +226,8 @@ def settings_that_differ(first: Trained, second: Trained) -> list[str]:
     """Returns the keys in which two configurations differ, the training seed aside, as `a.b.c`."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        flat = [_flattened(yaml.load(t.settings, loader) or {}) for t in (first, second)]
+        flat = [_flattened(settings_of(trained.config)) for trained in (first, second)]
     except yaml.YAMLError:
         return ["settings"]
     keys = dict.fromkeys([*flat[0], *flat[1]])
@@ -205,7 +237,7 @@ def settings_that_differ(first: Trained, second: Trained) -> list[str]:
 def _training_key(trained: Trained) -> tuple[Any, ...]:
     data = part(trained.record, "data", "fingerprints").get("train")
     machine = trained.hardware if trained.is_timed else ""
-    return trained.experiment, trained.family, trained.settings, trained.budget, machine, str(data)
+    return trained.experiment, trained.family, trained.settings_digest, trained.budget, machine, str(data)
 
 
 def _rows_of_one_training(runs: list[Trained]) -> list[Row]:
@@ -255,6 +287,11 @@ def _mark(row: Row, other: Row, place: int) -> str:
             return f"{field} {value}"
     keys = settings_that_differ(row.first, other.first)
     return f"{keys[0].rsplit('.', 1)[-1]} differs, {place + 1}" if keys else f"{place + 1}"
+
+
+def is_logarithmic(place: Sequence[str]) -> bool:
+    """Returns whether a measurement is averaged and compared by its logarithms."""
+    return place[0] in ("values", "floor") and named(place[-1]).is_logarithmic
 
 
 def _lookup(entry: dict[str, Any], place: tuple[str, ...]) -> float | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from genlab.report import fairness
 from genlab.report.table import MetricsTable, metrics_table
+from genlab.runs.metrics_file import short_name
 
 COSTS = {
     "ms_per_sample": "ms, one sample",
@@ -70,7 +72,7 @@ def protocol_of(name: str, entry: Mapping[str, Any]) -> str:
     protocol = entry.get("protocol", {})
     if name in entry.get("split_means", ()):
         return "mean over the split"
-    if name in ("nll", "bits_per_dim") and "likelihood" in protocol:
+    if fairness.scope_of(short_name(name)) == fairness.LIKELIHOOD and "likelihood" in protocol:
         return likelihood_protocol(protocol["likelihood"])
     if name == "reconstruction_mse":
         part = protocol.get("reconstruction", {})
@@ -86,11 +88,14 @@ def protocol_of(name: str, entry: Mapping[str, Any]) -> str:
 
 def samples_protocol(protocol: Mapping[str, Any]) -> str:
     """Returns how a score of samples was obtained."""
-    return (
+    line = (
         f"{protocol['num_fake']:,} samples ({protocol['weights']}, seed {protocol['seed']}) "
-        f"against {protocol['num_real']:,} {protocol['split']} images of {protocol['data']} "
-        f"{protocol['data_fingerprint'][:8]}, {protocol['extractor']} {protocol['extractor_digest'][:8]}"
+        f"against {protocol['num_real']:,} {protocol['split']} items of {protocol['data']} "
+        f"{protocol['data_fingerprint'][:8]}"
     )
+    if "extractor_digest" not in protocol:  # the items themselves are compared
+        return line
+    return f"{line}, {protocol['extractor']} {protocol['extractor_digest'][:8]}"
 
 
 def likelihood_protocol(protocol: Mapping[str, Any]) -> str:

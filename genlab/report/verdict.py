@@ -10,67 +10,179 @@ from genlab.report.intervals import Difference
 from genlab.report.rows import Row
 
 _MOST_LINES = 15  # of a verdict: what follows is in the table
+LABELLED = "† was trained with labels, which the others did not see."
+
+_Compared = list[tuple[Row, Difference | None]]
 
 
 def verdict(comparison: Comparison) -> list[str]:
-    """Returns what the FIDs of the comparable rows say, in sentences."""
-    fid = chosen(["fid"])[1]
-    scored = [row for row in comparison.rows if row.numbers(*fid.place)]
-    if not scored:
-        return ["No comparable row has an FID yet."]
-    first, *others = scored
-    seeds = len(first.numbers(*fid.place))
-    lines = [f"{first.name} has the lowest FID, {fid.cell(first)}{_of_seeds(seeds)}."]
-    if seeds == 1:
-        lines[0] += " One training seed has no interval: nothing is decided about it."
-    compared = [(row, comparison.against(row, first, fid)) for row in others]
-    lines += _ties(first, compared) + _undecided(compared)
-    higher = [
-        f"{row.name} has {found.value:.2f} times its FID [{found.low:.2f}, {found.high:.2f}]."
-        for row, found in compared
-        if found is not None
-        and found.outcome == "higher"
-        and found.low is not None
-        and found.high is not None
+    """Returns what the headlines of the comparable rows say, in sentences: of each group what is its own."""
+    return [line for group in comparison.groups for line in _of_group(group)]
+
+
+def short_verdict(comparison: Comparison, most: int) -> list[str]:
+    """Returns the few sentences that say most: who leads, by how much, without labels, how fast.
+
+    Args:
+        comparison: What to say it of.
+        most: Number of sentences; of several groups every first one comes before any second one.
+    """
+    told = [_short(group) for group in comparison.groups]
+    order = sorted((place, number) for number, lines in enumerate(told) for place in range(len(lines)))
+    kept = sorted(order[:most], key=lambda at: (at[1], at[0]))
+    return [told[number][place] for place, number in kept]
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Returns what stands below a table: verdict, what is set apart and why, what is unequal, notes."""
+    lines = verdict(comparison)
+    lines += [
+        f"Not comparable: {row.name} has {', '.join(map(str, fields))}."
+        for row, fields in comparison.uncompared
     ]
-    lines += higher[:_MOST_LINES]
-    if len(higher) > _MOST_LINES:
-        lines.append(f"{len(higher) - _MOST_LINES} further models have a higher FID, too.")
-    lines += _without_labels(comparison, scored)
-    return lines + _likelihoods(comparison) + _fastest(comparison, first) + _troubles(comparison)
+    for group in comparison.groups:
+        lines += [
+            f"Not held equal: {name} ({values})." for name, values in fairness.not_held_equal(group.rows)
+        ]
+    return lines + labelled(comparison) + comparison.notes
 
 
-def _without_labels(comparison: Comparison, scored: list[Row]) -> list[str]:
+def labelled(comparison: Comparison) -> list[str]:
+    """Returns what the mark of models with labels means, where there are such."""
+    return [LABELLED] if any(row.uses_labels for row in comparison.all_rows) else []
+
+
+def _of_group(group: Comparison) -> list[str]:
+    scored = _scored(group)
+    if not scored:
+        return ["No comparable row has a score yet."]
+    first, compared = scored[0], _against_first(group, scored)
+    lines = [_lead(group, scored), *_ties(group, compared), *_undecided(compared)]
+    lines += _worse(group, compared)
+    return (
+        lines
+        + _without_labels(group, scored)
+        + _likelihoods(group)
+        + _fastest(group, first)
+        + _troubles(group)
+    )
+
+
+def _short(group: Comparison) -> list[str]:
+    scored = _scored(group)
+    if not scored:
+        return ["No comparable row has a score yet."]
+    compared = _against_first(group, scored)
+    lines = [_lead(group, scored), *_ties(group, compared), *_undecided(compared), *_range(group, compared)]
+    return lines + _without_labels(group, scored) + _fastest(group, scored[0]) + _troubles(group)
+
+
+def _scored(group: Comparison) -> list[Row]:
+    rows = [row for row in group.rows if row.numbers(*group.column.place)]
+    return in_order(rows, group.column)
+
+
+def _against_first(group: Comparison, rows: list[Row]) -> _Compared:
+    first, *others = rows
+    return [(row, group.against(row, first, group.column)) for row in others]
+
+
+def _lead(group: Comparison, scored: list[Row]) -> str:
+    first, headline = scored[0], group.headline
+    seeds = len(first.numbers(*group.column.place))
+    found = f"{group.column.cell(first)}{_of_seeds(seeds)}"
+    if len(scored) == 1:
+        return f"{first.name} has {headline.title} {found}; no row can be compared with it."
+    line = f"{first.name} has the {headline.best_is} {headline.title}, {found}."
+    return line if seeds > 1 else f"{line} One training seed has no interval: nothing is decided about it."
+
+
+def _worse(group: Comparison, compared: _Compared) -> list[str]:
+    worse = [
+        f"{row.name} {_distance(group, found, [found.value])} {_ends(found)}."
+        for row, found in _decided(group, compared)
+    ]
+    further = len(worse) - _MOST_LINES
+    told = f"{further} further models have a {group.headline.worse} {group.headline.title}, too."
+    return worse if further <= 0 else [*worse[:_MOST_LINES], told]
+
+
+def _range(group: Comparison, compared: _Compared) -> list[str]:
+    found = [difference for _, difference in _decided(group, compared)]
+    if not found:
+        return []
+    who = (
+        "The others"
+        if len(found) == len(compared) > 1
+        else _named([row for row, _ in _decided(group, compared)])
+    )
+    values = sorted((difference.value for difference in found), key=abs)
+    verb = _distance(group, found[0], [values[0], values[-1]] if len(values) > 1 else values, len(found) > 1)
+    return [f"{who} {verb}."]
+
+
+def _named(rows: list[Row]) -> str:
+    return rows[0].name if len(rows) == 1 else f"{len(rows)} others"
+
+
+def _decided(group: Comparison, compared: _Compared) -> list[tuple[Row, Difference]]:
+    """Returns the rows that are worse by an interval."""
+    return [(row, found) for row, found in compared if found and found.outcome == group.headline.worse]
+
+
+def _distance(group: Comparison, found: Difference, values: list[float], several: bool = False) -> str:
+    """Returns how far from the first row: by a factor of a logarithmic score, by a difference of another."""
+    headline = group.headline
+    if found.is_ratio:
+        times = " to ".join(f"{value:.2f}" for value in values)
+        return f"{'have' if several else 'has'} {times} times its {headline.title}"
+    far = " to ".join(f"{abs(value):.3g}" for value in values)
+    side = "above" if found.value > 0 else "below"
+    return f"{'are' if several else 'is'} {far} {headline.unit or headline.title} {side} it"
+
+
+def _ends(found: Difference) -> str:
+    low, high = found.low or 0.0, found.high or 0.0
+    if found.is_ratio:
+        return f"[{low:.2f}, {high:.2f}]"
+    near, far = sorted((abs(low), abs(high)))
+    return f"[{near:.3g}, {far:.3g}]"
+
+
+def _without_labels(group: Comparison, scored: list[Row]) -> list[str]:
     # Labels tell a model what to draw: its first place says little of the others.
     unlabelled = [row for row in scored if not row.uses_labels]
     if not scored[0].uses_labels or not unlabelled:
         return []
-    fid = chosen(["fid"])[1]
-    first, *others = unlabelled
-    compared = [(row, comparison.against(row, first, fid)) for row in others]
-    lowest = f"{first.name} has the lowest FID, {fid.cell(first)}{_tied(compared)}"
-    return [f"Of the {len(unlabelled)} without labels, {lowest}."]
+    first, compared = unlabelled[0], _against_first(group, unlabelled)
+    best = f"{group.headline.best_is} {group.headline.title}"
+    return [
+        f"Of the {len(unlabelled)} without labels, {first.name} has the {best}, "
+        f"{group.column.cell(first)}{_tied(compared)}."
+    ]
 
 
-def _likelihoods(comparison: Comparison) -> list[str]:
+def _likelihoods(group: Comparison) -> list[str]:
     bits = chosen(["bits_per_dim"])[1]
+    if group.column is bits:
+        return []
     alike: dict[str, list[Row]] = {}  # exact ones and bounds, of the same images
-    for row in in_order([row for row in comparison.rows if row.numbers(*bits.place)], bits):
+    for row in in_order([row for row in group.rows if row.numbers(*bits.place)], bits):
         alike.setdefault(str(fairness.facts(row, fairness.LIKELIHOOD)), []).append(row)
     lines = []
     for first, *others in alike.values():
         kind = "an upper bound" if bits.cell(first).sign else "an exact likelihood"
         how = part(first.protocol, "likelihood").get("estimator")
         kind += f" ({how})" if how else ""
-        compared = [(row, comparison.against(row, first, bits)) for row in others]
+        compared = [(row, group.against(row, first, bits)) for row in others]
         lowest = f"{first.name} has the lowest bits/dim, {bits.cell(first)}{_tied(compared)}"
         lines += [f"Of the {1 + len(others)} models with {kind}, {lowest}."] if others else []
     return lines
 
 
-def _fastest(comparison: Comparison, best: Row) -> list[str]:
+def _fastest(group: Comparison, best: Row) -> list[str]:
     ms = chosen(["ms"])[1]
-    timed = [row for row in in_order(comparison.rows, ms) if row.numbers(*ms.place)]
+    timed = [row for row in in_order(group.rows, ms) if row.numbers(*ms.place)]
     if len(timed) < 2 or len({row.first.hardware for row in timed}) > 1:
         return []
     line = f"{timed[0].name} draws a sample fastest, in {ms.cell(timed[0]).text} ms"
@@ -78,47 +190,36 @@ def _fastest(comparison: Comparison, best: Row) -> list[str]:
     return [f"{line}{slower}."]
 
 
-def _troubles(comparison: Comparison) -> list[str]:
-    troubled = [row for row in comparison.rows if row.stability.problems and not row.variant]
+def _troubles(group: Comparison) -> list[str]:
+    troubled = [row for row in group.rows if row.stability.problems and not row.variant]
     lines = []
     for row in troubled:
-        num = len(row.numbers("values", "fid"))
-        shown_fid = f"its FID is of the {num} that have one" if num else "none of them has an FID"
-        lines.append(f"{row.name}: {row.stability} of its trainings; {shown_fid}.")
+        num = len(row.numbers(*group.column.place))
+        told = (
+            f"its {group.headline.title} is of the {num} that have one" if num else "none of them has a score"
+        )
+        lines.append(f"{row.name}: {row.stability} of its trainings; {told}.")
     return lines
 
 
-def remarks(comparison: Comparison) -> list[str]:
-    """Returns what stands below a table: verdict, what is set apart and why, what is unequal, notes."""
-    lines = verdict(comparison)
-    lines += [
-        f"Not comparable: {row.name} has {', '.join(map(str, fields))}." for row, fields in comparison.apart
-    ]
-    lines += [
-        f"Not held equal: {name} ({values})." for name, values in fairness.not_held_equal(comparison.rows)
-    ]
-    if any(row.uses_labels for row in comparison.all_rows):
-        lines.append("† was trained with labels, which the others did not see.")
-    return lines + comparison.notes
-
-
-def _ties(first: Row, compared: list[tuple[Row, Difference | None]]) -> list[str]:
-    tied = _names(compared, "tie")
+def _ties(group: Comparison, compared: _Compared) -> list[str]:
+    tied, headline = _names(compared, "tie"), group.headline
+    what = f"log {headline.title}" if headline.is_logarithmic else headline.title
     return (
-        [f"Tied with it (the 95 % interval of the difference of log FID contains 0): {tied}."] if tied else []
+        [f"Tied with it (the 95 % interval of the difference of {what} contains 0): {tied}."] if tied else []
     )
 
 
-def _tied(compared: list[tuple[Row, Difference | None]]) -> str:
+def _tied(compared: _Compared) -> str:
     tied = _names(compared, "tie")
     return f"; tied with it: {tied}" if tied else ""
 
 
-def _names(compared: list[tuple[Row, Difference | None]], outcome: str) -> str:
+def _names(compared: _Compared, outcome: str) -> str:
     return ", ".join(row.name for row, found in compared if found is not None and found.outcome == outcome)
 
 
-def _undecided(compared: list[tuple[Row, Difference | None]]) -> list[str]:
+def _undecided(compared: _Compared) -> list[str]:
     undecided = _names(compared, "undecided")
     return [f"Undecided, since one training seed has no interval: {undecided}."] if undecided else []
 

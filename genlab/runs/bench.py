@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import yaml
 from genlab import files
 from genlab.files import digest
 from genlab.runs.folder import NotARun, Run, folder_name, open_run
-from genlab.runs.metrics_file import short_name
+from genlab.runs.headline import headline_of
 from genlab.runs.tests import variants_of
 
 TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
@@ -36,8 +36,6 @@ TRIAL_SEED = 1_000
 
 TRIAL_FRACTION = 0.8
 """Share of the training split that a trial learns; it is scored against the other images."""
-
-_SELECTED_BY = ("fid", "wasserstein", "bits_per_dim", "loss")
 
 
 @dataclass(frozen=True)
@@ -209,10 +207,13 @@ class Bench:
         return [*options, f"--data.fraction={fraction:g}", "--evaluate.split=rest"]
 
     def best_trial(self, experiment: str) -> int:
-        """Returns the number of the trial with the lowest score at its end; a diverged one is last."""
+        """Returns the number of the trial that ended best by the headline that all of them have.
+
+        A diverged one is last; the first of equal ones wins, which is the experiment's own setting.
+        """
         trials = [job for job in self.trial_jobs if job.experiment == experiment]
-        scores = [trial_score(self.find(job)) for job in trials]
-        return scores.index(min(scores))
+        costs = trial_costs([self.find(job) for job in trials])
+        return costs.index(min(costs))
 
     def mark(self, job: Job) -> None:
         """Writes into a run's record that it belongs to this bench."""
@@ -273,14 +274,21 @@ class Bench:
             raise ValueError(f"{self._file} is damaged ({error}): delete it, the runs stay.") from error
 
 
-def trial_score(run: Run | None) -> float:
-    """Returns a trial's last score, lower is better; infinity for one that diverged or has none."""
+def trial_costs(runs: Sequence[Run | None]) -> list[float]:
+    """Returns how bad each trial ended, by the one headline that all which ended well have.
+
+    Infinity for one that diverged or whose score is not finite.
+    """
+    ended = [_validation(run) for run in runs]
+    headline = headline_of(*filter(None, ended))
+    found = [headline.found_in(values) if headline else None for values in ended]
+    return [headline.cost(score[1]) if headline and score else math.inf for score in found]
+
+
+def _validation(run: Run | None) -> dict[str, Any]:
     if run is None or run.status != "finished":
-        return math.inf
-    values = run.read().get("validation") or {}
-    short = {short_name(name): value for name, value in values.items()}
-    found = (short[name] for name in _SELECTED_BY if isinstance(short.get(name), int | float))
-    return float(next(found, math.inf))
+        return {}
+    return run.read().get("validation") or {}
 
 
 def learning_rates(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

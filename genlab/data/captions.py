@@ -1,0 +1,132 @@
+"""Images with sentences that say what is on them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from genlab import randomness
+from genlab.data.base import stratified
+from genlab.data.folder import ImageFolder
+from genlab.data.loading import Items
+from genlab.data.packed import Packed, pack
+from genlab.data.sentences import sentence_spec, sources
+from genlab.data.sources import BadSource
+from genlab.data.text import read_utf8
+from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
+from genlab.shapes import DataSpec
+
+
+class CaptionedImages(ImageFolder):
+    """Images of a folder, a zip or a tar with captions.tsv in or beside it: batch["source"] is a caption.
+
+    A line of captions.tsv is a file's name, a tab and a caption; an image may have several. Training takes
+    one of them, drawn anew in each epoch from (seed, epoch); scoring takes the first. The vocabulary is made
+    of the captions of the training images alone. Rows of tokens are as those of `sentences.PairData`.
+
+    Args:
+        path: Folder, zip or tar of the images; nothing is unpacked.
+        image_size: Side of the images in pixels.
+        tokenizer: "characters", "bytes" or "bpe".
+        vocabulary_size: Number of tokens of "bpe", at least 259.
+        length: Tokens of a caption with its end; longer ones are cut.
+        base: Arguments of a folder of images and of every data set.
+
+    Shapes:
+        batch["image"]: (batch, channels, image_size, image_size).
+        batch["source"]: (batch, length), int64.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        image_size: int = 64,
+        tokenizer: TokenizerKind = "bpe",
+        vocabulary_size: int = 1024,
+        length: int = 32,
+        **base: Any,
+    ) -> None:
+        super().__init__(path, image_size, labelled=False, **base)
+        if length < 2:
+            raise ValueError(f"length must be at least 2 tokens, got {length}.")
+        self.kind, self.vocabulary_size, self.length = tokenizer, vocabulary_size, length
+
+    @property
+    def spec(self) -> DataSpec:
+        source = sentence_spec(f"{Path(self.path).stem} caption", self.tokenizer, self.length)
+        return DataSpec(Path(self.path).stem, super().spec.shape, source=source)
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """The captions of each image, in the order of the images."""
+        return read_captions(self._captions_file, self.source.names)
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """The numbers of the images of each split."""
+        num = len(self.source)
+        test = stratified(None, num, self.num_held_out(num), self.seed)
+        return {"train": np.setdiff1d(np.arange(num), test), "test": test}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary, learnt from the training images' captions."""
+        text = "\n".join(caption for row in self.rows["train"] for caption in self.captions[row])
+        return trained(self.kind, text, self.vocabulary_size, marks=True)
+
+    @cached_property
+    def encoded(self) -> list[np.ndarray]:
+        """The captions of each image as rows of tokens, (captions of the image, length)."""
+        encode = self.tokenizer.encode
+        return [sources([encode(text) for text in texts], self.length) for texts in self.captions]
+
+    def load(self) -> dict[str, Packed]:
+        images = pack(self.source, self.policy, Path(self.path).stem, self.cache)["image"]
+        number = np.arange(len(self.source))
+        first = np.stack([rows[0] for rows in self.encoded])
+        whole = Packed({"image": images, "source": first, "factors": number[:, None]})
+        return {name: whole.take(rows) for name, rows in self.rows.items()}
+
+    def training_items(self, epoch: int) -> Items:
+        train = self.split("train")
+        number = np.asarray(train["factors"])[:, 0]
+        address = randomness.key(self.seed, "captions", epoch)
+        draw = randomness.uniform(address, torch.from_numpy(number), 1)[:, 0].tolist()
+        rows = [self.encoded[n] for n in number]
+        chosen = np.stack([row[int(u * len(row))] for row, u in zip(rows, draw, strict=True)])
+        return Items(Packed({"image": train["image"], "source": chosen}), self.flips(len(train), epoch))
+
+    def preprocessing(self) -> dict[str, Any]:
+        num = sum(map(len, self.captions))
+        cut = sum(int((rows[:, -1] > 2).sum()) for rows in self.encoded)
+        told = {"tokenizer": self.kind, "length": self.length, "captions": num, "cut": cut}
+        return {**super().preprocessing(), **told}
+
+    @property
+    def _captions_file(self) -> Path:
+        path = Path(self.path).expanduser()
+        return (path if path.is_dir() else path.parent) / "captions.tsv"
+
+
+def read_captions(file: Path, names: list[str]) -> list[list[str]]:
+    """Returns the captions of each of the named images, from lines of "name<TAB>caption".
+
+    Raises:
+        BadSource: Where a line has no tab, or an image no caption, with the first five names.
+    """
+    found: dict[str, list[str]] = {}
+    lines = [line.removesuffix("\r") for line in read_utf8(file).split("\n")]
+    for number, line in enumerate(lines, start=1):
+        name, tab, caption = line.partition("\t")
+        if line and not tab:
+            raise BadSource(f"{file} line {number} is no name<TAB>caption: {line[:40]!r}")
+        found.setdefault(name, []).append(caption)
+    captions = [found.get(name) or found.get(PurePosixPath(name).name, []) for name in names]
+    alone = [name for name, texts in zip(names, captions, strict=True) if not texts]
+    if alone:
+        raise BadSource(f"{file} has no caption for {len(alone)} images: {', '.join(alone[:5])}; add lines")
+    return captions

@@ -1,0 +1,52 @@
+"""What a run's record says of its configuration, so that nobody need read the configuration for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from genlab.files import digest
+
+DIGEST_LENGTH = 16
+BUDGET = ("examples", "seconds", "evaluations")
+
+
+def settings_of(config: str) -> dict[str, Any]:
+    """Returns what all seeds of a model have in common: a configuration without seed and place of the data.
+
+    The data are told by their fingerprint, wherever they lie.
+
+    Args:
+        config: As YAML, such as a run's config.yaml.
+
+    Raises:
+        yaml.YAMLError: It is none.
+    """
+    import yaml  # takes long to import, and a comparison of today's records needs it only for a difference
+
+    read = yaml.load(config, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    settings = {name: value for name, value in _dict(read).items() if name != "seed_everything"}
+    data = _dict(settings.get("data"))
+    if "init_args" in data:
+        arguments = {name: value for name, value in _dict(data["init_args"]).items() if name != "path"}
+        settings["data"] = {**data, "init_args": arguments}
+    return settings
+
+
+def facts_of(config: str) -> dict[str, Any]:
+    """Returns a record's `budget`, what the training may use, and `settings_digest`, equal for all its seeds.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML.
+    """
+    settings = settings_of(config)
+    budget = _dict(settings.get("budget"))
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return {
+        "budget": {name: budget.get(name) for name in BUDGET},
+        "settings_digest": digest(text, DIGEST_LENGTH),
+    }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
