@@ -6,6 +6,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from genlab.metrics.base import Drawn
 from genlab.metrics.classifier_extractor import ClassifierExtractor
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.inception_score import InceptionScore
@@ -46,7 +47,7 @@ def scores(rank, world_size, batch_size=16):
     for levels, index in shares(images(NUM_FAKE, 2, 12), rank, world_size, batch_size):
         features = extractor(levels, 17)
         for metric in metrics:
-            metric.update(features, index)
+            metric.update(Drawn(index, features.pool, features))
     result = {name: value for metric in metrics for name, value in metric.compute().items()}
     kept = {"num": reference.num, "kept": float(reference.features.double().sum())}
     return {**result, **kept, "numbers": reference.index.tolist()}

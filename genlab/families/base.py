@@ -98,6 +98,15 @@ class Model(pl.LightningModule):
     latent_type: str = "codes"
     """What the latent space is, in two or three words for a table."""
 
+    passes: int = 1
+    """How often networks are evaluated for a sample; a flow's layers together count once, guidance twice."""
+
+    encoding_passes: int = 1
+    """How often they are to find the code of an item, where there are codes."""
+
+    decoding_passes: int = 1
+    """How often they are to make an item of a code."""
+
     cannot_sample: str = ""
     """Why a model without the capability `Samples` has none."""
 
