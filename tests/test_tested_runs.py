@@ -265,7 +265,7 @@ def test_scores_that_wait_for_an_extractor_are_made_once_there_is_one(run, genla
     away = config["evaluate"]["extractor"] = str(run.path / "later.safetensors")
     run.config.write_text(yaml.safe_dump(config))
     code, _, error = genlab_command("test", run.path)
-    assert code == 0 and "No sample scores" in error
+    assert code == 0 and "No scores by features" in error
     assert "speed" in run.read()["test"] and "copies" not in run.read()["test"]
     shutil.copy(tiny_extractor(1), away)
     assert measured(run, genlab_command) == ["test", *VARIANTS]

@@ -87,7 +87,7 @@ class Evaluate(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self.prepare(pl_module)
         if self.missing is not None:
-            say(trainer, f"No sample scores in this run: {self.missing}")
+            say(trainer, f"No scores by features in this run: {self.missing}")
 
     def prepare(self, model: Model) -> None:
         """Loads what the model's scores need; `missing` is the reason where an extractor cannot be had."""
