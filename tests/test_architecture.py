@@ -41,6 +41,7 @@ WITHOUT_TORCH = (
     "genlab.data.decode",
     "genlab.data.sources",
     "genlab.data.check",
+    "genlab.data.tokenizers",
 )
 
 

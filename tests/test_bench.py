@@ -157,9 +157,9 @@ def test_trials_are_told_apart_by_the_score_that_all_of_them_have(plan):
     for trial, values in ((0, {"bits_per_dim": 2.0}), (1, {"bits_per_dim": 1.0}), (2, {"bits_per_dim": 3.0})):
         run = plan.find(Job("gan_toy", 1_000 + trial, trial))
         record = json.loads(run.record.read_text())
-        record["validation"] = {**values, "fid@8": 5.0 - trial} if trial else values
+        record["validation"] = values if trial == 1 else {**values, "fid@8": 5.0 - trial}
         run.record.write_text(json.dumps(record))
-    assert plan.best_trial("gan_toy") == 1  # by FID, which the first has not, it would be 2
+    assert plan.best_trial("gan_toy") == 1  # by FID, which it has not, it would be 2
 
 
 def test_a_trial_whose_score_is_not_finite_is_not_judged_by_another_score(plan):

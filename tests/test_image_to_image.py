@@ -68,6 +68,8 @@ def test_the_generator_for_256_pixels_is_that_of_the_paper_at_a_quarter_of_its_w
     assert [layer.p for layer in kinds(net.up, nn.Dropout)] == [0.5] * 3 + [0.0] * 4
     shapes = {layer.kernel_size + layer.stride + layer.padding for layer in (*down, *up, net.output[1])}
     assert shapes == {(4, 4, 2, 2, 1, 1)}
+    assert [layer.negative_slope for layer in kinds(net.down, nn.LeakyReLU)] == [0.2] * 7
+    assert len(kinds(net, nn.ReLU)) == 8 and not kinds(net.up, nn.LeakyReLU)
     # At full width, published code has 54,413,955 parameters (54.414 million), a bias at the output alone.
     inner = sum(layer.weight.numel() for layer in (*down[1:], *up))
     outer = sum(layer.weight.numel() for layer in (down[0], net.output[1]))
@@ -198,6 +200,7 @@ def test_the_discriminator_is_that_of_the_paper():
     assert [layer.out_channels for layer in layers] == [64, 128, 256, 512, 1]
     assert [layer.stride[0] for layer in layers] == [2, 2, 2, 1, 1]
     assert layers[0].in_channels == 6 and len(kinds(net, nn.BatchNorm2d)) == 3
+    assert [layer.negative_slope for layer in kinds(net, nn.LeakyReLU)] == [0.2] * 4
     # 2.769 million parameters in published code.
     assert sum(parameter.numel() for parameter in net.parameters()) == 2_768_705
 

@@ -1,301 +1,401 @@
-"""Scores of what is translated: images beside their targets, sentences beside theirs, texts by likelihood."""
-
-import math
+import json
+import zipfile
 
 import numpy as np
 import pytest
-import sacrebleu
 import torch
-from torch import nn
-from torch.nn.functional import conv2d
+from PIL import Image
+from torchvision.transforms.functional import rgb_to_grayscale
 
-from genlab.callbacks.evaluate import Evaluate, default_metrics
-from genlab.data.base import DataModule
-from genlab.data.packed import Packed
-from genlab.data.tokenizers import Characters
-from genlab.evaluation.likelihood import score_likelihood
-from genlab.evaluation.score import score, text_decoder
-from genlab.families.base import Model
-from genlab.metrics.base import Drawn
-from genlab.metrics.frechet import FrechetDistance
-from genlab.metrics.pairs import DATA_RANGE, PSNR, SSIM, luma
-from genlab.metrics.text import BLEU
-from genlab.shapes import IGNORED, DataSpec, to_float
-
-WORDS = Characters(" abcdefghij", marks=True)
+from genlab.data import packed as packing
+from genlab.data.captions import CaptionedImages
+from genlab.data.decode import BadImage, Policy, decode
+from genlab.data.degraded import Degraded, Edges, Grey, Masked, Small
+from genlab.data.digits import Digits
+from genlab.data.folder import ImageFolder
+from genlab.data.packed import MappedRows, pack
+from genlab.data.pairs import PairedImages, UnpairedImages, deal
+from genlab.data.procedural import Shapes, caption, caption_tokenizer
+from genlab.data.random_data import RandomData
+from genlab.data.sources import BadSource, open_source
+from genlab.shapes import DataSpec
 
 
-def images(num, seed, shape=(3, 20, 16), levels=256):
-    random = torch.Generator().manual_seed(seed)
-    return torch.randint(levels, (num, *shape), generator=random, dtype=torch.uint8)
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
 
 
-def measured(metric, x, target, order=None, batch=4, spec=None, decode=None):
-    metric.set_data(spec or DataSpec("pairs", tuple(x.shape[1:])), decode)
-    order = torch.arange(len(x)) if order is None else order
-    for index in order.split(batch):
-        metric.update(Drawn(index, x[index], target=target[index]))
-    return metric.compute()
+def picture(number, size=(8, 8)):
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    pixels[0, 0] = number
+    return pixels
 
 
-# Images
+def saved(folder, numbers, size=(8, 8), ending="png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        Image.fromarray(picture(number, size)).save(folder / f"{number:03d}.{ending}")
+    return str(folder)
 
 
-def test_the_signal_to_noise_ratio_of_a_constant_error_is_known():
-    target = images(5, 0) // 2
-    for error in (1, 10, 100):
-        found = measured(PSNR(), target + error, target)["psnr"]
-        assert found == pytest.approx(20 * math.log10(255 / error))
-    assert measured(PSNR(), target, target)["psnr"] == pytest.approx(10 * math.log10(12 * 255**2))
+def numbers_of(rows):
+    """The numbers of pictures by their first pixel."""
+    return np.asarray(rows)[:, 0, 0, 0].tolist()
 
 
-def test_the_ratio_is_a_mean_over_images_and_not_over_pixels():
-    target = torch.full((2, 1, 12, 12), 100, dtype=torch.uint8)
-    x = target + torch.tensor([1, 100], dtype=torch.uint8)[:, None, None, None]
-    expected = 0.5 * (20 * math.log10(255) + 20 * math.log10(2.55))
-    assert measured(PSNR(), x, target)["psnr"] == pytest.approx(expected)
+# --- pairs --------------------------------------------------------------------------------------------------
 
 
-def test_a_border_is_shaved_from_all_sides():
-    target = images(3, 0)
-    x = target.clone()
-    for edge in (x[:, :, :2], x[:, :, -2:], x[..., :2], x[..., -2:]):
-        edge.copy_(255 - edge)
-    assert measured(PSNR(border=2), x, target) == measured(PSNR(), target, target)
-    assert measured(PSNR(border=1), x, target)["psnr"] < 30
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_double_picture_is_its_two_halves(tmp_path, monkeypatch, side, mapped):
+    if mapped:
+        monkeypatch.setattr(packing, "LARGE", 0)
+    path = saved(tmp_path / "both", range(10), (16, 8))
+    data = PairedImages(path, image_size=8, side=side, batch_size=4)
+    seen = []
+    for split in ("train", "test"):
+        for batch in data.loader(split):
+            halves = [batch["image"], batch["source"]][:: 1 if side == "left" else -1]
+            for left, right in zip(*halves, strict=True):
+                number = int(left[0, 0, 0])
+                expected = torch.from_numpy(picture(number, (16, 8))).permute(2, 0, 1)
+                assert torch.equal(left, expected[..., :8]) and torch.equal(right, expected[..., 8:])
+                seen.append(number)
+    assert sorted(seen) == list(range(10))
+    assert isinstance(data.split("train")["image"], MappedRows) == mapped
 
 
-def test_the_luma_of_grey_black_white_and_the_primaries_is_that_of_the_norm():
-    primaries = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).double() * 255
-    found = luma(primaries[:, :, None, None]).flatten()
-    assert found.tolist() == pytest.approx([16.0, 235.0, 81.481, 144.553, 40.966])
+def test_a_half_bleeds_nothing_into_the_other_when_it_is_made_smaller(tmp_path):
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, 32:] = 255
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "1.png")
+    image = pack(open_source(tmp_path / "a"), Policy(8, panels=2), "a").x[0]
+    assert image.shape == (3, 8, 16) and not image[..., :8].any() and (image[..., 8:] == 255).all()
 
 
-def test_luma_alone_sees_no_change_of_colour_that_keeps_it():
-    target = torch.full((2, 3, 12, 12), 100, dtype=torch.uint8)
-    x = target.clone()
-    x[:, 0] += 12  # red's weight times 12 is about blue's times 31
-    x[:, 2] -= 31
-    assert measured(PSNR("y"), x, target)["psnr"] > 50 > 25 > measured(PSNR("rgb"), x, target)["psnr"]
-    grey = images(2, 0, (1, 12, 12))
-    assert measured(PSNR("y"), grey, grey) == measured(PSNR("rgb"), grey, grey)
+@pytest.mark.parametrize("size", [(16, 16), (15, 8), (17, 8), (8, 16), (24, 8)])
+def test_a_picture_that_is_not_two_squares_is_refused(tmp_path, size):
+    data = PairedImages(saved(tmp_path / "a", range(3), size), image_size=8)
+    width, height = size
+    with pytest.raises(BadSource, match=f"{width}x{height} is not 2 squares side by side .{2 * height}x"):
+        data.split("train")
 
 
-def test_levels_are_compared_as_bytes():
-    target = images(4, 0, levels=17)
-    spec = DataSpec("digits", (3, 20, 16), levels=17)
-    x = (target + 1).clamp(max=16)
-    wanted = measured(
-        PSNR(), (x.float() * 255 / 16).round().byte(), (target.float() * 255 / 16).round().byte()
+def test_packs_of_single_pictures_keep_their_name_and_pixels(tmp_path):
+    assert "panels" not in Policy(8).to_dict() and Policy(8, panels=2).to_dict()["panels"] == 2
+    source = open_source(saved(tmp_path / "a", range(3)))
+    assert packing.key(source, Policy(8)) != packing.key(source, Policy(8, panels=2))
+    with pytest.raises(BadImage, match="not 2 squares"):
+        decode((tmp_path / "a" / "000.png").read_bytes(), "x", Policy(8, panels=2))
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (("train", "val"), {"train": "train", "val": "val", "test": "val"}),
+        (("train", "test"), {"train": "train", "val": "test", "test": "test"}),
+        (("train", "val", "test"), {"train": "train", "val": "val", "test": "test"}),
+    ],
+)
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_folders_of_splits_are_the_splits(tmp_path, folders, names, is_zip):
+    for k, folder in enumerate(folders):
+        saved(tmp_path / "set" / folder, range(10 * k, 10 * k + 4 - k), (16, 8))
+    path = tmp_path / "set"
+    if is_zip:
+        with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+            for file in path.rglob("*.png"):
+                archive.write(file, f"wrapper/{file.relative_to(path)}")
+        path = tmp_path / "set.zip"
+    data = PairedImages(str(path), image_size=8)
+    assert data.split_names == names
+    for k, folder in enumerate(folders):
+        split = next(name for name, held in names.items() if held == folder)
+        assert numbers_of(data.split(split)["image"]) == list(range(10 * k, 10 * k + 4 - k))
+
+
+def test_pictures_outside_of_the_folders_of_splits_are_named(tmp_path):
+    saved(tmp_path / "set" / "train", range(3), (16, 8))
+    saved(tmp_path / "set", [7], (16, 8))
+    with pytest.raises(BadSource, match=r"1 pictures outside of these, such as 007\.png"):
+        PairedImages(str(tmp_path / "set"), image_size=8).split("train")
+    (tmp_path / "set" / "007.png").unlink()
+    saved(tmp_path / "set" / "other" / "train", range(3), (16, 8))
+    with pytest.raises(BadSource, match="needs a folder train and one of val and test, and holds train"):
+        PairedImages(str(tmp_path / "set"), image_size=8).split("train")
+
+
+def test_two_folders_are_matched_by_name_whatever_the_ending(tmp_path):
+    images = saved(tmp_path / "a", range(12))
+    sources = saved(tmp_path / "b", range(12), ending="bmp")
+    data = PairedImages(images, sources, image_size=8, test_fraction=0.25)
+    for split, num in (("train", 9), ("test", 3)):
+        columns = data.split(split).columns
+        assert len(columns["image"]) == num
+        assert np.array_equal(np.asarray(columns["image"]), np.asarray(columns["source"]))
+    saved(tmp_path / "a", range(20, 27))
+    saved(tmp_path / "b", [99])
+    expected = r"8 images .*: a/020\.png, a/021\.png, a/022\.png, a/023\.png, a/024\.png and 3 more"
+    with pytest.raises(BadSource, match=expected):
+        PairedImages(images, sources, image_size=8).split("train")
+    saved(tmp_path / "b", [5])
+    with pytest.raises(BadSource, match=r"holds both 005\.bmp and 005\.png"):
+        PairedImages(images, sources, image_size=8).split("train")
+
+
+def test_the_spec_of_pairs_names_both_and_counts_pairs(tmp_path):
+    data = PairedImages("nowhere/facades", image_size=32, channels=1)
+    assert data.spec == DataSpec("facades", (1, 32, 32), source=DataSpec("facades source", (1, 32, 32)))
+    assert data.spec.unit == "pairs"
+    told = PairedImages(saved(tmp_path / "a", range(10), (16, 8)), image_size=8).describe()
+    assert json.loads(json.dumps(told)) == told
+    assert told["preprocessing"]["panels"] == 2 and told["spec"]["source"]["shape"] == [3, 8, 8]
+
+
+# --- unpaired -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num", "num_sources"), [(10, 4), (4, 10), (6, 6), (7, 1)])
+def test_sources_are_dealt_anew_in_each_epoch_and_equally_often(num, num_sources):
+    dealt = [deal(num, num_sources, 0, epoch) for epoch in range(40)]
+    for rows in dealt:
+        counts = np.bincount(rows, minlength=num_sources)
+        assert counts.max() - counts.min() <= 1 and counts.sum() == num
+    assert np.array_equal(dealt[3], deal(num, num_sources, 0, 3))
+    if num_sources > 1:
+        assert len({tuple(rows) for rows in dealt}) > 10
+        assert not np.array_equal(np.stack(dealt), [deal(num, num_sources, 1, epoch) for epoch in range(40)])
+    assert set(np.concatenate(dealt)) == set(range(num_sources))
+
+
+def test_unpaired_sets_meet_other_partners_in_each_epoch(tmp_path):
+    data = UnpairedImages(
+        saved(tmp_path / "a", range(20)), saved(tmp_path / "b", range(100, 140)), image_size=8, batch_size=3
     )
-    assert measured(PSNR(), x, target, spec=spec) == pytest.approx(wanted)
+    assert [len(data.split(name)) for name in ("train", "test")] == [18, 2]
+    partners = []
+    for epoch in range(4):
+        batch = data.training_items(epoch).__getitems__(torch.arange(18))
+        assert numbers_of(batch["image"]) == numbers_of(data.split("train")["image"])
+        partners.append(numbers_of(batch["source"]))
+    held_out = {*numbers_of(data.split("test")["source"])}
+    assert len({tuple(row) for row in partners}) == 4 and not held_out & {n for row in partners for n in row}
+    batch = next(iter(data.loader("test")))
+    assert numbers_of(batch["source"]) == numbers_of(data.split("test")["source"])
 
 
-def ssim_by_hand(x, y):
-    """Wang et al. 2004, equation 13, over the windows that lie inside."""
-    offset = torch.arange(11.0).double() - 5
-    line = torch.exp(-(offset**2) / (2 * 1.5**2))
-    window = torch.outer(line, line)[None, None] / line.sum() ** 2
-
-    def mean(values):
-        return conv2d(values.flatten(0, 1)[:, None], window).unflatten(0, values.shape[:2])[:, :, 0]
-
-    x, y = x.double(), y.double()
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mx, my = mean(x), mean(y)
-    vx, vy, vxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
-    values = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    return values.flatten(1).mean(1)
+def test_held_out_folders_beside_both_training_folders_are_the_test_split(tmp_path):
+    paths = saved(tmp_path / "trainA", range(6)), saved(tmp_path / "trainB", range(50, 54))
+    saved(tmp_path / "testA", range(10, 15))
+    saved(tmp_path / "testB", range(60, 62))
+    data = UnpairedImages(*paths, image_size=8, batch_size=2)
+    assert numbers_of(data.split("train")["image"]) == list(range(6))
+    assert numbers_of(data.split("test")["image"]) == list(range(10, 15))
+    assert numbers_of(data.split("test")["source"]) == [60, 61, 60, 61, 60]
+    assert data.preprocessing()["sources"] == {"train": 4, "test": 2}
 
 
-def test_structural_similarity_is_the_papers():
-    target = images(4, 0)
-    x = (0.7 * target + 0.3 * images(4, 1)).byte()
-    assert measured(SSIM(), x, target)["ssim"] == pytest.approx(
-        float(ssim_by_hand(x, target).mean()), rel=1e-6
-    )
-    assert measured(SSIM(), target, target)["ssim"] == pytest.approx(1.0)
-    assert measured(SSIM(), 255 - target, target)["ssim"] < 0
+# --- degraded -----------------------------------------------------------------------------------------------
 
 
-def test_images_smaller_than_the_window_have_no_structural_similarity():
-    small = images(3, 0, (1, 8, 8))
-    assert measured(SSIM(), small, small) == {}
-    assert measured(SSIM(border=5), images(3, 0), images(3, 0)) == {}
+def colours(num=6, size=16):
+    return RandomData((3, size, size), num_train=40, num_test=num, batch_size=8)
 
 
-@pytest.mark.parametrize("metric", [PSNR, SSIM])
-def test_pairs_may_come_in_any_order_and_batches(metric):
-    target, x = images(23, 0), images(23, 1)
-    expected = measured(metric(), x, target, batch=23)
-    order = torch.randperm(23, generator=torch.Generator().manual_seed(0))
-    for batch in (1, 5):
-        assert measured(metric(), x, target, order, batch) == pytest.approx(expected, rel=1e-12)
-    with pytest.raises(ValueError, match="counted twice"):
-        measured(metric(), x, target, torch.tensor([0, 1, 1]))
+@pytest.mark.parametrize("degradation", [Grey(), Edges(), Small(4), Small(2), Masked()])
+def test_a_degraded_set_has_the_images_and_what_is_left_of_each(degradation):
+    inner = colours()
+    data = Degraded(inner, degradation, batch_size=8, flip=True)
+    assert np.array_equal(np.asarray(data.split("test")["image"]), inner.split("test")["image"])
+    whole = np.asarray(data.split("train")["source"])
+    assert whole.shape[1:] == data.spec.source.shape and whole.dtype == np.uint8
+    for batch in data.train_dataloader():
+        assert np.array_equal(batch["source"].numpy(), whole[batch["index"].numpy()])
+    rows = np.array([5, 2, 9])
+    assert np.array_equal(np.asarray(data.split("train").take(rows)["source"]), whole[rows])
+    assert np.array_equal(data.split("train")["source"][3], whole[3])
+    assert data.fingerprint("test") == Degraded(colours(), degradation).fingerprint("test")
+    assert data.fingerprint("test") != inner.fingerprint("test")
 
 
-@pytest.mark.parametrize("options", [{"channels": "cmyk"}, {"border": -1}])
-def test_impossible_settings_of_pairs_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        PSNR(**options)
+def test_a_part_of_a_degraded_set_keeps_what_is_left_of_its_images():
+    whole, part = (Degraded(colours(), Masked(), fraction=share) for share in (1.0, 0.5))
+    kept = {image.tobytes(): rest.tobytes() for image, rest in zip(*_columns(whole), strict=True)}
+    assert all(kept[image.tobytes()] == rest.tobytes() for image, rest in zip(*_columns(part), strict=True))
 
 
-# Sentences
-
-SOURCE = ["a b c d e f", "g h i j a", "b b b b b", "c a f e d e", "h i"]
-FOUND = ["a b c d f f", "g h i a", "a b b b b", "c a f e d e", "j"]
+def _columns(data):
+    return [np.asarray(data.split("train")[name]) for name in ("image", "source")]
 
 
-def rows(texts, length=16):
-    """A row a sentence: its tokens, the end mark, padding."""
-    tokens = [[*WORDS.encode(text).tolist(), 2] for text in texts]
-    return torch.tensor([row + [IGNORED] * (length - len(row)) for row in tokens])
+def test_grey_is_the_brightness_of_torchvision():
+    images = torch.randint(0, 256, (5, 3, 9, 7), dtype=torch.uint8)
+    ours = Grey()(images, torch.arange(5), 256).int()
+    assert (ours - rgb_to_grayscale(images).int()).abs().max() <= 1
+    flat = torch.full((1, 3, 2, 2), 77, dtype=torch.uint8)
+    assert (Grey()(flat, torch.arange(1), 256) == 77).all()
 
 
-def test_the_score_of_sentences_is_sacrebleus_of_the_whole_corpus():
-    spec = DataSpec("words", (16,), levels=WORDS.size, vocabulary=WORDS.to_json())
-    expected = sacrebleu.corpus_bleu(FOUND, [SOURCE])
-    for batch in (1, 2, 5):
-        metric = BLEU()
-        order = torch.tensor([3, 0, 4, 1, 2])
-        found = measured(metric, rows(FOUND), rows(SOURCE), order, batch, spec, text_decoder(spec))
-        assert found["bleu"] == pytest.approx(expected.score, abs=1e-9) and 20 < found["bleu"] < 90
-        assert "tok:13a" in metric.protocol()["signature"] and "version:" in metric.protocol()["signature"]
-    perfect = measured(BLEU(), rows(SOURCE), rows(SOURCE), spec=spec, decode=text_decoder(spec))
-    assert perfect["bleu"] == pytest.approx(100.0)
+def test_edges_are_where_brightness_changes_and_nowhere_else():
+    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    images[..., 4:] = 16
+    for turned in (images, images.transpose(2, 3)):
+        edges = Edges()(turned, torch.arange(1), 17)
+        across = edges[0, 0] if turned is images else edges[0, 0].T
+        assert (across[:, 3:5] == 16).all() and not across[:, :3].any() and not across[:, 5:].any()
+    slope = (torch.arange(8) * 2).to(torch.uint8).expand(1, 1, 8, 8)
+    assert (Edges()(slope, torch.arange(1), 17)[..., 1:-1] == 4).all()
+    assert (Edges(2.0)(slope, torch.arange(1), 17)[..., 1:-1] == 8).all()
 
 
-def test_what_follows_the_end_of_a_sentence_is_not_read():
-    spec = DataSpec("words", (16,), levels=WORDS.size, vocabulary=WORDS.to_json())
-    longer = rows(SOURCE).clone()
-    longer[longer == IGNORED] = 5
-    assert text_decoder(spec)(longer) == SOURCE
-    assert text_decoder(DataSpec("codes", (16,), levels=9)) is None
+def test_small_is_pillows_bicubic_filter():
+    image = picture(3, (32, 32))
+    theirs = np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    ours = Small(4)(torch.from_numpy(image).permute(2, 0, 1)[None], torch.arange(1), 256)[0].numpy()
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
-# One pass
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_a_mask_is_one_square_of_its_size_at_a_place_of_the_images_own(share):
+    images = torch.full((400, 3, 8, 12), 255, dtype=torch.uint8)
+    masked = Masked(share)(images, torch.arange(400), 256)
+    hole = masked[:, 0] == 128
+    side = round(share * 8)
+    assert (masked[hole[:, None].expand_as(masked)] == 128).all()
+    assert (masked[~hole[:, None].expand_as(masked)] == 255).all()
+    assert (hole.sum((1, 2)) == side**2).all()
+    assert (hole.any(1).sum(1) == side).all() and (hole.any(2).sum(1) == side).all()
+    assert len({tuple(row.flatten().tolist()) for row in hole}) == (8 - side + 1) * (12 - side + 1)
+    assert torch.equal(Masked(share)(images[:3], torch.tensor([9, 0, 7]), 256), masked[[9, 0, 7]])
 
 
-class Pairs(DataModule):
-    """Images and the negatives that they come from."""
-
-    spec = DataSpec("pairs", (1, 12, 12), source=DataSpec("negatives", (1, 12, 12)))
-
-    def load(self):
-        x = {name: images(num, num, (1, 12, 12)).numpy() for name, num in (("train", 30), ("test", 13))}
-        return {name: Packed({"image": value, "source": 255 - value}) for name, value in x.items()}
-
-
-class Negative(Model):
-    """Turns a source into its negative, one level off."""
-
-    def __init__(self, spec, given=("source",), off=1):
-        super().__init__(spec, given)
-        self.off = to_float(torch.tensor(off)) + 1.0
-        self.drawn = []
-
-    def sample(self, index, seed=0, **given):
-        self.drawn += index.tolist()
-        return (self.off - given["source"]).clamp(-1, 1) if given else torch.zeros(len(index), 1, 12, 12)
+def test_what_cannot_be_degraded_is_named():
+    with pytest.raises(ValueError, match="Grey needs images of 3 channels, got 1"):
+        Degraded(Digits(), Grey())
+    with pytest.raises(ValueError, match="factor must divide the sides 8 and 8, got 3"):
+        Degraded(Digits(), Small(3))
+    with pytest.raises(ValueError, match="data must hold images of levels, got RandomData"):
+        Degraded(RandomData((2,), levels=0), Masked())
+    for bad, name in (
+        (lambda: Small(1), "factor"),
+        (lambda: Masked(0.0), "share"),
+        (lambda: Edges(0.0), "gain"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            bad()
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 100])
-def test_each_item_of_the_split_is_translated_once_and_meets_its_own_target(batch_size):
-    data = Pairs(batch_size=4)
-    model = Negative(data.spec)
-    found = score(model, data, None, [PSNR(), SSIM()], 1000, batch_size=batch_size)
-    assert sorted(model.drawn) == list(range(13))
-    assert found.values["psnr"] == pytest.approx(20 * math.log10(255), abs=0.05) and "ssim" in found.values
-    assert found.protocol["num_fake"] == found.protocol["num_real"] == 13
-    assert "extractor" not in found.protocol and found.protocol["metrics"]["PSNR"]["data_range"] == DATA_RANGE
-    assert set(score(model, data, None, [PSNR()], 7).values) == {"psnr@7"}
+def test_a_degraded_set_is_named_in_a_configuration():
+    from jsonargparse import ArgumentParser
+
+    from genlab.data.base import DataModule
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DataModule, "data")
+    inner = {"class_path": "genlab.data.digits.Digits"}
+    lost = {"class_path": "genlab.data.degraded.Small", "init_args": {"factor": 2}}
+    arguments = {"data": inner, "degradation": lost, "batch_size": 5}
+    config = {"data": {"class_path": "genlab.data.degraded.Degraded", "init_args": arguments}}
+    data = parser.instantiate_classes(parser.parse_object(config)).data
+    assert data.spec.source == DataSpec("digits small", (1, 4, 4), levels=17) and data.batch_size == 5
 
 
-def test_metrics_that_lack_what_they_compare_are_refused():
-    data = Pairs(batch_size=4)
-    with pytest.raises(ValueError, match=r"PSNR .*told no source: give model.given \[source\]"):
-        score(Negative(data.spec, ()), data, None, [PSNR()], 10)
-    with pytest.raises(ValueError, match="there is no extractor"):
-        score(Negative(data.spec), data, None, [FrechetDistance()], 10)
-    with pytest.raises(ValueError, match="compares features"):
-        FrechetDistance().update(Drawn(torch.arange(2), torch.zeros(2, 3)))
+# --- captions -----------------------------------------------------------------------------------------------
 
 
-def names(spec):
-    return [type(metric).__name__ for metric in default_metrics(spec)]
+def test_shapes_come_with_their_captions_as_sources():
+    data = Shapes(16, 60, 40, captions=True, batch_size=8)
+    decode = caption_tokenizer().decode
+    for split in ("train", "test"):
+        chosen = np.asarray(data.split(split)["factors"])
+        for batch in data.loader(split):
+            expected = [caption(row) for row in chosen[batch["index"]].tolist()]
+            assert [decode(row) for row in batch["source"]] == expected
+            assert batch["source"].dtype == torch.int64 and (batch["source"] == 2).sum() == len(expected)
+    assert data.spec.source.vocabulary == caption_tokenizer().to_json() and Shapes(16).spec.source is None
+    with pytest.raises(ValueError, match="flip must be false with captions"):
+        Shapes(16, captions=True, flip=True)
 
 
-def test_default_metrics_follow_what_is_drawn_and_what_it_is_told():
-    alone = ["FrechetDistance", "KernelDistance", "PrecisionRecall", "DuplicateShare", "InceptionScore"]
-    assert names(DataSpec("images", (3, 32, 32))) == alone
-    assert names(Pairs.spec) == ["PSNR", "SSIM", *alone]
-    assert names(Pairs.spec.unconditional()) == alone
-    assert "WassersteinDistance" in names(DataSpec("points", (2,), levels=0))
-    text = DataSpec("text", (8,), levels=WORDS.size, vocabulary=WORDS.to_json())
-    assert names(text) == []
-    sentences = DataSpec("pairs", (8,), levels=WORDS.size, vocabulary=WORDS.to_json(), source=text)
-    assert names(sentences) == ["BLEU"] and names(DataSpec("codes", (8,), levels=5, source=text)) == []
+def captioned(tmp_path, **options):
+    path = saved(tmp_path / "a", range(20))
+    lines = [
+        f"{n:03d}.png\tpicture {n} as {way}"
+        for n in range(20)
+        for way in ("one", "two", "three")[: 1 + n % 3]
+    ]
+    (tmp_path / "a" / "captions.tsv").write_text("\n".join(lines))
+    return CaptionedImages(path, **{"image_size": 8, "tokenizer": "bytes", "batch_size": 4, **options})
 
 
-def test_without_an_extractor_pairs_are_scored_all_the_same(tmp_path):
-    data, evaluate = Pairs(batch_size=4), Evaluate(str(tmp_path / "nowhere"))
-    model = Negative(data.spec)
-    evaluate.prepare(model)
-    assert "is not there" in evaluate.missing
-    assert set(evaluate.examination(data).scores(model).values) == {"psnr", "ssim"}
-    unconditional, other = Negative(data.spec, ()), Evaluate(str(tmp_path / "nowhere"))
-    other.prepare(unconditional)
-    assert other.missing and other.examination(data).scores(unconditional) is None
+def test_an_image_comes_with_one_of_its_captions_drawn_anew_in_each_epoch(tmp_path):
+    data = captioned(tmp_path)
+    seen = {}
+    for epoch in range(30):
+        batch = data.training_items(epoch).__getitems__(torch.arange(18))
+        for number, row in zip(numbers_of(batch["image"]), batch["source"], strict=True):
+            text = data.tokenizer.decode(row)
+            assert text.startswith(f"picture {number} as ")
+            seen.setdefault(number, set()).add(text)
+    assert all(len(texts) == 1 + number % 3 for number, texts in seen.items()) and len(seen) == 18
+    batch = next(iter(data.loader("test")))
+    texts = [data.tokenizer.decode(row) for row in batch["source"]]
+    assert texts == [f"picture {number} as one" for number in numbers_of(batch["image"])]
 
 
-def test_no_extractor_is_looked_for_where_no_metric_needs_one(monkeypatch):
-    monkeypatch.setattr("genlab.callbacks.evaluate.extractor_available", lambda source: 1 / 0)
-    evaluate = Evaluate("inception", {"psnr": PSNR()})
-    evaluate.prepare(Negative(Pairs.spec))
-    assert evaluate.extractor is None and evaluate.missing is None
+def test_captions_that_are_missing_or_no_table_are_named(tmp_path):
+    data = captioned(tmp_path)
+    file = tmp_path / "a" / "captions.tsv"
+    whole = file.read_text()
+    file.write_text(whole.replace("003.png", "x.png"))
+    with pytest.raises(BadSource, match=r"no caption for 1 images: 003\.png"):
+        data.split("train")
+    file.write_text(whole + "\nno tab")
+    with pytest.raises(BadSource, match=r"line 40 is no name<TAB>caption: 'no tab'"):
+        captioned_again(data).split("train")
 
 
-# Texts by likelihood
+def captioned_again(data):
+    return CaptionedImages(data.path, image_size=8)
 
 
-class Windows(DataModule):
-    """Two windows of a text of 7 predicted tokens, which stand for 9 bytes."""
-
-    spec = DataSpec("text", (4,), levels=5)
-
-    def load(self):
-        tokens = np.array([[0, 1, 2, 3, 4], [4, 1, 2, 3, IGNORED]])
-        return {"train": Packed({"tokens": tokens}), "test": Packed({"tokens": tokens})}
-
-    def num_bytes(self, split):
-        return 9
+def test_captions_are_cut_and_counted(tmp_path):
+    data = captioned(tmp_path, length=17)
+    lengths = [len(text) for texts in data.captions for text in texts]
+    assert data.preprocessing()["cut"] == sum(length > 16 for length in lengths) > 0
+    assert data.preprocessing()["captions"] == len(lengths) == 39
+    assert data.spec.source.shape == (17,) and ImageFolder(data.path, labelled=False).spec.source is None
 
 
-class EvenTokens(Model):
-    """Each of the five tokens is as probable as the others."""
+# --- random data --------------------------------------------------------------------------------------------
 
-    likelihood_kind, likelihood_estimator = "exact", "closed form"
-
-    def __init__(self, spec):
-        super().__init__(spec)
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def log_prob(self, x):
-        return -math.log(5) * (x[:, 1:] != IGNORED).sum(dim=1)
+SPECS = [
+    DataSpec("a", (3, 8, 8), 4, source=DataSpec("b", (1, 4, 4), levels=17)),
+    DataSpec("a", (12,), 0, 300, DataSpec("b", (9,), levels=50), "x"),
+    DataSpec("a", (4, 5), 3, 512),
+    DataSpec("a", (2,), 0, 0, DataSpec("b", (6,), levels=0)),
+    DataSpec("a", (3, 4, 4), 0, 0),
+]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_the_perplexity_of_an_even_guess_is_the_size_of_the_vocabulary(batch_size):
-    data = Windows(batch_size=1)
-    found = score_likelihood(EvenTokens(data.spec), data, batch_size=batch_size)
-    assert found.values == pytest.approx(
-        {"nll_per_token": math.log(5), "perplexity": 5.0, "bits_per_byte": 7 * math.log2(5) / 9}
-    )
-    assert found.protocol["num_tokens"] == 7 and found.protocol["num_real"] == 2
-
-
-def test_bits_per_byte_are_left_out_of_a_part_of_the_text():
-    data = Windows(batch_size=1)
-    found = score_likelihood(EvenTokens(data.spec), data, max_items=1)
-    assert set(found.values) == {"nll_per_token", "perplexity"}
+@pytest.mark.parametrize("spec", SPECS)
+def test_random_data_are_of_any_declared_form(spec):
+    data = RandomData(**spec.to_dict(), num_train=9, num_test=4, batch_size=4)
+    assert data.spec == spec
+    batch = next(iter(data.loader("train", batch_size=9)))
+    is_text = spec.kind == "tokens" and len(spec.shape) == 1
+    form = (spec.shape[0] + 1,) if is_text else spec.shape
+    assert batch[spec.kind].shape == (9, *form)
+    assert ("label" in batch) == (spec.num_classes > 0)
+    for name, one in ((spec.kind, spec), ("source", spec.source)):
+        if one is not None:
+            values = batch[name]
+            assert not one.levels or (int(values.min()) >= 0 and int(values.max()) < one.levels)
+            assert (values.dtype == torch.int64) == (one.kind == "tokens")
+            assert len({row.numpy().tobytes() for row in values}) == 9
+    floats = data.to_floats(batch)
+    assert floats[spec.kind].is_floating_point() == (spec.kind != "tokens")

@@ -533,3 +533,28 @@ def test_a_terminal_shows_the_same_cells_and_no_markup():
 
 def test_an_empty_table_has_its_headings():
     assert str(metrics_table([], ["experiment", "examples_seen"])) == "experiment  examples seen"
+
+
+OLD = {
+    "status": "finished",
+    "genlab": "0.1.0",
+    "images_seen": 640,
+    "bench": {"budget": {"images": 640, "seconds": None}},
+}
+
+
+def test_a_record_of_version_0_1_is_read_in_todays_words(tmp_path):
+    run = create_run("old", tmp_path)
+    files.write_json(run.record, OLD)
+    run.metrics_jsonl.write_text('{"images_seen": 64, "step": 1, "seconds": 0.1, "val/fid@797": 3.0}\n')
+    record = run.read()
+    assert record["examples_seen"] == 640 and record["bench"]["budget"]["examples"] == 640
+    assert read_metrics(run.metrics_jsonl)[0]["examples_seen"] == 64
+
+
+def test_a_model_of_version_0_1_is_refused_in_one_line(tmp_path, genlab_command):
+    run = create_run("old", tmp_path)
+    files.write_json(run.record, OLD)
+    for command in ("test", "resume", "sample"):
+        code, _, error = genlab_command(command, run.path)
+        assert code == 2 and "was trained by genlab 0.1.0" in error and error.count("\n") == 1

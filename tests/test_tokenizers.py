@@ -51,6 +51,7 @@ def test_marks_and_padding_stand_for_nothing(kind):
     tokenizer = of(kind, marks=True)
     row = [BEGIN, *tokenizer.encode("cat").tolist(), END, PAD, -1, -1]
     assert tokenizer.decode(np.array(row)) == tokenizer.decode(row) == "cat"
+    assert tokenizer.decode([*row, *tokenizer.encode("sat")]) == "cat"  # what a model goes on with
 
 
 @pytest.mark.parametrize("marks", [False, True])

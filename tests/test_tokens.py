@@ -129,6 +129,15 @@ def test_tokens_that_cannot_come_never_do():
         assert set(sampler.choose(rows, 0, torch.arange(1000), 0).tolist()) == {2, 4}
 
 
+@pytest.mark.parametrize("number, token", [(0.0, 1), (0.5, 1), (0.6, 3), (1.0, 3)])
+def test_even_the_ends_of_the_unit_interval_draw_a_token_that_may_come(monkeypatch, number, token):
+    # The smallest and largest uniform numbers; the largest rounds to 1.
+    drawn = torch.tensor([[max(number, 2.0**-54)]], dtype=torch.float64)
+    monkeypatch.setattr("genlab.samplers.tokens.randomness.uniform", lambda *parts: drawn)
+    row = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    assert Categorical().choose(row, 0, torch.arange(1), 0).item() == token
+
+
 def test_rounding_of_two_near_equal_logits_moves_no_more_than_their_boundary():
     up = torch.tensor([0.0, 0.0, 1.0, 0.0]) * 1e-6
     rows = torch.zeros(len(MANY), 4)

@@ -138,6 +138,9 @@ def test_the_head_is_the_matrix_of_the_tokens():
     x = tokens().clamp(max=never_read - 1)
     with torch.no_grad():
         net.token.weight[never_read] += torch.linspace(-1, 1, 16)
+    last = []
+    net.norm.register_forward_hook(lambda *parts: last.append(parts[2]))
+    torch.testing.assert_close(net(x), last[0] @ net.token.weight.T)
     changed = (net(x) - network()(x)).abs()
     assert changed.shape == (BATCH, CONTEXT, VOCABULARY)
     assert changed[..., never_read].min() > 1e-3 and changed[..., :never_read].max() < 1e-5
@@ -178,6 +181,8 @@ def test_the_label_speaks_at_every_position_and_is_required():
     net, x = network(num_classes=4), tokens()
     first, second = (net(x, label=torch.full((BATCH,), label)) for label in (0, 1))
     assert (first - second).abs().amax(dim=2).min() > 1e-3
+    mixed = net(x, label=torch.tensor([1, 0, 1]))
+    torch.testing.assert_close(mixed, torch.stack([second[0], first[1], second[2]]))
     with pytest.raises(ValueError, match=r"label is missing.*4 classes"):
         net(x)
     assert torch.equal(network()(x, label=torch.zeros(BATCH, dtype=torch.int64)), network()(x))

@@ -60,15 +60,18 @@ class Tokenizer(ABC):
         """Returns what `tokenizer_of` needs beside the kind."""
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Returns the text of some tokens; marks and padding (below 0) stand for nothing.
+        """Returns the text of some tokens up to their end mark; marks and padding (below 0) say nothing.
 
         What ends in the middle of a character, as a part of a text may, ends in U+FFFD.
         """
         return self.bytes_of(tokens).decode("utf-8", errors="replace")
 
     def bytes_of(self, tokens: Iterable[int]) -> bytes:
-        """Returns the bytes that some tokens stand for."""
-        return b"".join(self.pieces[token] for token in np.asarray(tokens).tolist() if token >= 0)
+        """Returns the bytes that some tokens stand for, up to their end mark where there is one."""
+        numbers = np.asarray(tokens).tolist()
+        if self.marks and END in numbers:
+            numbers = numbers[: numbers.index(END)]
+        return b"".join(self.pieces[number] for number in numbers if number >= 0)
 
     def num_unknown(self, tokens: np.ndarray) -> int:
         """Returns how many tokens stand for something that the vocabulary does not know."""

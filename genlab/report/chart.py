@@ -1,390 +1,203 @@
-"""Charts as inline SVG: axes, logarithms, intervals, direct labels; colours come from the page's style."""
+"""Charts drawn by matplotlib as inline SVG; every colour is a variable of the page's style, light or dark."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import count, pairwise
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
-from genlab.report.markup import Markup, tag
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
 COLOURS = 8
-"""The style has this many, .c0 to .c7; further series repeat them with another mark and dash."""
+"""The style has this many, c0 to c7; further places repeat them with another mark and dash."""
 
-_MARKS = 5
-_NARROW, _WIDE = "iljtfrI/.,:;'|()[]- ", "mwMW"
-_LINE = 15.0
-_numbers = count()
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis.
-
-    Args:
-        low: Smallest value that must be shown.
-        high: Largest one.
-        label: What it shows, with its unit.
-        log: Whether equal factors are equally long.
-    """
-
-    low: float
-    high: float
-    label: str
-    log: bool = False
-
-    @classmethod
-    def around(cls, values: Sequence[float], label: str, log: bool = False, zero: bool = False) -> Axis:
-        """Returns an axis with room around the values; a logarithmic one leaves out what has no logarithm."""
-        shown = [v for v in values if v > 0 or not log] or ([1.0] if log else [0.0])
-        low, high = min(shown), max(shown)
-        if log:
-            room = max((high / low) ** 0.06, 1.08)
-            return cls(low / room, high * room, label, True)
-        low = min(low, 0.0) if zero else low
-        room = 0.05 * ((high - low) or abs(high) or 1.0)
-        return cls(low if zero and low == 0 else low - room, high + room, label)
-
-    def share(self, value: float) -> float:
-        """Returns where a value lies, 0 at the low end and 1 at the high one; never beyond."""
-        if self.log:
-            value, low, high = (math.log(max(v, 1e-300)) for v in (value, self.low, self.high))
-        else:
-            low, high = self.low, self.high
-        return min(max((value - low) / ((high - low) or 1.0), -0.02), 1.02)
-
-    def ticks(self, most: int) -> list[float]:
-        """Returns round values on the axis, about `most` of them."""
-        return _log_ticks(self.low, self.high, most) if self.log else _linear_ticks(self.low, self.high, most)
+MARKS = "●■▲◆▼"
+_MARKERS = (("o", 1.0), ("s", 0.95), ("^", 1.15), ("D", 0.9), ("v", 1.15))  # with sizes that look equal
+_DASHES = ("-", "--", ":")
+_NAMES = (*(f"c{n}" for n in range(COLOURS)), "ink", "soft", "faint", "paper")
+_STAND_INS = {name: f"#00fe{n:02x}" for n, name in enumerate(_NAMES)}
+_VARIABLES = {stand_in: f"var(--{name})" for name, stand_in in _STAND_INS.items()}
 
 
-@dataclass(frozen=True)
-class Series:
-    """Points of one model.
-
-    Attributes:
-        label: Its name.
-        place: Chooses colour, mark and dash.
-        points: x and y of each.
-        low: Lower ends of the intervals of y, None where there are none.
-        high: Upper ends.
-        crosses: Places of points that stand for a failure.
-    """
-
-    label: str
-    place: int
-    points: list[tuple[float, float]]
-    low: list[float | None] = field(default_factory=list)
-    high: list[float | None] = field(default_factory=list)
-    crosses: frozenset[int] = frozenset()
-
-    def intervals(self) -> list[tuple[float, float, float]]:
-        """Returns x, low and high of the points that have an interval."""
-        ends = zip(self.points, self.low, self.high, strict=False)
-        return [(x, low, high) for (x, _), low, high in ends if low is not None and high is not None]
+def colour(name: str) -> str:
+    """Returns what stands in a drawing for a variable of the page's style, such as `soft`."""
+    return _STAND_INS[name]
 
 
-class Chart:
-    """A drawing area with two axes, onto which parts are put one after the other.
+def colour_of(place: int) -> str:
+    """Returns the colour of the model at a place."""
+    return colour(f"c{place % COLOURS}")
+
+
+def mark_of(place: int) -> int:
+    """Returns which of the marks the model at a place has: neighbours of one colour differ in it."""
+    return (place + place // COLOURS) % len(MARKS)
+
+
+def line_of(place: int) -> dict[str, Any]:
+    """Returns the look of a model's line."""
+    return {"color": colour_of(place), "linestyle": _DASHES[place // COLOURS % len(_DASHES)]}
+
+
+def points_of(place: int, size: float = 9.0, hollow: bool = False) -> dict[str, Any]:
+    """Returns the look of a model's points."""
+    inside, edge = (colour("paper"), colour_of(place)) if hollow else (colour_of(place), colour("paper"))
+    marker, factor = _MARKERS[mark_of(place)]
+    look = {"marker": marker, "markersize": factor * size, "linestyle": "none", "zorder": 3}
+    return {**look, "markerfacecolor": inside, "markeredgecolor": edge, "clip_on": False}
+
+
+def drawn(
+    name: str, title: str, size: tuple[int, int], draw: Callable[[Axes], None], kind: str = ""
+) -> Markup:
+    """Returns a chart as an element of a page.
 
     Args:
-        x: The horizontal axis.
-        y: The vertical axis.
+        name: Begins the ids inside, so that those of two charts differ.
         title: What the chart shows, for who cannot see it.
-        width: Units of the drawing, pixels at its full size.
-        height: The same.
-        right: Room for labels at the right.
-        rows: Names at the left in place of ticks; then y counts them from the top.
+        size: Width and height, pixels at full size; it shrinks with the screen.
+        draw: Draws onto the axes that it is given.
+        kind: Further class of the element.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    def __init__(
-        self,
-        x: Axis,
-        y: Axis,
-        title: str,
-        width: int = 760,
-        height: int = 400,
-        right: float = 16.0,
-        rows: Sequence[str] = (),
-    ) -> None:
-        self.x, self.y, self.title, self.width, self.height = x, y, title, width, height
-        self.rows = list(rows)
-        self.left = 16.0 + (max(map(text_width, self.rows)) if self.rows else 42.0)
-        self.right, self.top, self.bottom = right, 26.0 if not self.rows else 10.0, 46.0
-        self.parts: list[Markup] = []
-        self._boxes: list[tuple[float, float, float, float]] = []
-        self._clip = f"clip{next(_numbers)}"
-        self._frame()
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Returns the place of a point in the drawing."""
-        inner = self.width - self.left - self.right
-        tall = self.height - self.top - self.bottom
-        return self.left + inner * self.x.share(x), self.top + tall * (1 - self.y.share(y))
-
-    def line(self, series: Series) -> None:
-        """Draws a line through the points."""
-        if len(series.points) > 1:
-            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in (self.at(*point) for point in series.points))
-            self._add("path", d=path, class_=f"line {_style(series.place)}")
-
-    def band(self, series: Series) -> None:
-        """Draws the intervals as an area."""
-        ends = series.intervals()
-        if len(ends) > 1:
-            upper = [self.at(x, high) for x, _, high in ends]
-            lower = [self.at(x, low) for x, low, _ in reversed(ends)]
-            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in upper + lower) + "Z"
-            self._add("path", d=path, class_=f"band {_style(series.place)}")
-
-    def bars(self, series: Series, sideways: bool = False) -> None:
-        """Draws the intervals as bars, of x where they are sideways."""
-        for (_, y), low, high in zip(series.points, series.low, series.high, strict=False):
-            if low is not None and high is not None and sideways:
-                self._segment(self.at(low, y), self.at(high, y), f"bar {_style(series.place)}")
-        if not sideways:
-            for x, low, high in series.intervals():
-                self._segment(self.at(x, low), self.at(x, high), f"bar {_style(series.place)}")
-
-    def marks(self, series: Series, hollow: bool = False, small: bool = False) -> None:
-        """Draws a mark at each point, with its numbers as a tooltip."""
-        for place, (x, y) in enumerate(series.points):
-            kind = "hollow" if hollow else "mark"
-            path = _cross if place in series.crosses else _mark_path(series.place)
-            told = f"{series.label}: {self.x.label} {x:.4g}" + (
-                "" if self.rows else f", {self.y.label} {y:.4g}"
-            )
-            px, py = self.at(x, y)
-            move = f"translate({px:.1f} {py:.1f}) scale({0.7 if small else 1})"
-            style = "cross" if place in series.crosses else kind
-            self._add(
-                "path", tag("title", told), d=path, transform=move, class_=f"{style} {_style(series.place)}"
-            )
-
-    def stairs(self, points: Sequence[tuple[float, float]]) -> None:
-        """Draws the frontier of the points, given from left to right and falling: nothing lies below it."""
-        corners = [(points[0][0], self.y.high), points[0]]
-        for (_, before), (x, after) in pairwise(points):
-            corners += [(x, before), (x, after)]
-        corners.append((self.x.high, points[-1][1]))
-        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in (self.at(*corner) for corner in corners))
-        self._add("path", d=path, class_="frontier")
-
-    def level(self, value: float, label: str) -> None:
-        """Draws a horizontal line, such as a floor."""
-        left, y = self.at(self.x.low, value)
-        self._segment((self.left, y), (self.width - self.right, y), "level")
-        self._text(self.left + 6, y - 5, label, "note")
-        self._boxes.append((left, y - 16, left + text_width(label) + 6, y))
-
-    def upright(self, value: float, label: str) -> None:
-        """Draws a vertical line with its name at the foot."""
-        x, _ = self.at(value, self.y.low)
-        self._segment((x, self.top), (x, self.height - self.bottom), "level")
-        late = self.x.share(value) > 0.7
-        self._text(x + (-5 if late else 5), self.top + 9, label, "note", anchor="end" if late else "start")
-
-    def end_labels(self, series: Sequence[Series]) -> None:
-        """Writes each line's name at its right end, apart from each other."""
-        ends = sorted((self.at(*s.points[-1])[1], n) for n, s in enumerate(series) if s.points)
-        places = _spread([y for y, _ in ends], self.top + 4, self.height - self.bottom, _LINE)
-        edge = self.width - self.right
-        for (_, number), y in zip(ends, places, strict=True):
-            one = series[number]
-            end_x, end_y = self.at(*one.points[-1])
-            style = _style(one.place)
-            self._add(
-                "path", d=f"M{end_x + 5:.1f} {end_y:.1f}L{edge + 8:.1f} {y:.1f}", class_=f"leader {style}"
-            )
-            self._add(
-                "path",
-                d=_mark_path(one.place),
-                transform=f"translate({edge + 15:.1f} {y:.1f})",
-                class_=f"mark {style}",
-            )
-            self._boxes.append((end_x, min(end_y, y) - 8, float(self.width), max(end_y, y) + 8))
-            self._text(edge + 24, y + 4, _cut(one.label, self.right - 26))
-
-    def point_labels(self, series: Sequence[Series], texts: Sequence[Sequence[str]]) -> None:
-        """Writes a text beside each point where there is room."""
-        for one in series:
-            self._boxes += [_box(*self.at(*point), 8) for point in one.points]
-            for x, low, high in one.intervals():
-                (left, foot), (_, top) = self.at(x, low), self.at(x, high)
-                self._boxes.append((left - 3, top, left + 3, foot))
-        for one, names in zip(series, texts, strict=True):
-            for point, text in zip(one.points, names, strict=True):
-                if text:
-                    self._place_label(*self.at(*point), text)
-
-    def svg(self, class_: str = "") -> Markup:
-        """Returns the drawing."""
-        view = f"0 0 {self.width} {self.height}"
-        inner = (
-            self.left - 8,
-            self.top - 8,
-            self.width - self.left - self.right + 16,
-            self.height - self.top - self.bottom + 16,
-        )
-        x, y, width, height = inner
-        clip = tag("clipPath", tag("rect", x=x, y=y, width=width, height=height), id=self._clip)
-        return tag(
-            "svg",
-            clip,
-            self.parts,
-            viewBox=view,
-            role="img",
-            aria_label=self.title,
-            class_=f"chart {class_}".strip(),
-        )
-
-    def _frame(self) -> None:
-        foot = self.height - self.bottom
-        for value in self.x.ticks(max(3, int((self.width - self.left - self.right) / 58))):
-            x, _ = self.at(value, self.y.low)
-            self._segment((x, self.top), (x, foot), "grid")
-            self._text(x, foot + 18, short(value), "tick", anchor="middle")
-        self._text(
-            (self.left + self.width - self.right) / 2, self.height - 8, self.x.label, "label", anchor="middle"
-        )
-        if self.rows:
-            for number, name in enumerate(self.rows):
-                _, y = self.at(self.x.low, self.y.high - 0.5 - number)
-                self._text(self.left - 12, y + 4, name, "row", anchor="end")
-                self._segment((self.left, y), (self.width - self.right, y), "grid")
-            return
-        for value in self.y.ticks(6):
-            _, y = self.at(self.x.low, value)
-            self._segment((self.left, y), (self.width - self.right, y), "grid")
-            self._text(self.left - 8, y + 4, short(value), "tick", anchor="end")
-        self._text(2, 14, self.y.label, "label")
-
-    def _place_label(self, x: float, y: float, text: str) -> None:
-        length = text_width(text)
-        for dx, dy in _AROUND:
-            left = x + dx if dx > 0 else x + dx - length
-            left = x - length / 2 if dx == 0 else left
-            box = (left, y + dy - 9, left + length, y + dy + 5)
-            fits = (
-                box[0] > self.left
-                and box[2] < self.width
-                and box[1] > 0
-                and box[3] < self.height - self.bottom
-            )
-            if fits and not any(_overlap(box, other) for other in self._boxes):
-                self._boxes.append(box)
-                if abs(dx) > _NEAR:
-                    self._segment((x, y), (box[0] if dx > 0 else box[2], y + dy), "lead")
-                # Letters are not all as wide as expected: the end beside the point is the one that is held.
-                at, anchor = (x + dx, "end") if dx < 0 else (left, "start")
-                self._text(at, y + dy + 3, text, anchor=anchor)
-                return
-
-    def _segment(self, start: tuple[float, float], end: tuple[float, float], class_: str) -> None:
-        (x1, y1), (x2, y2) = start, end
-        self._add("path", d=f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}", class_=class_)
-
-    def _text(self, x: float, y: float, text: str, class_: str = "name", anchor: str = "start") -> None:
-        self._add("text", text, x=round(x, 1), y=round(y, 1), class_=class_, text_anchor=anchor)
-
-    def _add(self, name: str, *children: Markup | str, **attributes: str | float) -> None:
-        self.parts.append(tag(name, *children, **attributes))
+    out = io.StringIO()
+    with matplotlib.rc_context(_style()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the reader's font draws it, not this one
+        figure = Figure((size[0] / 72, size[1] / 72), dpi=72, frameon=False)
+        axes = figure.add_axes((0, 0, 1, 1))
+        _margins(axes)
+        draw(axes)
+        _few_ticks(axes.xaxis)
+        _few_ticks(axes.yaxis)
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    opening = f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(title)}"'
+    return Markup(f'{opening} class="{f"chart {kind}".strip()}">{_inside(out.getvalue(), name)}</svg>')
 
 
-def text_width(text: str) -> float:
-    """Returns about how wide a text is at the charts' size, rather too wide than too narrow."""
-    return sum(5.2 if letter in _NARROW else 12.8 if letter in _WIDE else 8.3 for letter in text)
+def logarithmic(axes: Axes, x: bool = False, y: bool = False) -> None:
+    """Makes equal factors equally long on one axis or both."""
+    if x:
+        axes.set_xscale("log")
+    if y:
+        axes.set_yscale("log")
 
 
-def room_for(labels: Sequence[str], most: float) -> float:
-    """Returns how wide the longest label is with its mark, at most so many units."""
-    return min(max((30 + text_width(label) for label in labels), default=16.0), most)
+def named_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names rows at the left in place of numbers; row n lies at the height -n. Long names are cut."""
+    most = int(_size(axes)[0] / 25)  # letters: at most a third of the width
+    short = [name if len(name) <= most else name[: most - 1] + "…" for name in names]
+    axes.set_yticks([-n for n in range(len(names))], short, color=colour("ink"))
+    axes.set_ylim(-len(names) + 0.5, 0.5)
+    _margins(axes, 16 + max(label.get_window_extent().width for label in axes.get_yticklabels()), top=16)
+
+
+def label_points(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    avoid: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Writes names beside points where there is room: not on a name, a point or a place to be avoided."""
+    from matplotlib.transforms import Bbox
+
+    axes.autoscale_view()  # from here on, places in the drawing are final
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform([*points, *avoid])]
+    for point, name in zip(points, names, strict=True):
+        for place in _BESIDE:
+            text = _beside(axes, point, name, *place)
+            box = text.get_window_extent()
+            if not box.count_overlaps(taken) and _is_within(box, axes):
+                taken.append(box)
+                break
+            text.remove()
+
+
+_BESIDE = ((10, 0), (-10, 0), (0, 15), (0, -15), (9, 13), (9, -13), (-9, 13), (-9, -13))
+
+
+def _beside(axes: Axes, point: tuple[float, float], name: str, dx: int, dy: int) -> Annotation:
+    align = {-1: "right", 0: "center", 1: "left"}[(dx > 0) - (dx < 0)]
+    return axes.annotate(name, point, (dx, dy), textcoords="offset points", ha=align, va="center")
+
+
+def _is_within(box: Bbox, axes: Axes) -> bool:
+    inner = axes.bbox
+    return box.x0 > 0 and box.x1 < _size(axes)[0] and inner.y0 < box.y0 and box.y1 < inner.y1
+
+
+def _size(axes: Axes) -> tuple[float, float]:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure.bbox.width, figure.bbox.height
+
+
+def _margins(axes: Axes, left: float = 48, right: float = 14, top: float = 28, bottom: float = 46) -> None:
+    width, height = _size(axes)
+    axes.set_position(
+        (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+    )
+
+
+def _few_ticks(axis: Axis) -> None:
+    """Puts round numbers on an axis: 1, 3, 10, 30 on a logarithmic one, fewer the longer it is."""
+    from matplotlib import ticker
+
+    if isinstance(axis.get_major_locator(), ticker.FixedLocator):
+        return
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_locator(ticker.NullLocator())
+    low, high = axis.get_view_interval()
+    if axis.get_scale() != "log":
+        return
+    if high < 4 * low:
+        axis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+    else:
+        steps = (1, 2, 5) if high < 30 * low else (1, 3) if high < 3000 * low else (1,)
+        axis.set_major_locator(ticker.LogLocator(subs=steps, numticks=8))
 
 
 def short(value: float) -> str:
     """Returns a tick's number: 20k, 1.5M, 0.05."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for limit, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):g}{unit}"
+            return f"{value / size:g}{unit}"
     return f"{value:g}"
 
 
-_AROUND = (
-    *((11, 1), (-11, 1), (0, -14), (0, 17), (11, -12), (11, 14), (-11, -12), (-11, 14)),
-    *(
-        (s * dx, dy)
-        for dx, dy in ((22, -26), (22, 28), (30, -42), (30, 44), (60, -20), (60, 22))
-        for s in (1, -1)
-    ),
-)
-_NEAR = 15
-"""A label farther away than this is joined to its point by a line."""
-_cross = "M-5 -5L5 5M-5 5L5 -5"
+def _style() -> dict[Any, Any]:
+    """Returns matplotlib's settings; its widest common font measures, the page's own one is shown."""
+    soft, faint = colour("soft"), colour("faint")
+    quiet: dict[str, Any] = {f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")}
+    quiet |= {"xtick.bottom": False, "ytick.left": False, "xtick.color": soft, "ytick.color": soft}
+    words = {"font.family": "DejaVu Sans", "font.size": 12, "text.color": colour("ink"), "axes.titlesize": 12}
+    words |= {"axes.labelcolor": soft, "axes.titlecolor": soft, "axes.titlelocation": "left"}
+    paper = {"axes.facecolor": "none", "axes.grid": True, "grid.color": faint, "axes.axisbelow": True}
+    svg = {"svg.fonttype": "none", "svg.hashsalt": "genlab", "text.parse_math": False}
+    return {**quiet, **words, **paper, **svg, "lines.linewidth": 2, "axes.titley": 1.0, "axes.titlepad": 8}
 
 
-def _mark_path(place: int) -> str:
-    circle = "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0"
-    return (circle, "M-4 -4H4V4H-4Z", "M0 -5.5L5 4H-5Z", "M0 -5.5L5.5 0L0 5.5L-5.5 0Z", "M0 5.5L5 -4H-5Z")[
-        (place + place // COLOURS) % _MARKS
-    ]
+def _inside(svg: str, name: str) -> str:
+    """Returns the content of a drawing: ids of this chart alone, the page's colours, the page's font."""
+    svg = svg.partition("</defs>")[2].rpartition("</svg>")[0]  # the first definitions style the whole page
+    svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
+    svg = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda m: f"{m[1]}: {_VARIABLES.get(m[2], m[2])}", svg)
+    svg = re.sub(r"(?<=\d\.\d\d)\d+(?=[^<>]*>)", "", svg)  # hundredths of a pixel are enough
+    return re.sub(r"\s*\n\s*", " ", _own_ids(svg, name))
 
 
-def _style(place: int) -> str:
-    return f"c{place % COLOURS} d{place // COLOURS % 3}"
-
-
-def _spread(wanted: Sequence[float], low: float, high: float, gap: float) -> list[float]:
-    """Returns places as near to the wanted ones as a gap between neighbours allows; both in rising order."""
-    places = list(wanted)
-    for number in range(1, len(places)):
-        places[number] = max(places[number], places[number - 1] + gap)
-    over = max(0.0, places[-1] - high) if places else 0.0
-    for number in range(len(places) - 1, -1, -1):
-        limit = high if number == len(places) - 1 else places[number + 1] - gap
-        places[number] = min(places[number], limit) if over else places[number]
-    return [max(place, low) for place in places]
-
-
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
-        found = [
-            step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high
-        ]
-        if len(found) <= most:
-            return found if len(found) > 1 else _linear_ticks(low, high, 4)
-    return found[:: math.ceil(len(found) / most)]
-
-
-def _linear_ticks(low: float, high: float, most: int) -> list[float]:
-    rough = (high - low) / max(most, 1) or 1.0
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
-    first = math.ceil(low / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _box(x: float, y: float, half: float) -> tuple[float, float, float, float]:
-    return x - half, y - half, x + half, y + half
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _cut(text: str, width: float) -> str:
-    if text_width(text) > width:
-        text = text.rpartition("/")[2]  # what tells a model's samplers apart
-    if text_width(text) <= width:
-        return text
-    while len(text) > 1 and text_width(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
-
-
-def steps(edges: Sequence[float], heights: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """Yields the outline of a histogram."""
-    for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True):
-        yield left, height
-        yield right, height
+def _own_ids(svg: str, name: str) -> str:
+    numbers, used = count(), set(re.findall(r'(?:href="|url\()#([\w.]+)', svg))
+    own = {old: f"{name}-{next(numbers)}" for old in re.findall(r' id="([\w.]+)"', svg) if old in used}
+    svg = re.sub(r' id="([\w.]+)"', lambda m: f' id="{own[m[1]]}"' if m[1] in own else "", svg)
+    return re.sub(r'((?:href="|url\()#)([\w.]+)', lambda m: m[1] + own.get(m[2], m[2]), svg)

@@ -1,384 +1,301 @@
-"""What the report draws: each figure wide for a desk and narrow for a phone, with its numbers as a table."""
+"""What the report draws: each chart wide for a desk and narrow for a phone, with its numbers as a table."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genlab.report import fairness
-from genlab.report.chart import Axis, Chart, Series, room_for, steps
+from markupsafe import Markup
+
+from genlab.report import chart, points
+from genlab.report.chart import colour, colour_of, line_of, points_of
 from genlab.report.columns import shown
 from genlab.report.comparison import Comparison
-from genlab.report.gather import Evaluation, number, part, score
-from genlab.report.intervals import log_interval
-from genlab.report.markup import Markup, breakable, tag
-from genlab.report.rows import Row, how_it_ended
+from genlab.report.gather import Evaluation, number, part
+from genlab.report.points import End, Headline, Point, Series, headline_of, place_of, short_names
+from genlab.report.rows import Row
+from genlab.report.units import unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDE, NARROW = 760, 370
 
-Numbers = list[list[str]]
-_Point = tuple[float, float, float | None, float | None]
+
+class Entry(NamedTuple):
+    """A line of a legend: the colour is 0 to 7 for c0 to c7, the mark a letter that looks like it."""
+
+    name: str
+    colour: int
+    mark: str
 
 
-def figure(draw: Callable[[int], Chart], told: str, heads: Sequence[str], numbers: Numbers) -> Markup:
-    """Returns a chart at both widths, what it shows, and its numbers.
+@dataclass(frozen=True)
+class Exhibit:
+    """A chart, what it shows, and its numbers.
 
-    Args:
-        draw: Takes a width to a chart.
+    Attributes:
+        charts: The drawing for each width.
         told: The caption.
         heads: Headings of the numbers.
         numbers: Their lines, the model's name first.
+        legend: Whose each line is, in the order in which they end; empty where names stand in the chart.
     """
-    charts = [draw(WIDE).svg("wide"), draw(NARROW).svg("narrow")]
-    head = tag("tr", [tag("th", text, scope="col") for text in heads])
-    lines = [
-        tag(
-            "tr",
-            tag("th", breakable(line[0]), scope="row"),
-            [tag("td", text, class_="number") for text in line[1:]],
-        )
-        for line in numbers
-    ]
-    table = tag("table", tag("caption", told, class_="unseen"), tag("thead", head), tag("tbody", lines))
-    scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=f"Numbers: {told}")
-    return tag("figure", charts, tag("figcaption", told), tag("details", tag("summary", "Numbers"), scroll))
+
+    charts: list[Markup]
+    told: str
+    heads: Sequence[str]
+    numbers: list[list[str]]
+    legend: Sequence[Entry] = ()
 
 
-def forest(comparison: Comparison) -> Markup | None:
-    """Draws every comparable row's FID with its interval, and the floor."""
-    rows = [(row, found) for row in comparison.rows if (found := row.over_seeds("values", "fid"))]
-    rows = [(row, found) for row, found in rows if found.value > 0]
+def forest(comparison: Comparison) -> Exhibit | None:
+    """Draws every comparable row's score with its interval, and the floor."""
+    headline, places, rows = headline_of(comparison), place_of(comparison), points.scored(comparison)
     if not rows:
         return None
-    floor = comparison.floor.get("fid")
-    ends = [end for _, f in rows for end in (f.value, f.low, f.high) if end is not None]
-    axis = Axis.around([*ends, *([floor.value] if floor and floor.value else [])], "FID", log=True)
-    names, places = _short_names([row for row, _ in rows]), _places(comparison.all_rows)
+    names, floor = short_names([row for row, _ in rows]), comparison.floor.get(headline.key)
 
-    def draw(width: int) -> Chart:
-        title = "FID of every comparable model with its 95 % interval over training seeds"
-        y = Axis(0, len(rows), "", False)
-        chart = Chart(axis, y, title, width, 66 + 30 * len(rows), rows=_fitting(names, width))
-        if floor and floor.value:
-            chart.upright(floor.value, "floor")
-        for place, (row, found) in enumerate(rows):
-            height = len(rows) - place - 0.5
-            colour = places[row.first.run.path]
-            one = Series(row.name, colour, [(found.value, height)], [found.low], [found.high])
-            chart.bars(one, sideways=True)
-            chart.marks(one)
-        return chart
+    def draw(axes: Axes) -> None:
+        _rows_of_scores(axes, headline, names)
+        if floor and floor.value and points.can_be_drawn(floor.value, headline):
+            _upright(axes, floor.value, "floor")
+        for n, (row, found) in enumerate(rows):
+            place = places[row.first.run.path]
+            if found.low is not None and found.high is not None:
+                _bar(axes, place, (found.low, found.high), (-n, -n))
+            axes.plot([found.value], [-n], **points_of(place))
 
+    title = f"{headline.title} of every comparable model with its 95 % interval over training seeds"
     numbers = [[row.name, shown(f.value), _end(f.low), _end(f.high), str(f.num)] for row, f in rows]
-    told = "FID with its 95 % interval over training seeds, on a logarithmic axis; farther left is better."
-    return figure(draw, told, ("model", "FID", "low", "high", "seeds"), numbers)
+    scale = "on a logarithmic axis; " if headline.is_logarithmic else ""
+    better = "left" if headline.lower_is_better else "right"
+    told = f"{headline.title} with its 95 % interval over training seeds, {scale}farther {better} is better."
+    heads = ("model", headline.title, "low", "high", "seeds")
+    return Exhibit(_both("verdict", title, 66 + 30 * len(rows), draw), told, heads, numbers)
 
 
-def against_time(rows: Sequence[Row]) -> Markup | None:
-    """Draws FID against seconds of training."""
-    return _through_training(rows, lambda evaluation: evaluation.seconds, "seconds of training")
+def against_time(comparison: Comparison) -> Exhibit | None:
+    """Draws the score against seconds of training."""
+    return _through_training(comparison, "time", lambda found: found.seconds, "seconds of training")
 
 
-def against_images(rows: Sequence[Row]) -> Markup | None:
-    """Draws FID against images seen."""
-    return _through_training(rows, lambda evaluation: float(evaluation.examples_seen), "images seen")
+def against_examples(comparison: Comparison) -> Exhibit | None:
+    """Draws the score against examples seen."""
+    units = ", ".join(sorted({unit(row.first.record) for row in comparison.all_rows} - {"examples"}))
+    label = f"examples seen ({units})" if units else "examples seen"
+    return _through_training(comparison, "examples", lambda found: float(found.examples_seen), label)
 
 
-def against_steps(comparison: Comparison) -> Markup | None:
-    """Draws FID against network evaluations of one sample, from variants and from speed.json."""
-    found: dict[str, dict[float, _Point]] = {}
-    for row, name in zip(comparison.rows, _short_names(comparison.rows), strict=True):
-        fid, nfe = row.over_seeds("values", "fid"), row.over_seeds("speed", "nfe")
-        if fid and nfe and fid.value > 0 and nfe.value > 0:
-            points = found.setdefault(_sampler(name), {})
-            points[nfe.value] = (nfe.value, fid.value, fid.low, fid.high)
-    for row, name in zip(comparison.rows, _short_names(comparison.rows), strict=True):
-        for sampler, point in _speed_file(row):
-            found.setdefault(f"{name}/{sampler}", {}).setdefault(point[0], point)  # a variant's has intervals
-    ways = Counter(name.partition("/")[0] for name, points in found.items() for _ in points)
-    found = {name: points for name, points in found.items() if ways[name.partition("/")[0]] > 1}
-    if not found:  # no weights were sampled in several numbers of steps
-        return None
-    series = [
-        Series(name, place, [(p[0], p[1]) for p in points], [p[2] for p in points], [p[3] for p in points])
-        for place, (name, points) in enumerate((n, sorted(p.values())) for n, p in found.items())
-    ]
+def against_steps(comparison: Comparison) -> Exhibit | None:
+    """Draws the score against network evaluations of one sample, from variants and from speed.json."""
+    headline, series = headline_of(comparison), points.by_sampler(comparison)
     told = (
-        "FID against network evaluations a sample; a line joins one sampler with different numbers of steps."
+        f"{headline.title} against network evaluations a sample; a line joins one sampler with different "
+        "numbers of steps."
     )
-    return _lines(series, "network evaluations a sample", told, log_x=True, bars=True)
+    label = "network evaluations a sample"
+    return _lines("steps", headline, series, label, told, steps=True) if series else None
 
 
-def pareto(comparison: Comparison) -> Markup | None:
-    """Draws FID against the milliseconds of one sample, with the models that no other one beats in both."""
-    found = []
-    for row in comparison.rows:
-        fid, ms = row.over_seeds("values", "fid"), row.over_seeds("speed", "ms_per_sample")
-        if fid and ms and fid.value > 0 and ms.value > 0:
-            found.append((row, ms.value, fid))
+def pareto(comparison: Comparison) -> Exhibit | None:
+    """Draws the score against the milliseconds of one sample, and the models that no other beats in both."""
+    headline, places, found = headline_of(comparison), place_of(comparison), points.with_speed(comparison)
     if not found:
         return None
-    best = frontier([(ms, fid.value) for _, ms, fid in found])
-    names, places = _short_names([row for row, _, _ in found]), _places(comparison.all_rows)
-    series = [
-        Series(name, places[row.first.run.path], [(ms, f.value)], [f.low], [f.high])
-        for name, (row, ms, f) in zip(names, found, strict=True)
-    ]
-    y = Axis.around(
-        [e for _, _, f in found for e in (f.value, f.low, f.high) if e is not None], "FID", log=True
-    )
-    x = Axis.around([ms for _, ms, _ in found], "milliseconds a sample", log=True)
+    sign = 1.0 if headline.lower_is_better else -1.0
+    best = points.frontier([(ms, sign * f.value) for _, ms, f in found])
+    names, lines = short_names([row for row, _, _ in found]), []
+    for name, (row, ms, f) in zip(names, found, strict=True):
+        lines.append(Series(name, places[row.first.run.path], [Point(ms, f.value, f.low, f.high)]))
 
-    def draw(width: int) -> Chart:
-        chart = Chart(
-            x,
-            y,
-            "FID against milliseconds a sample, with the frontier of models that no other beats",
-            width,
-            420 if width == WIDE else 360,
-        )
-        chart.stairs([(found[n][1], found[n][2].value) for n in best])
-        for one in series:
-            chart.bars(one)
-            chart.marks(one)
-        chart.point_labels(series, [[one.label] for one in series])
-        return chart
+    def draw(axes: Axes) -> None:
+        _scales(axes, headline, "milliseconds a sample", log_x=True)
+        for one in lines:
+            _bars(axes, one)
+            axes.plot(*_xy(one), **points_of(one.place))
+        _stairs(axes, [lines[n].points[0][:2] for n in best], headline)
+        ends = [(x, end) for one in lines for x, *both in one.bounded for end in both]
+        chart.label_points(axes, [one.points[0][:2] for one in lines], names, ends)
 
-    numbers = [
-        [row.name, shown(ms), shown(f.value), "yes" if n in best else ""]
-        for n, (row, ms, f) in enumerate(found)
-    ]
+    title = f"{headline.title} against milliseconds a sample, with the frontier of models that none beats"
+    down = "Down" if headline.lower_is_better else "Up"
     told = (
-        "Down and to the left is better. The dotted line joins the models that no other beats in both "
+        f"{down} and to the left is better. The dotted line joins the models that no other beats in both "
         "quality and speed."
     )
-    return figure(draw, told, ("model", "ms/sample", "FID", "on the frontier"), numbers)
+    marks = ["yes" if n in best else "" for n in range(len(found))]
+    numbers = [[r.name, shown(ms), shown(f.value), m] for (r, ms, f), m in zip(found, marks, strict=True)]
+    heads = ("model", "ms/sample", headline.title, "on the frontier")
+    return Exhibit(_both("speed", title, 400, draw), told, heads, numbers)
 
 
-def seeds(rows: Sequence[Row]) -> Markup | None:
+def seeds(comparison: Comparison) -> Exhibit | None:
     """Draws the last and the best evaluation of every training, a cross where it did not end well."""
-    shown_rows = [row for row in rows if any(t.evaluations for t in row.runs)]
-    if not shown_rows:
+    headline, places = headline_of(comparison), place_of(comparison)
+    rows = [(row, found) for row in points.trainings(comparison) if (found := points.ends(row, headline))]
+    if not rows:
         return None
-    names, places = _short_names(shown_rows), _places(rows)
-    values = [
-        f
-        for row in shown_rows
-        for t in row.runs
-        if (fids := [e.fid for e in t.evaluations])
-        for f in (fids[-1], min(fids))
-    ]
-    axis = Axis.around(values, "FID", log=True)
+    names = short_names([row for row, _ in rows])
 
-    def draw(width: int) -> Chart:
-        title = (
-            "Last and best FID of every training; crosses are trainings that collapsed, diverged or failed"
-        )
-        chart = Chart(
-            axis,
-            Axis(0, len(shown_rows), ""),
-            title,
-            width,
-            66 + 30 * len(shown_rows),
-            rows=_fitting(names, width),
-        )
-        for place, row in enumerate(shown_rows):
-            height, colour = len(shown_rows) - place - 0.5, places[row.first.run.path]
-            runs = [t for t in row.runs if t.evaluations]
-            bad = frozenset(n for n, t in enumerate(runs) if how_it_ended(t) != "sound")
-            last = [(t.evaluations[-1].fid, height) for t in runs]
-            best = [(min(e.fid for e in t.evaluations), height) for t in runs]
-            for (a, _), (b, _) in zip(best, last, strict=True):
-                chart.bars(Series("", colour, [(a, height)], [a], [b]), sideways=True)
-            chart.marks(Series(f"{row.name}, best", colour, best), hollow=True)
-            chart.marks(Series(f"{row.name}, last", colour, last, crosses=bad))
-        return chart
+    def draw(axes: Axes) -> None:
+        _rows_of_scores(axes, headline, names)
+        for n, (row, found) in enumerate(rows):
+            for end in found:
+                _draw_end(axes, places[row.first.run.path], end, -n)
 
-    numbers = [
-        [
-            row.name,
-            str(t.seed),
-            how_it_ended(t),
-            shown(t.evaluations[-1].fid),
-            shown(min(e.fid for e in t.evaluations)),
-        ]
-        for row in shown_rows
-        for t in row.runs
-        if t.evaluations
-    ]
+    numbers = [[r.name, e.seed, e.ended, shown(e.last), shown(e.best)] for r, found in rows for e in found]
+    heads = ("model", "seed", "ended", f"{headline.title} last", f"{headline.title} best")
+    title = f"Last and best {headline.title} of every training; crosses collapsed, diverged or failed"
     told = (
         "For each training, filled: its last evaluation; hollow: its best; a cross: it collapsed, diverged "
         "or failed."
     )
-    return figure(draw, told, ("model", "seed", "ended", "FID last", "FID best"), numbers)
+    return Exhibit(_both("stability", title, 66 + 30 * len(rows), draw), told, heads, numbers)
 
 
-def copies(row: Row) -> Markup | None:
-    """Draws how far samples and test images lie from the training split."""
+def copies(row: Row, name: str) -> Exhibit | None:
+    """Draws how far samples and test images lie from the training split; `name` begins the drawing's ids."""
     for entry in row.entries:
-        found = part(entry, "copies")
-        histogram = part(found, "histogram")
-        edges, samples, test = (_numbers_of(histogram.get(name)) for name in ("edges", "samples", "test"))
+        histogram = part(entry, "copies", "histogram")
+        edges, samples, test = (_numbers_of(histogram.get(key)) for key in ("edges", "samples", "test"))
         if len(edges) > 1 and len(edges) == len(samples) + 1 == len(test) + 1:
-            return _histogram(row, found, edges, _shares(samples), _shares(test))
+            told = _copies_told(row, part(entry, "copies"))
+            return _histogram(row, name, told, edges, _shares(samples), _shares(test))
     return None
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Returns the places of the points that no other one beats in both numbers, from left to right."""
-    order = sorted(range(len(points)), key=lambda n: points[n])
-    kept: list[int] = []
-    for place in order:
-        if not kept or points[place][1] < points[kept[-1]][1]:
-            kept.append(place)
-    return kept
-
-
-def _through_training(rows: Sequence[Row], where: Callable[[Evaluation], float], label: str) -> Markup | None:
-    found = [(row, curve) for row in rows if (curve := _over_seeds(row, where))]
-    if not found:
-        return None
-    names, places = _short_names([row for row, _ in found]), _places(rows)
+def _through_training(
+    comparison: Comparison, name: str, where: Callable[[Evaluation], float], label: str
+) -> Exhibit | None:
+    headline, places, rows = headline_of(comparison), place_of(comparison), points.trainings(comparison)
+    found = [(row, curve) for row in rows if (curve := points.over_seeds(row, headline, where))]
+    names = short_names([row for row, _ in found])
     series = [
-        Series(
-            name,
-            places[row.first.run.path],
-            [(x, y) for x, y, _, _ in curve],
-            [low for _, _, low, _ in curve],
-            [high for *_, high in curve],
-        )
-        for name, (row, curve) in zip(names, found, strict=True)
+        Series(label, places[row.first.run.path], curve)
+        for label, (row, curve) in zip(names, found, strict=True)
     ]
+    mean = "geometric mean" if headline.is_logarithmic else "mean"
     told = (
-        f"FID of each evaluation against {label}: the line is the geometric mean over seeds, the band "
+        f"{headline.title} of each evaluation against {label}: the line is the {mean} over seeds, the band "
         "reaches from the best seed to the worst."
     )
-    return _lines(series, label, told)
+    return _lines(name, headline, series, label, told) if series else None
 
 
-def _over_seeds(row: Row, where: Callable[[Evaluation], float]) -> list[tuple[float, float, float, float]]:
-    """Returns x, mean, lowest and highest FID of the n-th evaluation of all seeds that reached it."""
-    curves = [[e for e in t.evaluations if e.fid > 0] for t in row.runs]
-    points = []
-    for place in range(max(map(len, curves), default=0)):
-        reached = [curve[place] for curve in curves if len(curve) > place]
-        fids = [e.fid for e in reached]
-        x = sum(map(where, reached)) / len(reached)
-        points.append((x, log_interval(fids).value, min(fids), max(fids)))
-    return points
-
-
-def _lines(series: list[Series], label: str, told: str, log_x: bool = False, bars: bool = False) -> Markup:
-    x = Axis.around([x for one in series for x, _ in one.points], label, log=log_x, zero=not log_x)
-    y = Axis.around([y for one in series for y in _heights(one)], "FID", log=True)
-
-    def draw(width: int) -> Chart:
-        right = room_for([one.label for one in series], 220 if width == WIDE else 112)
-        height = max(400 if width == WIDE else 340, 90 + 15 * len(series))
-        chart = Chart(x, y, told, width, height, right)
+def _lines(
+    name: str, headline: Headline, series: list[Series], label: str, told: str, steps: bool = False
+) -> Exhibit:
+    def draw(axes: Axes) -> None:
+        _scales(axes, headline, label, log_x=steps)
         for one in series:
-            chart.bars(one) if bars else chart.band(one)
+            _bars(axes, one) if steps else _band(axes, one)
         for one in series:
-            chart.line(one)
-            chart.marks(one, small=not bars)
-        late = [one for one in series if x.share(one.points[-1][0]) > 0.8]
-        early = [one for one in series if one not in late]
-        chart.end_labels(late)
-        chart.point_labels(early, [[""] * (len(one.points) - 1) + [one.label] for one in early])
-        return chart
+            look = {**points_of(one.place, size=9 if steps else 6.5), **line_of(one.place)}
+            axes.plot(*_xy(one), **look)
+        if not steps:
+            axes.set_xlim(left=0)
 
-    numbers = [[one.label, shown(px), shown(py)] for one in series for px, py in one.points]
-    return figure(draw, told, ("model", label, "FID"), numbers)
-
-
-def _heights(one: Series) -> list[float]:
-    return [y for _, y in one.points] + [end for end in (*one.low, *one.high) if end is not None]
+    by_end = sorted(series, key=lambda one: -one.points[-1].y)
+    legend = [Entry(s.label, s.place % chart.COLOURS, chart.MARKS[chart.mark_of(s.place)]) for s in by_end]
+    numbers = [[one.label, shown(p.x), shown(p.y)] for one in series for p in one.points]
+    return Exhibit(_both(name, told, 400, draw), told, ("model", label, headline.title), numbers, legend)
 
 
 def _histogram(
-    row: Row, found: dict[str, Any], edges: list[float], samples: list[float], test: list[float]
-) -> Markup:
-    x = Axis(edges[0], edges[-1], "distance to the nearest training image")
-    y = Axis(0.0, 1.08 * max(*samples, *test, 1e-9), "share")
+    row: Row, name: str, told: str, edges: list[float], samples: list[float], test: list[float]
+) -> Exhibit:
+    def draw(axes: Axes) -> None:
+        axes.stairs(test, edges, baseline=None, color=colour("c1"), linestyle="--", linewidth=2)
+        axes.stairs(samples, edges, baseline=None, color=colour("c0"), linewidth=2)
+        axes.set_xlabel("distance to the nearest training image")
+        axes.set_title("share")
+        axes.set_ylim(bottom=0)
+
+    bins = zip(pairwise(edges), samples, test, strict=True)
+    lines = [[f"{low:g} to {high:g}", shown(s), shown(t)] for (low, high), s, t in bins]
     title = f"Distances of samples and of test images of {row.name} to the nearest training image"
+    drawing = chart.drawn(name, title, (NARROW, 240), draw)
+    return Exhibit([drawing], told, ("distance", "samples", "test images"), lines)
 
-    def draw(width: int) -> Chart:
-        chart = Chart(x, y, title, width // 2 if width == WIDE else width, 240)
-        for place, heights in ((9, test), (0, samples)):
-            chart.line(Series("", place, list(steps(edges, heights))))
-        return chart
 
+def _copies_told(row: Row, found: dict[str, Any]) -> str:
     share, median = number(found.get("share")), number(found.get("median_ratio"))
-    told = f"{row.name}: samples (solid) and test images (dashed)."
+    told = [f"{row.name}: samples (solid) and test images (dashed)."]
     if share is not None:
         threshold = found.get("threshold") or "threshold"
-        told += f" {100 * share:.1f} % of the samples are nearer than the {threshold}."
+        told.append(f"{100 * share:.1f} % of the samples are nearer than the {threshold}.")
     if median is not None:
-        told += f" Median distance {median:.2f} times that of test images."
-    lines = [
-        [f"{a:g} to {b:g}", shown(s), shown(t)]
-        for a, b, s, t in zip(edges[:-1], edges[1:], samples, test, strict=True)
+        told.append(f"Median distance {median:.2f} times that of test images.")
+    return " ".join(told)
+
+
+# Parts of drawings
+
+
+def _both(name: str, title: str, height: int, draw: Callable[[Axes], None]) -> list[Markup]:
+    return [
+        chart.drawn(f"{name}-{kind}", title, (width, height), draw, kind)
+        for kind, width in (("wide", WIDE), ("narrow", NARROW))
     ]
-    return figure(draw, told, ("distance", "samples", "test images"), lines)
 
 
-def _sampler(name: str) -> str:
-    """Returns a row's name without the number at its end: ddpm/ddim-10 and ddpm/ddim-50 are one sampler."""
-    return re.sub(r"(?<=/)(.*?)[-_ ]?\d+$", r"\1", name).rstrip("/") or name
+def _scales(axes: Axes, headline: Headline, label: str, log_x: bool) -> None:
+    chart.logarithmic(axes, x=log_x, y=headline.is_logarithmic)
+    axes.set_xlabel(label)
+    axes.set_title(headline.title)
 
 
-def _speed_file(row: Row) -> list[tuple[str, _Point]]:
-    """Returns sampler and point of each line that `genlab speed` wrote and whose protocol is the row's."""
-    if row.variant:
-        return []
-    held: Any = {}
-    for file in (row.first.run.path / "speed" / "speed.json", row.first.run.path / "speed.json"):
-        with suppress(OSError, ValueError):
-            held = json.loads(file.read_text(encoding="utf-8"))
-            break
-    if not isinstance(held, dict) or not fairness.is_scored_alike(row, part(held, "protocol")):
-        return []
-    lines = held.get("points") or held.get("rows")
-    points: list[tuple[str, _Point]] = []
-    for line in lines if isinstance(lines, list) else []:
-        found = (
-            score({str(line.get("metric")): line.get("value"), **line}, "fid")
-            if isinstance(line, dict)
-            else None
-        )
-        passes = number(line.get("passes", line.get("nfe"))) if found else None
-        if found and passes and found[1] > 0 < passes:
-            points.append((str(line.get("sampler", "")).lower(), (passes, found[1], None, None)))
-    return points
+def _rows_of_scores(axes: Axes, headline: Headline, names: list[str]) -> None:
+    chart.logarithmic(axes, x=headline.is_logarithmic)
+    axes.set_xlabel(headline.title)
+    chart.named_rows(axes, names)
 
 
-def _places(rows: Sequence[Row]) -> dict[Path, int]:
-    """Returns a number for each training: it has the same colour in every figure."""
-    return {path: number for number, path in enumerate(dict.fromkeys(row.first.run.path for row in rows))}
+def _xy(one: Series) -> tuple[list[float], list[float]]:
+    return [point.x for point in one.points], [point.y for point in one.points]
 
 
-def _short_names(rows: Sequence[Row]) -> list[str]:
-    """Returns the names without the ending that all experiments share, such as `_digits`."""
-    short = dict(
-        zip(experiments := [row.first.experiment for row in rows], _without_ending(experiments), strict=True)
-    )
-    return [row.name.replace(row.first.experiment, short[row.first.experiment], 1) for row in rows]
+def _bar(axes: Axes, place: int, x: tuple[float, float], y: tuple[float, float]) -> None:
+    axes.plot(x, y, color=colour_of(place), alpha=0.55, linewidth=2.4, solid_capstyle="round")
 
 
-def _without_ending(experiments: list[str]) -> list[str]:
-    endings = {name.rpartition("_")[2] for name in experiments}
-    ending = f"_{endings.pop()}" if len(endings) == 1 and len(set(experiments)) > 1 else ""
-    return [name.removesuffix(ending) or name for name in experiments]
+def _bars(axes: Axes, one: Series) -> None:
+    for x, low, high in one.bounded:
+        _bar(axes, one.place, (x, x), (low, high))
 
 
-def _fitting(names: Sequence[str], width: int) -> list[str]:
-    most = 30 if width == WIDE else 15
-    return [name if len(name) <= most else name[: most - 1] + "…" for name in names]
+def _band(axes: Axes, one: Series) -> None:
+    if len(one.bounded) > 1:
+        x, low, high = zip(*one.bounded, strict=True)
+        axes.fill_between(x, low, high, color=colour_of(one.place), alpha=0.11, linewidth=0)
+
+
+def _upright(axes: Axes, value: float, name: str) -> None:
+    soft = colour("soft")
+    axes.axvline(value, color=soft, linewidth=1.2, linestyle=(0, (4, 3)))
+    place = axes.get_xaxis_transform()
+    axes.annotate(name, (value, 1), (5, -2), place, textcoords="offset points", va="top", color=soft)
+
+
+def _stairs(axes: Axes, corners: list[tuple[float, float]], headline: Headline) -> None:
+    """Draws the frontier of points from left to right: nothing lies beyond it."""
+    end, worst = axes.get_xlim()[1], axes.get_ylim()[headline.lower_is_better]
+    axes.autoscale(False)
+    x = [corners[0][0], *(x for x, _ in corners), end]
+    y = [worst, *(y for _, y in corners), corners[-1][1]]
+    axes.step(x, y, where="post", color=colour("soft"), linewidth=1.4, linestyle=":", zorder=1)
+
+
+def _draw_end(axes: Axes, place: int, end: End, y: float) -> None:
+    _bar(axes, place, (end.best, end.last), (y, y))
+    axes.plot([end.best], [y], **points_of(place, hollow=True))
+    look = points_of(place)
+    if end.ended != "sound":
+        look |= {"marker": "x", "markeredgecolor": colour_of(place), "markeredgewidth": 2.4}
+    axes.plot([end.last], [y], **look)
 
 
 def _numbers_of(values: Any) -> list[float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from genlab.runs.folder import Run
+from genlab.report.units import unit
+from genlab.runs.folder import NotARun, Run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,7 +20,7 @@ LARGEST = 1_024  # pixels of a side; larger grids are made smaller
 
 
 def film_of(run: Run, target: Path | None = None, frame_ms: int | None = None) -> tuple[Path, int]:
-    """Writes the grids in a run's `samples/` as an animated GIF, the images seen below each.
+    """Writes the grids in a run's `samples/` as an animated GIF, the examples seen below each.
 
     Args:
         run: The run.
@@ -34,9 +36,10 @@ def film_of(run: Run, target: Path | None = None, frame_ms: int | None = None) -
     grids = sorted(run.samples.glob("samples_[0-9]*.png"), key=examples_seen)
     if not grids:
         raise ValueError(
-            f"{run.samples} has no grids samples_<images>.png: they are drawn while a model of images trains."
+            f"{run.samples} has no grids samples_<number>.png: they are drawn while a model of images trains."
         )
-    frames = [captioned(path) for path in grids]
+    words = f"{unit(_record(run))} seen"
+    frames = [captioned(path, f"{examples_seen(path):,} {words}") for path in grids]
     each = frame_ms or round(min(500.0, 1000.0 * SECONDS / len(frames)))
     target = target or run.samples / "training.gif"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -46,12 +49,12 @@ def film_of(run: Run, target: Path | None = None, frame_ms: int | None = None) -
 
 
 def examples_seen(grid: Path) -> int:
-    """Returns the images seen that a grid's name tells."""
+    """Returns the examples seen that a grid's name tells."""
     return int(grid.stem.rsplit("_", 1)[1])
 
 
-def captioned(grid: Path) -> Image.Image:
-    """Returns a grid with its number of images seen below it."""
+def captioned(grid: Path, text: str) -> Image.Image:
+    """Returns a grid with a line of text below it."""
     from PIL import Image, ImageDraw, ImageFont
 
     with Image.open(grid) as file:
@@ -59,7 +62,6 @@ def captioned(grid: Path) -> Image.Image:
     picture.thumbnail((LARGEST, LARGEST))
     size = max(12, picture.width // 30)
     font = ImageFont.load_default(size=size)
-    text = f"{examples_seen(grid):,} images seen"
     height = 2 * size
     frame = Image.new("RGB", (picture.width, picture.height + height), "white")
     frame.paste(picture, (0, 0))
@@ -67,3 +69,9 @@ def captioned(grid: Path) -> Image.Image:
         (picture.width / 2, picture.height + height / 2), text, fill="black", font=font, anchor="mm"
     )
     return frame
+
+
+def _record(run: Run) -> dict[str, Any]:
+    with suppress(NotARun):  # a film needs the grids alone
+        return run.read()
+    return {}

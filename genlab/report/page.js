@@ -37,11 +37,11 @@ function films(slider) {
     told.textContent = `${slider.value} %`;
     slider.setAttribute("aria-valuetext", `${slider.value} percent of the training`);
     for (const figure of figures) {
-      const frames = [...figure.querySelectorAll("img")];
+      const frames = [...figure.querySelectorAll("[data-share]")];
       const reached = frames.filter((frame) => Number(frame.dataset.share) <= share + 1e-9);
       const current = reached.length ? reached[reached.length - 1] : frames[0];
       for (const frame of frames) frame.hidden = frame !== current;
-      figure.querySelector(".when").textContent = `${current.dataset.images} images`;
+      figure.querySelector(".when").textContent = current.dataset.seen;
     }
   }
 

@@ -1,4 +1,4 @@
-"""A run's pictures inside the page: encoded anew, small, each one stored once."""
+"""A run's pictures and texts inside the page: encoded anew, small, each picture stored once."""
 
 from __future__ import annotations
 
@@ -10,53 +10,75 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genlab.report.markup import Markup, tag
 from genlab.runs.folder import Run
 
 LARGEST_SIDE = 1_400
 """Pictures are made smaller than this."""
 LOSSLESS_UP_TO = 60_000
 """A picture of more bytes is a photograph rather than a grid of digits and is stored with loss."""
+LONGEST_TEXT = 8_000
+"""A text is cut after so many characters."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture or a text of a run, ready for a page.
+
+    Attributes:
+        alt: What it shows, in words.
+        text: A text's content; None for a picture.
+        source: A picture's pixels as a data URL, "" where it is a copy.
+        id: The name of a picture's pixels within its page.
+        size: A picture's width and height.
+    """
+
+    alt: str
+    text: str | None = None
+    source: str = ""
+    id: str = ""
+    size: tuple[int, int] = (0, 0)
 
 
 @dataclass
 class Album:
-    """Pictures of one page; one that comes again is shown from its first copy.
+    """Pictures and texts of one page; a picture that comes again is shown from its first copy.
 
     Attributes:
-        problems: A sentence for each picture that could not be shown.
+        problems: A sentence for each file that could not be shown.
     """
 
     problems: list[str] = field(default_factory=list)
     _places: dict[str, str] = field(default_factory=dict)
 
-    def image(self, run: Run, path: Any, alt: str, **attributes: Any) -> Markup | None:
-        """Returns a picture of a run as an element, None where it cannot be shown.
+    def shown(self, run: Run, path: Any, alt: str) -> Shown | None:
+        """Returns a file of a run, None where it cannot be shown; one ending in .txt is a text.
 
         Args:
-            run: Its folder; a picture elsewhere is refused.
+            run: Its folder; a file elsewhere is refused.
             path: Relative to the folder.
             alt: What it shows, in words.
-            attributes: Further ones of the element.
         """
         try:
-            data, kind, size = encoded(inside(run.path, path))
+            file = inside(run.path, path)
+            return Shown(alt, _text(file)) if file.suffix == ".txt" else self._picture(file, alt)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow tells damage by any of them
             self.problems.append(f"The picture {path} of {run.experiment}/{run.name} is left out: {error}")
             return None
-        attributes |= {
-            "alt": alt,
-            "width": size[0],
-            "height": size[1],
-            "loading": "lazy",
-            "decoding": "async",
-        }
+
+    def _picture(self, file: Path, alt: str) -> Shown:
+        data, kind, size = encoded(file)
         digest = hashlib.sha256(data).hexdigest()[:16]
         if digest in self._places:
-            return tag("img", data_copy=self._places[digest], src=_PIXEL, **attributes)
+            return Shown(alt, id=self._places[digest], size=size)
         self._places[digest] = f"picture{len(self._places)}"
         source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-        return tag("img", id=self._places[digest], src=source, **attributes)
+        return Shown(alt, source=source, id=self._places[digest], size=size)
+
+
+def _text(file: Path) -> str:
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        text = opened.read(LONGEST_TEXT + 1)
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…"
 
 
 def inside(folder: Path, path: Any) -> Path:
@@ -107,6 +129,3 @@ def _saved(picture: Any, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     picture.save(out, kind, **options)
     return out.getvalue()
-
-
-_PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="

@@ -98,7 +98,7 @@ class Categorical(TokenSampler):
         # In the vocabulary's order: in that of the logits, a rounding error between two near-equal ones would
         # exchange their places and with them the token.
         mass = self.probabilities(logits).cumsum(dim=1)
-        return torch.searchsorted(mass, u * mass[:, -1:], right=True)[:, 0]
+        return torch.searchsorted(mass, u * mass[:, -1:])[:, 0]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Returns the chance of each token, float64 (batch, vocabulary), exactly 0 where it may not come."""

@@ -1,0 +1,220 @@
+"""The numbers behind the charts: the score of every row against time, examples, steps and speed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from genlab.report import fairness
+from genlab.report.comparison import Comparison
+from genlab.report.gather import Evaluation, number, part, score
+from genlab.report.intervals import Interval, log_interval, t_interval
+from genlab.report.rows import Row, how_it_ended
+
+
+class Headline(NamedTuple):
+    """The score that a comparison leads with."""
+
+    key: str
+    title: str
+    lower_is_better: bool
+    is_logarithmic: bool
+
+
+def headline_of(comparison: Comparison) -> Headline:
+    """Returns the score that the rows of a comparison share."""
+    return Headline("fid", "FID", True, True)
+
+
+def _value(evaluation: Evaluation, headline: Headline) -> float | None:
+    return evaluation.fid
+
+
+class Point(NamedTuple):
+    """A point with the ends of its interval, None where there is none."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+
+
+class Series(NamedTuple):
+    """The points of one model; `place` chooses colour, mark and dash."""
+
+    label: str
+    place: int
+    points: list[Point]
+
+    @property
+    def bounded(self) -> list[tuple[float, float, float]]:
+        """x, low and high of the points that have an interval."""
+        return [(p.x, p.low, p.high) for p in self.points if p.low is not None and p.high is not None]
+
+
+class End(NamedTuple):
+    """How one training ended, with the last and the best of its own evaluations."""
+
+    seed: str
+    ended: str
+    last: float
+    best: float
+
+
+# Rows
+
+
+def trainings(comparison: Comparison) -> list[Row]:
+    """Returns one row for each training: variants share it."""
+    kept: dict[Path, Row] = {}
+    for row in comparison.all_rows:
+        known = kept.get(row.first.run.path)
+        if known is None or known.variant:
+            kept[row.first.run.path] = row
+    return list(kept.values())
+
+
+def place_of(comparison: Comparison) -> dict[Path, int]:
+    """Returns a number for each training: it has the same colour in every chart."""
+    paths = dict.fromkeys(row.first.run.path for row in comparison.all_rows)
+    return {path: place for place, path in enumerate(paths)}
+
+
+def short_names(rows: Sequence[Row]) -> list[str]:
+    """Returns the names without the ending that all experiments share, such as `_digits`."""
+    experiments = [row.first.experiment for row in rows]
+    endings = {name.rpartition("_")[2] for name in experiments}
+    ending = f"_{endings.pop()}" if len(endings) == 1 and len(set(experiments)) > 1 else ""
+    short = {name: name.removesuffix(ending) or name for name in experiments}
+    return [row.name.replace(row.first.experiment, short[row.first.experiment], 1) for row in rows]
+
+
+def scored(comparison: Comparison) -> list[tuple[Row, Interval]]:
+    """Returns the comparable rows that have the headline's score, with its interval over seeds."""
+    headline = headline_of(comparison)
+    rows = [(row, row.over_seeds("values", headline.key)) for row in comparison.rows]
+    return [(row, found) for row, found in rows if found and can_be_drawn(found.value, headline)]
+
+
+def can_be_drawn(value: float, headline: Headline) -> bool:
+    """Returns whether a score has a place on its axis, as 0 has none among logarithms."""
+    return value > 0 or not headline.is_logarithmic
+
+
+# Against speed
+
+
+def with_speed(comparison: Comparison) -> list[tuple[Row, float, Interval]]:
+    """Returns the rows that have a score and a speed, with the milliseconds of one sample and the score."""
+    rows = [(row, row.over_seeds("speed", "ms_per_sample"), found) for row, found in scored(comparison)]
+    return [(row, ms.value, found) for row, ms, found in rows if ms and ms.value > 0]
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Returns the places of the points that no other one beats in both numbers, from left to right."""
+    order = sorted(range(len(points)), key=lambda n: points[n])
+    kept: list[int] = []
+    for place in order:
+        if not kept or points[place][1] < points[kept[-1]][1]:
+            kept.append(place)
+    return kept
+
+
+# Against steps
+
+
+def by_sampler(comparison: Comparison) -> list[Series]:
+    """Returns score against network evaluations of one sample, for weights sampled in several ways."""
+    found: dict[str, dict[float, Point]] = {}
+    for name, point in [*_of_rows(comparison), *_of_speed_files(comparison)]:
+        found.setdefault(name, {}).setdefault(point.x, point)  # a row's has an interval and comes first
+    ways = Counter(name.partition("/")[0] for name, points in found.items() for _ in points)
+    several = {name: points for name, points in found.items() if ways[name.partition("/")[0]] > 1}
+    return [Series(name, place, sorted(several[name].values())) for place, name in enumerate(several)]
+
+
+def _of_rows(comparison: Comparison) -> Iterator[tuple[str, Point]]:
+    names = _names(comparison)
+    for row, found in scored(comparison):
+        nfe = row.over_seeds("speed", "nfe")
+        if nfe and nfe.value > 0:
+            yield _sampler(names[row.name]), Point(nfe.value, found.value, found.low, found.high)
+
+
+def _of_speed_files(comparison: Comparison) -> Iterator[tuple[str, Point]]:
+    names, headline = _names(comparison), headline_of(comparison)
+    for row in comparison.rows:
+        for line in _speed_lines(row):
+            if point := _speed_point(line, headline):
+                yield f"{names[row.name]}/{str(line.get('sampler', '')).lower()}", point
+
+
+def _names(comparison: Comparison) -> dict[str, str]:
+    return dict(zip((row.name for row in comparison.rows), short_names(comparison.rows), strict=True))
+
+
+def _sampler(name: str) -> str:
+    """Returns a row's name without the number at its end: ddpm/ddim-10 and ddpm/ddim-50 are one sampler."""
+    return re.sub(r"(?<=/)(.*?)[-_ ]?\d+$", r"\1", name).rstrip("/") or name
+
+
+def _speed_lines(row: Row) -> list[dict[str, Any]]:
+    """Returns what `genlab speed` wrote of a row's weights, if its protocol is the row's."""
+    held = {} if row.variant else _speed_file(row.first.run.path)
+    if not fairness.is_scored_alike(row, part(held, "protocol")):
+        return []
+    lines = held.get("points") or held.get("rows")
+    return [line for line in lines if isinstance(line, dict)] if isinstance(lines, list) else []
+
+
+def _speed_file(run: Path) -> dict[str, Any]:
+    for file in (run / "speed" / "speed.json", run / "speed.json"):
+        with suppress(OSError, ValueError):
+            return part(json.loads(file.read_text(encoding="utf-8")))
+    return {}
+
+
+def _speed_point(line: dict[str, Any], headline: Headline) -> Point | None:
+    found = score({str(line.get("metric")): line.get("value"), **line}, headline.key)
+    passes = number(line.get("passes", line.get("nfe")))
+    if not found or not passes or passes <= 0 or not can_be_drawn(found[1], headline):
+        return None
+    return Point(passes, found[1], None, None)
+
+
+# Through training
+
+
+def ends(row: Row, headline: Headline) -> list[End]:
+    """Returns how each training of a row ended, of those that were evaluated."""
+    best = min if headline.lower_is_better else max
+    found = [(t, [y for _, y in _curve(t.evaluations, headline)]) for t in row.runs]
+    return [End(str(t.seed), how_it_ended(t), values[-1], best(values)) for t, values in found if values]
+
+
+def over_seeds(row: Row, headline: Headline, where: Callable[[Evaluation], float]) -> list[Point]:
+    """Returns x, mean, lowest and highest score of the n-th evaluation of all seeds that reached it."""
+    curves = [_curve(trained.evaluations, headline) for trained in row.runs]
+    return [
+        _mean([curve[place] for curve in curves if len(curve) > place], headline, where)
+        for place in range(max(map(len, curves), default=0))
+    ]
+
+
+def _curve(evaluations: Sequence[Evaluation], headline: Headline) -> list[tuple[Evaluation, float]]:
+    found = [(evaluation, _value(evaluation, headline)) for evaluation in evaluations]
+    return [(e, value) for e, value in found if value is not None and can_be_drawn(value, headline)]
+
+
+def _mean(
+    reached: list[tuple[Evaluation, float]], headline: Headline, where: Callable[[Evaluation], float]
+) -> Point:
+    values = [value for _, value in reached]
+    interval = log_interval if headline.is_logarithmic else t_interval
+    return Point(fmean(where(e) for e, _ in reached), interval(values).value, min(values), max(values))
