@@ -66,8 +66,11 @@ from genlab.networks.transformer import CausalTransformer
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.grids import UniformGrid
+from genlab.processes.sde import VPSDE
 from genlab.samplers.ancestral import DDIM, Ancestral
-from genlab.samplers.ode import Heun, RungeKutta
+from genlab.samplers.conditioning import FromImage, RePaint
+from genlab.samplers.ode import DPMSolver, Euler, Heun, RungeKutta
+from genlab.samplers.sde import AnnealedLangevin, EulerMaruyama, PredictorCorrector
 from genlab.shapes import DataSpec, to_float, to_levels
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
@@ -338,6 +341,30 @@ def test_codes_take_as_many_network_passes_as_are_declared(build):
     with Evaluations(2).counting(model) as decoding:
         model.decode(z)
     assert (encoding.per_sample, decoding.per_sample) == (model.encoding_passes, model.decoding_passes)
+
+
+X = torch.zeros(1, *SPEC.shape)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        DPMSolver(UniformGrid(5)),
+        Euler(UniformGrid(5)),
+        EulerMaruyama(UniformGrid(5)),
+        PredictorCorrector(UniformGrid(5), num_corrections=2),
+        AnnealedLangevin(UniformGrid(5), num_steps=3),
+        RePaint(X, X + 1.0, UniformGrid(5), num_resamplings=3),
+        FromImage(X, Heun(UniformGrid(10)), 0.4),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_each_sampler_asks_its_denoiser_as_often_as_it_says(sampler):
+    model = diffusion(sampler).eval()
+    model.process = VPSDE()
+    with Evaluations(2).counting(model) as counted:
+        model.sample(torch.arange(2))
+    assert counted.per_sample == model.passes == model.passes_with(sampler)
 
 
 def test_a_text_takes_a_pass_for_each_token():
