@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,19 @@ from genlab.shapes import DataSpec
 SMALLEST = 8  # samples of a fast_dev_run: enough for every metric to run, too few to mean anything
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How the samples of a score are drawn.
+
+    Attributes:
+        seed: Their seed; another one gives other samples of the same model.
+        batch_size: Samples at a time on each device; no score depends on it.
+    """
+
+    seed: int = 0
+    batch_size: int = 100
+
+
 class Evaluate(Callback):
     """Draws samples, compares them with real images and logs the scores, each with its protocol.
 
@@ -49,8 +62,7 @@ class Evaluate(Callback):
         num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
         split: Real images to compare with. The test split by default: a model that memorised the training
             split would win against the training split.
-        seed: Seed of the samples.
-        batch_size: Images drawn at a time on each device.
+        drawing: Seed and batch size of the samples.
         at_start: Score the untrained model too, so that curves begin at 0 images.
         num_likelihood: Items of the split, evenly spaced, whose likelihood is estimated at test, where the
             model has one; None for all.
@@ -63,8 +75,7 @@ class Evaluate(Callback):
         num_samples: int = 2_048,
         num_test_samples: int = 10_000,
         split: str = "test",
-        seed: int = 0,
-        batch_size: int = 100,
+        drawing: Drawing = Drawing(),
         at_start: bool = True,
         num_likelihood: int | None = None,
     ) -> None:
@@ -76,8 +87,7 @@ class Evaluate(Callback):
         self.num_samples = num_samples
         self.num_test_samples = num_test_samples
         self.split = split
-        self.seed = seed
-        self.batch_size = batch_size
+        self.drawing = drawing
         self.at_start = at_start
         self.num_likelihood = num_likelihood
         self.last: Scores | None = None
@@ -153,8 +163,8 @@ class Evaluate(Callback):
             self.metrics or [],
             self.split,
             SMALLEST if is_trial else self.num_test_samples,
-            self.batch_size,
-            self.seed,
+            self.drawing.batch_size,
+            self.drawing.seed,
             SMALLEST if is_trial else self.num_likelihood,
             run,
         )

@@ -51,15 +51,17 @@ class Objective:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How samples are drawn towards their label.
+    """How the estimates that samples are made of are steered.
 
     Attributes:
         scale: 1 is the conditional model, higher fits labels better and varies less.
         dropout: Share of labels hidden in training, each on its own, without which nothing can be guided.
+        clip: Keep the estimates of images in [-1, 1].
     """
 
     scale: float = 1.0
     dropout: float = 0.0
+    clip: bool = True
 
 
 class Diffusion(Model):
@@ -82,8 +84,7 @@ class Diffusion(Model):
         objective: What F is, and how its errors are weighed.
         sampler: How samples are drawn.
         likelihood: How log p(x) is estimated; the flow for vectors, the bound of 100 steps for images.
-        guidance: Of samples by labels.
-        clip: Keep the estimates of images in [-1, 1] while sampling.
+        guidance: Of samples, by labels and by the range of images.
         model: Arguments of every model; the average is the network's.
 
     Shapes:
@@ -103,7 +104,6 @@ class Diffusion(Model):
         sampler: Sampler | None = None,
         likelihood: Likelihood | None = None,
         guidance: Guidance = Guidance(),
-        clip: bool = True,
         **model: Any,
     ) -> None:
         super().__init__(spec, **model)
@@ -122,7 +122,7 @@ class Diffusion(Model):
         self.likelihood = likelihood or (bound if spec.kind == "image" else ProbabilityFlow())
         self.optimizer_factory = optimizer
         self.guidance = guidance
-        self.clip = clip and spec.kind == "image"
+        self.clip = guidance.clip and spec.kind == "image"
         self.dequantise = objective.dequantise and spec.kind == "image"
         self.variance_weight = objective.variance_weight
 
