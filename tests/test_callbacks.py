@@ -261,8 +261,9 @@ def test_durations_have_two_units(seconds, text):
 def test_the_progress_line_shows_images_speed_losses_score_and_time_left():
     budget = Budget(examples=1000)
     line = ProgressLine(budget)
+    shown, spec = ("generator", "discriminator"), SimpleNamespace(unit="img", units=1)
     trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(batch_size=10),
+        datamodule=SimpleNamespace(batch_size=10, spec=spec),
         world_size=1,
         max_epochs=-1,
         max_steps=-1,
@@ -274,7 +275,6 @@ def test_the_progress_line_shows_images_speed_losses_score_and_time_left():
         "discriminator": torch.tensor(0.68),
         "accuracy": torch.tensor(1.0),
     }
-    shown, spec = ("generator", "discriminator"), SimpleNamespace(unit="img")
     model = SimpleNamespace(examples_seen=250, latest=losses, shown_losses=shown, spec=spec)
     line._start = time.monotonic() - 10
     budget.clock._before = 5.0

@@ -32,7 +32,7 @@ CASES = {
         *("--model.schedule.warmup", "320", "--model.schedule.decay", "1920"),
     ),
     "layers_that_the_first_batch_initialises": (
-        *(1280, "glow_digits", "--model.bijection.num_steps", "1"),
+        *(1280, "glow_digits", "--data.batch_size", "64", "--model.bijection.num_steps", "1"),
         *("--model.bijection.num_levels", "2", "--model.bijection.network.hidden_channels", "8"),
     ),
 }
@@ -87,7 +87,7 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
     code, _, error = genlab_command("resume", parts, "--budget.examples", "1920")
     assert code == 0, error
     a, b = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts))
-    assert a["examples_seen"] == 1920
+    assert a["examples_seen"] == b["examples_seen"] >= 1920
     assert differences(a, b) == []
     assert lines(whole) == lines(parts)
 
