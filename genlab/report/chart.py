@@ -158,9 +158,7 @@ def _few_ticks(axis: Axis) -> None:
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
     axis.set_minor_locator(ticker.NullLocator())
     low, high = axis.get_view_interval()
-    if axis.get_scale() != "log":
-        return
-    if high < 4 * low:
+    if axis.get_scale() != "log" or high < 4 * low:
         axis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
     else:
         steps = (1, 2, 5) if high < 30 * low else (1, 3) if high < 3000 * low else (1,)
