@@ -110,6 +110,14 @@ class DataModule(pl.LightningDataModule):
             self._fingerprints[name] = self.split(split).fingerprint(self.spec.levels)
         return self._fingerprints[name]
 
+    def num_tokens(self, split: str) -> int | None:
+        """Returns how many tokens of a split are predicted; None where the data are no text."""
+        return None
+
+    def num_bytes(self, split: str) -> int | None:
+        """Returns how many bytes of UTF-8 these tokens stand for; None where the data are no text."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """Returns what a run records of its data."""
         spec, path = self.spec, getattr(self, "path", None)

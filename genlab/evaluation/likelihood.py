@@ -72,7 +72,7 @@ def score_likelihood(
     }
     if spec.kind == "tokens":
         is_whole = num == len(data.items(split))
-        num_bytes = data.num_bytes(split) if is_whole and hasattr(data, "num_bytes") else None
+        num_bytes = data.num_bytes(split) if is_whole else None
         protocol["num_tokens"] = int(num_tokens)
         return Likelihood(values_of_text(nats, num_tokens, num_bytes), protocol)
     values = {"nll": nats / num}

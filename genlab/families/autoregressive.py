@@ -83,9 +83,9 @@ class Autoregressive(Model):
     def derived(self, means: dict[str, float], units: float, stage: str) -> dict[str, float]:
         nats = means["loss"]
         found = {"perplexity": math.exp(min(nats, 700.0))}
-        data, split = self.trainer.datamodule, stage  # type: ignore[attr-defined]
-        if hasattr(data, "num_bytes") and units == data.num_tokens(split):
-            found["bits_per_byte"] = nats * units / math.log(2) / data.num_bytes(split)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if units == data.num_tokens(stage):  # a part of the split has bytes that nobody counted
+            found["bits_per_byte"] = nats * units / math.log(2) / data.num_bytes(stage)
         return found
 
     @torch.no_grad()
