@@ -5,6 +5,7 @@ Each takes the job's numbers (`batch`, `features`, `steps`, ...) and returns wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -149,7 +150,7 @@ def _ddpm(ctx: Any) -> Diffusion:
         network,
         DiscreteChain(ctx.timesteps),
         partial(torch.optim.AdamW, lr=getattr(ctx, "lr", 1e-4), fused=True),
-        ema_decay=getattr(ctx, "ema", 0.995),
+        half_life=round(ctx.batch * math.log(0.5) / math.log(getattr(ctx, "ema", 0.995))),
     )
     model.setup("fit")
     return model

@@ -3,8 +3,8 @@
 import pytorch_lightning as pl
 
 
-def train(model, data, max_steps=3, **options):
-    """Trains on a CPU without evaluations, files or output; returns the trainer."""
+def train(model, data, max_steps=3, start=None, limit_val_batches=0, **options):
+    """Trains on a CPU without files or output, from a checkpoint if one is given; returns the trainer."""
     trainer = pl.Trainer(
         max_epochs=-1,
         max_steps=max_steps,
@@ -13,8 +13,8 @@ def train(model, data, max_steps=3, **options):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        limit_val_batches=0,
+        limit_val_batches=limit_val_batches,
         **options,
     )
-    trainer.fit(model, data)
+    trainer.fit(model, data, ckpt_path=start)
     return trainer

@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
+from short_training import train
 
 from genlab.data.random_images import RandomImages
 from genlab.families.autoencoder import Autoencoder
-from genlab.families.capabilities import HasLatent, HasLikelihood, Reconstructs, Samples
 from genlab.networks.augment import AffineAugment
 from genlab.networks.autoencoder import (
     ConvDecoder,
@@ -34,19 +34,6 @@ def autoencoder(**options):
     networks = (partial(ConvEncoder, base_channels=4), partial(ConvDecoder, base_channels=4))
     sampler = partial(MixtureOfCodes, num_components=2)
     return Autoencoder(images().spec, *networks, ADAM, **{"latent_dim": 3, "sampler": sampler, **options})
-
-
-def fit(model, folder=None, **options):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"max_steps": 3, **options},
-    )
-    trainer.fit(model, images())
-    return trainer
 
 
 # Networks
@@ -151,31 +138,36 @@ def test_few_codes_make_fewer_components_and_all_draws_are_finite():
     assert sampler.draw(0, torch.arange(1_000)).isfinite().all()
 
 
-def test_the_sampler_is_fitted_for_evaluation_and_kept_in_every_checkpoint(tmp_path):
-    model = autoencoder()
-    trainer = fit(model, limit_val_batches=0)
-    assert torch.equal(model.sampler.means, torch.zeros(2, 3))
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    weights = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+def codes_of(model):
     data = images()
     (batch,) = data.loader("train", batch_size=64)
-    codes = model.encode(data.to_device_batch(batch, "cpu")["image"])
+    return model.encode(data.to_device_batch(batch, "cpu")["image"])
+
+
+def test_the_sampler_is_fitted_for_evaluation_and_kept_in_every_checkpoint(tmp_path):
+    model = autoencoder()
+    trainer = train(model, images())
+    assert not model.sampler.means.any()
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    weights = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     expected = MixtureOfCodes(3, 2)
-    expected.fit(codes)
-    assert torch.allclose(weights["sampler.means"], expected.means, atol=1e-5)
+    expected.fit(codes_of(model))
+    assert expected.means.any() and torch.allclose(weights["sampler.means"], expected.means, atol=1e-5)
     again = autoencoder()
     again.load_state_dict(weights)
-    assert torch.equal(again.sample(5, seed=2), model.sample(5, seed=2))
+    # A tolerance: the trained model's memory has its channels innermost, the new one's does not.
+    assert torch.allclose(again.sample(5, seed=2), model.sample(5, seed=2), atol=1e-5)
 
 
-def test_evaluation_alone_leaves_the_sampler_as_it_is():
-    model, fitted = autoencoder(), autoencoder()
-    fit(fitted, val_check_interval=3)
-    assert fitted.sampler.means.abs().max() > 0
-    pl.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False).validate(
-        model, images(), verbose=False
-    )
-    assert torch.equal(model.sampler.means, torch.zeros(2, 3))
+def test_evaluation_in_training_fits_the_sampler_and_evaluation_alone_leaves_it():
+    fitted, model = autoencoder(), autoencoder()
+    train(fitted, images(), limit_val_batches=1.0, val_check_interval=3)
+    expected = MixtureOfCodes(3, 2)
+    expected.fit(codes_of(fitted))
+    assert torch.allclose(fitted.sampler.means, expected.means, atol=1e-5)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    pl.Trainer(**quiet, accelerator="cpu").validate(model, images(), verbose=False)
+    assert not model.sampler.means.any()
 
 
 # The family
@@ -184,18 +176,17 @@ def test_evaluation_alone_leaves_the_sampler_as_it_is():
 def test_an_autoencoder_learns_to_rebuild_its_images():
     torch.manual_seed(0)
     model = autoencoder(latent_dim=8)
-    batch = next(iter(images().loader("train", batch_size=64)))
+    batch = next(iter(images().loader("train", batch_size=16)))
     batch = images().to_device_batch(batch, "cpu")
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     first = model.losses(batch)["mse"].item()
-    for _ in range(150):
+    for _ in range(60):
         optimizer.zero_grad()
         model.losses(batch)["loss"].backward()
         optimizer.step()
     assert model.losses(batch)["mse"].item() < 0.3 * first
     x = batch["image"]
     x_hat = model.decode(model.encode(x))
-    assert torch.equal(x_hat, model.decode(model.encode(x)))
     assert (x_hat - x).square().mean().item() <= model.losses(batch)["mse"].item() + 1e-6
 
 
@@ -214,17 +205,9 @@ def test_input_noise_is_for_training_alone():
     batch = images().to_device_batch(next(iter(images().loader("train", batch_size=8))), "cpu")
     plain = autoencoder().losses(batch)["mse"]
     assert model.train().losses(batch)["mse"] != plain
-    assert model.eval().losses(batch)["mse"] == plain
+    assert torch.equal(model.eval().losses(batch)["mse"], plain)
     with pytest.raises(ValueError, match="noise_std must not be negative"):
         autoencoder(noise_std=-1.0)
-
-
-def test_an_autoencoder_samples_and_reconstructs_but_has_no_likelihood():
-    model = autoencoder()
-    assert all(isinstance(model, kind) for kind in (Samples, HasLatent, Reconstructs))
-    assert not isinstance(model, HasLikelihood)
-    parts = torch.cat([model.sample(index, seed=3) for index in torch.arange(10).split(3)])
-    assert torch.allclose(model.sample(10, seed=3), parts, atol=1e-6)
 
 
 # Augmentation by given amounts

@@ -161,7 +161,9 @@ def evaluated(health, *evaluations):
             state=SimpleNamespace(fn="fit"),
             callback_metrics={name: torch.tensor(value) for name, value in values.items()},
         )
-        health.on_validation_end(trainer, SimpleNamespace(examples_seen=100 * number))
+        signs, spec = ("accuracy_real", "accuracy_fake"), SimpleNamespace(unit="img")
+        model = SimpleNamespace(examples_seen=100 * number, signs=signs, spec=spec)
+        health.on_validation_end(trainer, model)
     return health
 
 
@@ -272,7 +274,8 @@ def test_the_progress_line_shows_images_speed_losses_score_and_time_left():
         "discriminator": torch.tensor(0.68),
         "accuracy": torch.tensor(1.0),
     }
-    model = SimpleNamespace(examples_seen=250, latest=losses)
+    shown, spec = ("generator", "discriminator"), SimpleNamespace(unit="img")
+    model = SimpleNamespace(examples_seen=250, latest=losses, shown_losses=shown, spec=spec)
     line._start = time.monotonic() - 10
     budget.clock._before = 5.0
     text = line.line(trainer, model)

@@ -166,7 +166,7 @@ MISTAKES = {
         "--trainer.max_epochs",
     ),
     "a misspelt class": (["fit", *DIGITS, "--model.loss", "Hindge"], "Did you mean 'Hinge'?"),
-    "a wrong type": (["fit", *DIGITS, "--model.clip", "abc"], "clip must be float or null, got abc"),
+    "a wrong type": (["fit", *DIGITS, "--model.balance.clip", "abc"], "clip must be float or null, got abc"),
     "a misspelt option of a network": (
         ["fit", *DIGITS, "--model.generator.init_args.latent_dmi", "5"],
         "In DCGANGenerator: there is no option 'latent_dmi'. Did you mean 'latent_dim'?",

@@ -1,19 +1,20 @@
 """The diffusion family and its networks: what is learned, averaged, hidden, counted and sampled."""
 
+import copy
 import math
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from short_training import train
 
 from genlab import bench
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import Gaussian1D
-from genlab.families.capabilities import Denoises, HasLatent, HasLikelihood, Reconstructs
-from genlab.families.diffusion import Diffusion
+from genlab.evaluation.given import given_for
+from genlab.families.base import Schedule
+from genlab.families.diffusion import Diffusion, Guidance, Objective
 from genlab.networks.dit import DiT, MLPDenoiser
 from genlab.networks.embeddings import sinusoids
 from genlab.networks.unet import UNet
@@ -36,6 +37,8 @@ from genlab.samplers.ode import DPMSolver, Euler, Heun, RungeKutta
 from genlab.shapes import DataSpec
 
 UNET = partial(UNet, channels=(8, 16), num_blocks=1, attention=(4,), num_groups=4)
+TINY_UNET = partial(UNET, channels=(4, 8), num_groups=2)
+SMALL = partial(MLPDenoiser, hidden=(16, 16), time_dim=8)
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 SHORT = DDIM(UniformGrid(4))
 GRAY, COLOUR = DataSpec("gray", (1, 8, 8), 3), DataSpec("colour", (3, 16, 24))
@@ -45,7 +48,7 @@ def images(num_classes=3, batch_size=8):
     return RandomImages((1, 8, 8), num_classes, num_train=64, num_test=16, batch_size=batch_size)
 
 
-def diffusion(network=UNET, process=None, optimizer=ADAM, **options):
+def diffusion(network=SMALL, process=None, optimizer=ADAM, **options):
     torch.manual_seed(0)
     options.setdefault("sampler", SHORT)
     return Diffusion(images().spec, network, process or DiscreteChain(), optimizer, **options)
@@ -54,14 +57,6 @@ def diffusion(network=UNET, process=None, optimizer=ADAM, **options):
 def fit(model, data=None, **options):
     train(model, data or images(), **options)
     return model
-
-
-def validated(model, batch_size=8):
-    trainer = pl.Trainer(
-        logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False
-    )
-    trainer.validate(model, images(batch_size=batch_size), verbose=False)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 # Networks
@@ -171,9 +166,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS)
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_every_process_trains_and_samples_finite_images(process, prediction, precision):
-    model = fit(diffusion(process=process, prediction=prediction), precision=precision)
+def test_every_process_trains_in_half_precision_and_samples_finite_images(process, prediction):
+    model = diffusion(TINY_UNET, process, objective=Objective(prediction))
+    fit(model, max_steps=2, precision="bf16-mixed")
     assert all(value.isfinite() for value in model.latest.values())
     x = model.sample(4)
     assert x.shape == (4, 1, 8, 8) and x.isfinite().all() and x.abs().max() <= 1
@@ -182,11 +177,11 @@ def test_every_process_trains_and_samples_finite_images(process, prediction, pre
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS)
 def test_an_untrained_network_loses_the_targets_square(process, prediction):
-    model = diffusion(process=process, prediction=prediction, half_life=0).train()
+    model = diffusion(process=process, objective=Objective(prediction)).train()
     x = torch.zeros(4096, 1, 8, 8).uniform_(-1, 1)
     t = process.training_time((torch.arange(4096) + 0.5) / 4096)
     with model.numbered(torch.arange(4096)):
-        loss = model._loss(lambda x, t, label: 0 * x, x, t, None)["loss"].item()
+        loss = model._loss(lambda x, t: 0 * x, x, t, {})["loss"].item()
     alpha, sigma = process.coefficients(t, x)
     zero = prediction.target(torch.ones_like(x) / 3**0.5, 0 * x, alpha, sigma).square().mean()
     noise = prediction.target(0 * x, torch.ones_like(x), alpha, sigma).square().mean()
@@ -194,84 +189,64 @@ def test_an_untrained_network_loses_the_targets_square(process, prediction):
 
 
 def test_a_perfect_noise_predictor_loses_nothing():
-    model, process = diffusion(half_life=0), DiscreteChain()
+    model, process = diffusion(), DiscreteChain()
     x, t = torch.rand(8, 1, 8, 8), torch.arange(1, 9) * 100.0
 
-    def knows(x_t, time, label):
+    def knows(x_t, time):
         alpha, sigma = process.coefficients(t, x)
         return (x_t - alpha * x) / sigma
 
     with model.numbered(torch.arange(8)):
-        assert model._loss(knows, x, t, None)["loss"] < 1e-8
+        assert model._loss(knows, x, t, {})["loss"] < 1e-8
 
 
-def test_the_average_counts_optimiser_steps_also_with_accumulation():
-    model = fit(diffusion(half_life=50), accumulate_grad_batches=4, max_steps=3)
-    assert model.average.n_averaged == 3 and model.examples_seen == 3 * 4 * 8
-    assert model.sampling_weights == "ema" and diffusion(half_life=0).sampling_weights == "raw"
-
-
-def test_samples_and_validation_come_from_the_average():
-    model = fit(diffusion(half_life=50, optimizer=partial(torch.optim.SGD, lr=0.5)))
-    before, scores = model.sample(2), validated(model)
-    torch.nn.init.normal_(next(model.network.parameters()))
-    assert torch.equal(model.sample(2), before)
-    assert validated(model) == scores
+@pytest.fixture(scope="module")
+def told():
+    """A model that is told labels, some of them hidden, after a few steps; its layers are far from zero."""
+    model = diffusion(given=["label"], guidance=Guidance(dropout=0.1), likelihood=ProbabilityFlow(2))
+    filled(model.network)
+    return fit(model).eval()
 
 
 @pytest.mark.parametrize(
     "sampler", [SHORT, Ancestral(UniformGrid(4)), DDIM(UniformGrid(4), eta=0.7), DPMSolver(UniformGrid(4))]
 )
-def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(sampler):
-    model = fit(diffusion(sampler=sampler, given=["label"]))
-    state = torch.get_rng_state()
-    whole = model.sample(7, seed=3)
-    assert torch.equal(torch.get_rng_state(), state)
-    parts = torch.cat([model.sample(index, seed=3) for index in torch.arange(7).split(2)])
-    assert torch.allclose(whole, parts, atol=1e-4)
-    assert torch.equal(model.draw_latent(7, 3)[4:], model.draw_latent(torch.arange(4, 7), 3))
-    assert not torch.allclose(whole, model.sample(7, seed=4))
+def test_sample_i_is_the_same_in_any_batch_for_any_sampler(sampler, told):
+    def draw(index):
+        return told.sample_with(sampler, index, seed=3, **given_for(told, index))
+
+    parts = torch.cat([draw(index) for index in torch.arange(7).split(2)])
+    assert torch.allclose(draw(torch.arange(7)), parts, atol=1e-4)
+    assert torch.equal(told.draw_latent(7, 3)[4:], told.draw_latent(torch.arange(4, 7), 3))
 
 
-def test_decoding_the_starting_noise_is_sampling():
+def test_decoding_the_starting_noise_is_sampling(told):
+    label = torch.arange(3)
     for sampler in (SHORT, Heun(UniformGrid(3))):
-        model = fit(diffusion(sampler=sampler))
-        assert torch.allclose(model.decode(model.draw_latent(3, 5)), model.sample(3, 5), atol=1e-6)
-
-
-def test_a_conditional_sample_without_a_label_goes_round_the_classes():
-    model = fit(diffusion(given=["label"]))
-    label = torch.arange(6) % 3
-    assert torch.equal(model.sample(6), model.sample(6, label=label))
-    assert not torch.equal(model.sample(6), model.sample(6, label=label.roll(1)))
-    assert model.uses_labels
+        model = copy.copy(told)
+        model.sampler = sampler
+        decoded = model.decode(model.draw_latent(3, 5), label=label)
+        assert torch.allclose(decoded, model.sample(3, 5, label=label), atol=1e-6)
 
 
 def test_labels_are_hidden_each_on_its_own_and_only_in_training():
     model = diffusion(given=["label"], guidance=Guidance(dropout=0.3)).train()
-    batch = {"image": torch.zeros(4_000, 1, 8, 8), "label": torch.arange(4_000) % 3}
+    label = torch.arange(4_000) % 3
     with model.numbered(torch.arange(4_000)):
-        hidden = model._hidden_label(batch)
+        hidden = model._hidden({"label": label})["label"]
         assert (hidden == 3).float().mean().item() == pytest.approx(0.3, abs=0.03)
-        assert torch.equal(hidden[hidden != 3], batch["label"][hidden != 3])
-        assert (batch["label"] < 3).all()
-        assert torch.equal(model.eval()._hidden_label(batch), batch["label"])
+        assert torch.equal(hidden[hidden != 3], label[hidden != 3])
+        assert (label < 3).all()
+        assert torch.equal(model.eval()._hidden({"label": label})["label"], label)
 
 
-def test_guidance_changes_samples_and_one_is_the_conditional_model():
-    model = fit(diffusion(given=["label"], guidance=Guidance(dropout=0.1)))
-    plain = model.sample(3)
-    model.guidance = 3.0
-    assert not torch.allclose(model.sample(3), plain, atol=1e-5)
-    with pytest.raises(ValueError, match="needs conditional true and label_dropout"):
-        diffusion(guidance=2.0)
-
-
-def test_validation_is_repeatable_and_independent_of_the_batch_size():
-    model = fit(diffusion(given=["label"], guidance=Guidance(dropout=0.5)))
-    a, b = validated(model, 5), validated(model, 16)
-    assert a.keys() == b.keys() and {"val/loss", "val/x_error@0.1", "val/x_error@10"} <= a.keys()
-    assert all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a)
+def test_guidance_changes_samples_and_one_is_the_conditional_model(told):
+    label, guided, strange = torch.arange(3), copy.copy(told), copy.copy(told)
+    plain = told.sample(3, label=label)
+    guided.guidance = Guidance(3.0, 0.1)
+    assert not torch.allclose(guided.sample(3, label=label), plain, atol=1e-5)
+    strange.guidance = Guidance(1.0, 0.0)
+    assert torch.equal(strange.sample(3, label=label), plain)
 
 
 def test_the_error_at_a_ratio_is_comparable_between_processes():
@@ -289,11 +264,11 @@ def test_the_error_at_a_ratio_is_comparable_between_processes():
 
     found = {}
     for process in (DiscreteChain(), VESDE(), VPSDE()):
-        model = Diffusion(data.spec, Best, process, ADAM, half_life=0).eval()
+        model = Diffusion(data.spec, Best, process, ADAM).eval()
         x = torch.randn(4_000, 1)
         model.network.forward = partial(best_noise, process)
         with model.numbered(torch.arange(4_000)):
-            found[process] = model._errors(x, None)
+            found[process] = model._errors(x, {})
     for ratio in (0.1, 1.0, 10.0):
         expected = ratio**2 / (1 + ratio**2)
         for errors in found.values():
@@ -312,15 +287,15 @@ def best_noise(process, scaled, time, label=None):
 @pytest.mark.parametrize(
     "likelihood", [VariationalBound(UniformGrid(5)), ProbabilityFlow(2), ProbabilityFlow(2, num_probes=0)]
 )
-def test_images_have_a_bounded_likelihood_that_does_not_depend_on_the_batch(likelihood):
-    model = fit(diffusion(likelihood=likelihood, given=["label"], dequantise=True)).eval()
-    assert all(isinstance(model, can) for can in (HasLikelihood, HasLatent, Reconstructs, Denoises))
+def test_images_have_a_bounded_likelihood_that_does_not_depend_on_the_batch(likelihood, told):
+    model = copy.copy(told)
+    model.likelihood = likelihood
     assert model.likelihood_kind == "<=" and model.likelihood_estimator
     x, label = torch.randint(256, (4, 1, 8, 8)) / 127.5 - 1, torch.arange(4) % 3
     with model.numbered(torch.arange(4)):
-        whole = model.log_prob(x, label)
+        whole = model.log_prob(x, label=label)
     with model.numbered(torch.arange(2, 4)):
-        part = model.log_prob(x[2:], label[2:])
+        part = model.log_prob(x[2:], label=label[2:])
     assert whole.shape == (4,) and whole.isfinite().all() and not whole.requires_grad
     assert torch.allclose(whole[2:], part, rtol=1e-4)
 
@@ -328,7 +303,7 @@ def test_images_have_a_bounded_likelihood_that_does_not_depend_on_the_batch(like
 def test_dequantised_images_round_to_the_images_themselves():
     from genlab.shapes import to_float, to_levels
 
-    model = diffusion(dequantise=True)
+    model = diffusion(objective=Objective(dequantise=True))
     levels = torch.arange(256).repeat(4).reshape(16, 1, 8, 8).to(torch.uint8)
     with model.numbered(torch.arange(16)):
         spread = model._spread(to_float(levels))
@@ -348,9 +323,9 @@ def test_a_model_of_points_learns_their_width_and_its_likelihood_is_exact():
         partial(torch.optim.Adam, lr=5e-3),
         sampler=RungeKutta(40),
         likelihood=ProbabilityFlow(30, num_probes=0),
-        half_life=50,
+        half_life=8_000,
     )
-    fit(model, data, max_steps=300).eval()
+    fit(model, data, max_steps=250).eval()
     x = model.sample(2_000)
     assert x.mean().item() == pytest.approx(0.5, abs=0.1) and x.std().item() == pytest.approx(0.7, abs=0.1)
     assert model.likelihood_kind == "exact"
@@ -360,7 +335,7 @@ def test_a_model_of_points_learns_their_width_and_its_likelihood_is_exact():
 
 
 def test_a_learned_variance_trains_bounds_and_samples():
-    network = partial(UNET, learned_variance=True)
+    network = partial(TINY_UNET, learned_variance=True)
     model = fit(diffusion(network, DiscreteChain(20), likelihood=VariationalBound(UniformGrid(20))))
     assert set(model.latest) == {"simple", "bound", "loss"}
     expected = model.latest["simple"] + 1e-3 * model.latest["bound"]
@@ -373,67 +348,72 @@ def test_a_learned_variance_trains_bounds_and_samples():
 
 
 def test_the_bound_teaches_the_variance_and_not_the_mean():
-    model = diffusion(partial(UNET, learned_variance=True), DiscreteChain(20), half_life=0)
+    model = diffusion(partial(UNET, learned_variance=True), DiscreteChain(20))
     x, t = torch.rand(4, 1, 8, 8), torch.tensor([1.0, 5.0, 10.0, 20.0])
     with model.numbered(torch.arange(4)):
-        model._loss(model.network, x, t, None)["bound"].backward()
+        model._loss(model.network, x, t, {})["bound"].backward()
     gradient = model.network.output[-1].weight.grad
     assert not gradient[:1].any() and gradient[1:].any()
 
 
 def test_weights_by_min_snr_count_clear_images_less():
-    plain, weighted = diffusion(half_life=0), diffusion(half_life=0, weighting=MinSNR(5.0))
+    plain, weighted = diffusion(), diffusion(objective=Objective(weighting=MinSNR(5.0)))
     x = torch.rand(4, 1, 8, 8)
     for t, factor in ((1.0, 5 * 1e-4 / 0.9999), (900.0, 1.0)):
         losses = []
         for model in (plain, weighted):
             with model.numbered(torch.arange(4)):
-                losses.append(model._loss(model.network, x, torch.full((4,), t), None)["loss"].item())
+                losses.append(model._loss(model.network, x, torch.full((4,), t), {})["loss"].item())
         assert losses[1] / losses[0] == pytest.approx(factor, rel=1e-3)
 
 
-def test_known_pixels_stay_and_unknown_ones_are_filled():
-    model = fit(diffusion())
+def test_known_pixels_stay_and_unknown_ones_are_filled(told):
     known = torch.rand(1, 1, 8, 8)
     mask = (torch.arange(8) < 4).float().expand(1, 1, 8, 8)
-    x = model.sample_with(RePaint(known, mask, UniformGrid(3), 2), 2)
+    x = told.sample_with(RePaint(known, mask, UniformGrid(3), 2), 2, label=torch.zeros(2).long())
     assert torch.equal(x * mask, (known * mask).expand(2, 1, 8, 8))
     assert not torch.allclose(x[0], x[1])
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"conditional": True}, "needs labels"), ({"label_dropout": 1.0}, "label_dropout")],
+    [
+        ({"guidance": Guidance(dropout=1.0)}, r"guidance.dropout must be in \[0, 1\), got 1.0"),
+        ({"guidance": Guidance(2.0, 0.1)}, r"guidance.scale 2.0 needs given \[label\]"),
+        ({"guidance": Guidance(2.0), "given": ["label"]}, "and guidance.dropout above 0"),
+    ],
 )
 def test_wrong_settings_are_refused_with_their_rule(option, message):
     with pytest.raises(ValueError, match=message):
-        Diffusion(COLOUR, UNET, DiscreteChain(), ADAM, **option)
+        diffusion(**option)
 
 
-def test_the_flows_likelihood_is_computed_where_derivatives_are_switched_off():
-    model = fit(diffusion(given=["label"], likelihood=ProbabilityFlow(2))).eval()
+def test_the_flows_likelihood_is_computed_where_derivatives_are_switched_off(told):
     x, label = torch.rand(3, 1, 8, 8) * 2 - 1, torch.arange(3)
-    with model.numbered(torch.arange(3)):
-        expected = model.log_prob(x, label)
+    with told.numbered(torch.arange(3)):
+        expected = told.log_prob(x, label=label)
         with torch.inference_mode():
-            assert torch.allclose(model.log_prob(x + 0, label + 0), expected, rtol=1e-5)
+            assert torch.allclose(told.log_prob(x + 0, label=label + 0), expected, rtol=1e-5)
 
 
-def test_the_learning_rate_follows_the_images_and_not_the_steps():
-    model = fit(
-        diffusion(optimizer=partial(torch.optim.SGD, lr=1.0), schedule=Schedule(decay=2 * 3 * 8)), max_steps=3
-    )
-    rates = [group["lr"] for group in model.optimizers().optimizer.param_groups]
-    assert rates[0] == pytest.approx(0.5, rel=1e-6)  # half of the images have been seen
-    assert learning_rate_factor(0, 100, 0) == pytest.approx(0.01) and learning_rate_factor(500, 100, 0) == 1.0
-    assert learning_rate_factor(300, 0, 300) == 0.0 and learning_rate_factor(900, 0, 300) == 0.0
-    assert learning_rate_factor(100, 0, 300) == pytest.approx(0.75)
-    assert learning_rate_factor(16, 0, 64) == pytest.approx(0.5 + 0.5**1.5)
+def test_the_learning_rate_follows_the_examples_and_not_the_steps():
+    model = diffusion(optimizer=partial(torch.optim.SGD, lr=1.0), schedule=Schedule(decay=2 * 3 * 8))
+    (optimizer,) = train(model, images(), max_steps=3).optimizers
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5, rel=1e-6)  # half of the examples are seen
+
+
+def test_a_schedule_rises_evenly_and_falls_along_a_cosine():
+    assert Schedule(100).factor(0) == pytest.approx(0.01) and Schedule(100).factor(500) == 1.0
+    fall = Schedule(decay=300).factor
+    assert fall(300) == 0.0 and fall(900) == 0.0 and fall(100) == pytest.approx(0.75)
+    assert Schedule(decay=64).factor(16) == pytest.approx(0.5 + 0.5**1.5)
+    assert Schedule(100, 300).factor(49) == pytest.approx(0.5 * fall(49)) and Schedule().factor(10**9) == 1.0
 
 
 @pytest.mark.parametrize("process", [DiscreteChain(), VESDE(), EDM()])
 def test_the_score_is_that_of_the_noise_the_network_sees(process):
-    model = fit(diffusion(process=process, half_life=0)).eval()
+    model = diffusion(process=process).eval()
+    filled(model.network)
     level, x_t = process.level_of(0.7), torch.randn(2, 1, 8, 8)
     time = process.network_time(torch.full((2,), level.t).double()).float()
     noise = model.network(x_t / math.hypot(level.alpha, level.sigma), time)

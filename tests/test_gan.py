@@ -1,6 +1,5 @@
 """The GAN's two players: what each step may touch, what is counted, what is averaged, what is sampled."""
 
-import copy
 from functools import partial
 
 import pytest
@@ -10,7 +9,8 @@ from short_training import train
 
 from genlab.data.random_images import RandomImages
 from genlab.families.gan import GAN
-from genlab.families.weights import evaluating, frozen
+from genlab.families.players import Balance
+from genlab.families.weights import Average, evaluating, frozen
 from genlab.losses.adversarial import Hinge, LeastSquares, Minimax, NonSaturating, Wasserstein
 from genlab.losses.penalties import R1, GradientPenalty
 from genlab.networks.augment import DiffAugment
@@ -31,7 +31,10 @@ def images(num_classes=3, batch_size=8, num_train=64):
 
 def gan(networks=MLP, optimizers=(SGD, SGD), loss=None, **options):
     torch.manual_seed(0)
-    return GAN(images().spec, *networks, loss or NonSaturating(), *optimizers, **options)
+    generator, discriminator = networks
+    players = {"generator": generator, "discriminator": discriminator, "loss": loss or NonSaturating()}
+    rates = dict(zip(("generator_optimizer", "discriminator_optimizer"), optimizers, strict=True))
+    return GAN(images().spec, **players, **rates, **options)
 
 
 def fit(model, data=None, **options):
@@ -102,7 +105,8 @@ def test_the_discriminators_gradient_does_not_reach_the_generator():
     model = gan()
     fit(model, max_steps=1)  # after one step of each
     model.generator.zero_grad()
-    fake = model._fake("latent", 8, None)
+    fake = model.generate({"image": torch.zeros(8, 1, 8, 8)}, "latent")
+    assert fake.requires_grad
     model.loss.discriminator(
         model.discriminator(fake.detach()), model.discriminator(fake.detach())
     ).backward()
@@ -145,19 +149,36 @@ def test_evaluating_returns_to_the_mode_before_it():
 
 def test_the_average_follows_the_closed_form_and_copies_buffers():
     network = torch.nn.BatchNorm1d(3)
-    average = averaged_copy(network, 0.9)
+    average = Average(network, half_life=100)
     expected = None
     for step in range(200):
         with torch.no_grad():
             network.weight.fill_(step + 1.0)
         network(torch.randn(8, 3))
-        average.update_parameters(network)
-        decay = min(0.9, (1 + step) / (10 + step))
+        examples = 8 + step % 3
+        average.update(network, examples)
+        decay = min(2 ** (-examples / 100), (1 + step) / (10 + step))
         expected = step + 1.0 if expected is None else decay * expected + (1 - decay) * (step + 1.0)
     assert torch.allclose(average.module.weight, torch.full((3,), expected))
     assert torch.equal(average.module.running_mean, network.running_mean)
-    assert average.module.num_batches_tracked == 200
+    assert average.module.num_batches_tracked == 200 == average.num_updates
     assert not any(p.requires_grad for p in average.parameters())
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 8])
+def test_half_of_a_weight_is_left_after_a_half_life_in_any_number_of_steps(pieces):
+    network = torch.nn.Linear(1, 1)
+    average = Average(network, half_life=64)
+    average.num_updates = 10**6  # long after the ramp
+    torch.nn.init.ones_(average.module.weight), torch.nn.init.zeros_(network.weight)
+    for _ in range(pieces):
+        average.update(network, 64 // pieces)
+    assert average.module.weight.item() == pytest.approx(0.5)
+
+
+def test_a_half_life_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="half-life of an average must be positive, got -1"):
+        gan(half_life=-1)
 
 
 def test_only_the_generator_is_averaged_and_samples_come_from_the_average():
@@ -166,44 +187,21 @@ def test_only_the_generator_is_averaged_and_samples_come_from_the_average():
     assert [n for n in model.state_dict() if n.startswith("average.module.")] == [
         f"average.module.{n}" for n in model.generator.state_dict()
     ]
-    assert model.average.n_averaged == 3
+    assert model.average.num_updates == 3
     assert not torch.equal(model.sample(4), model.generator(model.draw_latent(4)))
     with torch.no_grad():
         assert torch.equal(model.sample(4), model.average(model.draw_latent(4)))
-    assert (model.sampling_weights, gan().sampling_weights) == ("ema", "raw")
-
-
-@pytest.mark.parametrize("networks", [MLP, CONV])
-def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(networks):
-    model = gan(networks, given=["label"])
-    fit(model, max_steps=2)
-    state = torch.get_rng_state()
-    whole = model.sample(10, seed=3)
-    assert torch.equal(torch.get_rng_state(), state)
-    parts = torch.cat([model.sample(index, seed=3) for index in torch.arange(10).split(3)])
-    assert torch.allclose(whole, parts, atol=1e-6)
-    assert not torch.allclose(whole, model.sample(10, seed=4))
-    assert whole.shape == (10, 1, 8, 8) and whole.abs().max() <= 1
-
-
-def test_a_conditional_sample_without_a_label_goes_round_the_classes():
-    model = gan(given=["label"])
-    label = torch.arange(6) % 3
-    assert torch.equal(model.sample(6), model.sample(6, label=label))
-    assert not torch.equal(model.sample(6), model.sample(6, label=label.roll(1)))
-    assert model.uses_labels
-
-
-def test_labels_are_refused_where_the_data_have_none():
-    with pytest.raises(ValueError, match="needs labels"):
-        GAN(images(num_classes=0).spec, *MLP, NonSaturating(), SGD, SGD, given=["label"])
 
 
 LOSSES = [Minimax(), NonSaturating(), LeastSquares(), Hinge(), Wasserstein()]
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-@pytest.mark.parametrize("penalty", [None, GradientPenalty(), R1(every=2)], ids=["none", "gp", "r1"])
+PENALTIES = [R1(every=2), GradientPenalty(), None, R1(every=2), GradientPenalty()]
+
+
+@pytest.mark.parametrize(
+    ("loss", "penalty"), zip(LOSSES, PENALTIES, strict=True), ids=lambda part: type(part).__name__
+)
 def test_every_game_trains_under_bfloat16_and_stays_finite(loss, penalty):
     networks = (CONV[0], partial(DCGANDiscriminator, base_channels=4, norm="none", spectral_norm=True))
     model = gan(networks, loss=loss, balance=Balance(penalty=penalty, augment=DiffAugment()), given=["label"])
@@ -218,7 +216,7 @@ def test_every_game_trains_under_bfloat16_and_stays_finite(loss, penalty):
 def test_clipping_under_float16_acts_on_unscaled_gradients():
     moved = {}
     for precision in ("32-true", "16-mixed"):
-        model = gan(clip=1e-3, optimizers=(partial(torch.optim.SGD, lr=1.0),) * 2)
+        model = gan(balance=Balance(clip=1e-3), optimizers=(partial(torch.optim.SGD, lr=1.0),) * 2)
         before = weights(model.discriminator)
         trainer = pl.Trainer(max_steps=1, accelerator="gpu", devices=1, precision=precision, logger=False)
         trainer.fit(model, images())
@@ -241,7 +239,10 @@ def test_a_lazy_penalty_is_applied_every_nth_step():
 
 
 def test_gradients_are_clipped_to_the_given_norm_before_every_step():
-    model = gan(clip=1e-3, optimizers=(partial(torch.optim.SGD, lr=1.0), partial(torch.optim.SGD, lr=1.0)))
+    model = gan(
+        balance=Balance(clip=1e-3),
+        optimizers=(partial(torch.optim.SGD, lr=1.0), partial(torch.optim.SGD, lr=1.0)),
+    )
     before = weights(model.discriminator)
     fit(model, max_steps=1)
     moved = [model.discriminator.state_dict()[name] - before[name] for name in before]
@@ -266,31 +267,13 @@ def test_momentum_and_adam_are_chosen_by_configuration():
 
 
 def test_the_loss_of_a_step_is_the_losses_of_the_batch_at_the_weights_before_it():
-    data = images()
     model = gan(optimizers=(partial(torch.optim.SGD, lr=0.0),) * 2)
-    fit(model, data, max_steps=1)
-    real = data.to_floats(next(iter(data.loader("train", batch_size=64))))["image"]
+    fit(model, max_steps=1)
     assert set(model.latest) == {"discriminator", "generator", "loss", "accuracy_real", "accuracy_fake"}
     assert 0 <= model.latest["accuracy_real"] <= 1
     # An untrained discriminator knows nothing: both losses lie near log 2.
     assert model.latest["generator"].item() == pytest.approx(0.693, abs=0.2)
     assert model.latest["discriminator"].item() == pytest.approx(1.386, abs=0.3)
-    assert real.min() >= -1 and real.max() <= 1
-
-
-def test_validation_losses_do_not_depend_on_the_batch_size():
-    def validate(batch_size):
-        data = images(batch_size=batch_size)
-        trainer = pl.Trainer(
-            logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False
-        )
-        trainer.validate(copy.deepcopy(model), data, verbose=False)
-        return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-    model = gan(networks=MLP)
-    a, b = validate(5), validate(16)
-    assert a.keys() == b.keys() and a
-    assert all(a[name] == pytest.approx(b[name], abs=1e-5) for name in a)
 
 
 def test_wrong_numbers_of_discriminator_steps_are_refused():

@@ -231,7 +231,7 @@ def test_a_conditional_run_asks_for_the_label(trained, digit_files, genlab_comma
 
 def test_the_test_of_a_vae_prints_its_bound_as_a_bound(trained, genlab_command):
     run = trained("vae_digits")
-    code, out, error = genlab_command("test", run, "--model.num_test_samples", 3)
+    code, out, error = genlab_command("test", run, "--model.bound.num_test_samples", 3)
     assert code == 0, error
     for name in ("nll", "bits_per_dim"):
         (line,) = (line for line in out.splitlines() if line.startswith(f"{name} "))

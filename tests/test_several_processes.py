@@ -77,7 +77,7 @@ def record_after_test(run, *options):
 def joined_and_split(tmp_path_factory, tiny_extractor):
     """One process with batches of 64, and two with 32 each; without batch norm, and with plain SGD."""
     folder = tmp_path_factory.mktemp("processes")
-    options = (*MLP, *SGD, "--model.penalty", "R1", "--model.discriminator_steps", "2")
+    options = (*MLP, *SGD, "--model.balance.penalty", "R1", "--model.balance.discriminator_steps", "2")
     one = fit(folder / "one", tiny_extractor(1), *options)
     two = fit(
         folder / "two", tiny_extractor(1), *options, "--data.batch_size", "32", "--trainer.devices", "2"
@@ -106,7 +106,7 @@ def test_two_processes_give_the_scores_of_one(joined_and_split):
 
 def test_two_processes_test_as_one_and_measure_what_one_measures(joined_and_split):
     _, one, _ = joined_and_split
-    variants = ("--variants", json.dumps({"same": {"model.discriminator_steps": 3}}))
+    variants = ("--variants", json.dumps({"same": {"model.balance.discriminator_steps": 3}}))
     alone, both = (record_after_test(one, *variants, "--trainer.devices", number) for number in ("1", "2"))
     assert alone["test"]["arguments"] != both["test"]["arguments"]
     for a, b in ((alone["test"], both["test"]), (alone["variants"]["same"], both["variants"]["same"])):
@@ -132,7 +132,7 @@ def joined_and_split_diffusion(tmp_path_factory, tiny_extractor):
         *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
         *("--model.sampler.init_args.grid.init_args.num_steps", "3", "--model.objective.dequantise", "true"),
         *("--model.given", "[label]", "--model.guidance.dropout", "0.3", "--model.optimizer.lr", "0.1"),
-        *("--model.optimizer", "torch.optim.SGD", "--model.ema_decay", "0.9"),
+        *("--model.optimizer", "torch.optim.SGD", "--model.half_life", "200"),
     )
     one = fit(folder / "one", tiny_extractor(1), *options, experiment="ddpm_digits")
     two = fit(

@@ -202,7 +202,8 @@ class Diffusion(Model):
         """Returns log p(x) in nats: of their levels for images."""
         levels = self.spec.levels if self.spec.kind == "image" else 0
         # A test runs without derivatives, which the flow's divergence is made of; its tensors are copied.
-        with torch.inference_mode(False), evaluating(self.sampling_network):
+        # Leaving that mode switches gradients on for the network's weights too, which nobody asks for.
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.sampling_network):
             x, told = x.clone(), {name: value.clone() for name, value in self.told(given).items()}
             # The flow must be smooth and its divergence that of the network.
             clip = False if isinstance(self.likelihood, ProbabilityFlow) else None

@@ -72,7 +72,7 @@ class VQVAE(Model):
         return self.optimizer(self.parameters())
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss, its parts, and how many codes the batch uses."""
+        """Returns the loss, its parts, and in training how many codes the batch uses."""
         x = observed(batch)
         z = self.encoder(x).movedim(1, -1)
         index = self.codebook(z)
@@ -83,8 +83,9 @@ class VQVAE(Model):
         loss = mse / self.data_variance + self.commitment * distance
         if codes.requires_grad:
             loss = loss + (z.detach().float() - codes).square().mean()
-        counts = self._count(z, index)
-        return {"loss": loss, "mse": mse, "commitment": distance, "perplexity": perplexity(counts)}
+        losses, counts = {"loss": loss, "mse": mse, "commitment": distance}, self._count(z, index)
+        # A mean over batches understates the usage of a split, which `_log_usage` measures.
+        return {**losses, "perplexity": perplexity(counts)} if self.training else losses
 
     @torch.no_grad()
     def encode(self, x: Tensor, **given: Any) -> Tensor:
@@ -118,7 +119,7 @@ class VQVAE(Model):
         return counts
 
     def _log_usage(self, stage: str) -> None:
-        """Logs the codes' usage over the whole split, which the mean over batches understates."""
+        """Logs the codes' usage over the whole split."""
         usage, self._usage = self._usage, None
         if usage is None or self.trainer.sanity_checking:
             return

@@ -1,0 +1,543 @@
+"""What every family must share: one list, and each property as one test over it.
+
+A new family joins by one line in `FAMILIES`. The models are trained for two steps from weights that are all
+moved a little, so that no branch is still at zero; the tests share them and leave them as they are.
+"""
+
+import copy
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from short_training import train
+from test_resume import differences
+
+from genlab.bijections.densities import StandardLogistic
+from genlab.bijections.flows import CouplingFlow, Glow, RealNVP
+from genlab.data.random_images import RandomImages
+from genlab.data.toy import TwoMoons
+from genlab.evaluation.given import given_for
+from genlab.families import capabilities
+from genlab.families.autoencoder import Autoencoder
+from genlab.families.base import Schedule
+from genlab.families.capabilities import can
+from genlab.families.classifier import Classifier
+from genlab.families.diffusion import Diffusion, Guidance, Objective
+from genlab.families.flow import Flow
+from genlab.families.gan import GAN
+from genlab.families.players import Balance
+from genlab.families.vae import VAE, Augmentation, Bound
+from genlab.families.vqvae import VQVAE
+from genlab.losses.adversarial import Hinge, NonSaturating
+from genlab.losses.likelihoods import DiscretizedLogistic
+from genlab.losses.penalties import R1
+from genlab.networks.augment import AffineAugment, DiffAugment
+from genlab.networks.autoencoder import (
+    ConvDecoder,
+    ConvEncoder,
+    ConvMapDecoder,
+    ConvMapEncoder,
+    MLPDecoder,
+    MLPEncoder,
+)
+from genlab.networks.classifier import ConvClassifier
+from genlab.networks.conditioner import ConvConditioner, MLPConditioner
+from genlab.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from genlab.networks.dit import MLPDenoiser
+from genlab.networks.mlp import MLPDiscriminator, MLPGenerator
+from genlab.networks.quantizer import EMACodebook, LearnedCodebook
+from genlab.networks.unet import UNet
+from genlab.processes.chain import DiscreteChain
+from genlab.processes.grids import UniformGrid
+from genlab.processes.likelihood import VariationalBound
+from genlab.processes.prediction import MinSNR, PredictVelocity
+from genlab.processes.sde import VPSDE, RectifiedFlow
+from genlab.samplers.ancestral import DDIM, Ancestral
+from genlab.samplers.codes import MixtureOfCodes
+from genlab.samplers.ode import Euler
+from genlab.shapes import observed
+
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+LABEL = ["label"]
+PROTOCOLS = (
+    *("Samples", "HasLatent", "Reconstructs", "HasPosterior", "HasLikelihood"),
+    *("Denoises", "HasScore", "TellsReal", "Classifies"),
+)
+
+
+def images(num_classes=3, batch_size=8):
+    """Four batches an epoch, so that two steps end within one."""
+    return RandomImages((1, 8, 8), num_classes, 17, num_train=32, num_test=16, batch_size=batch_size)
+
+
+def points(batch_size=8):
+    return TwoMoons(num_train=32, num_test=16, batch_size=batch_size)
+
+
+# The list
+
+MLP_PLAYERS = (partial(MLPGenerator, latent_dim=4, hidden=[8]), partial(MLPDiscriminator, hidden=[8]))
+CONV_PLAYERS = (
+    partial(DCGANGenerator, latent_dim=4, base_channels=4),
+    partial(DCGANDiscriminator, base_channels=4),
+)
+SPECTRAL_PLAYERS = (CONV_PLAYERS[0], partial(DCGANDiscriminator, base_channels=4, spectral_norm=True))
+MLP_CODING = (partial(MLPEncoder, hidden=[8]), partial(MLPDecoder, hidden=[8]))
+CONV_CODING = (partial(ConvEncoder, base_channels=4), partial(ConvDecoder, base_channels=4))
+MAP_CODING = (
+    partial(ConvMapEncoder, num_halvings=1, base_channels=4),
+    partial(ConvMapDecoder, num_halvings=1, base_channels=4),
+)
+TINY_UNET = partial(UNet, channels=(4, 8), num_blocks=1, attention=(4,), num_groups=2)
+TINY_DENOISER = partial(MLPDenoiser, hidden=(8, 8), time_dim=8)
+TINY_CONDITIONER = partial(ConvConditioner, hidden_channels=4)
+REALNVP = partial(RealNVP, network=TINY_CONDITIONER, num_couplings=2)
+RUNNING_MEANS = partial(EMACodebook, reset_below=0.9)
+WALK, BITS = UniformGrid(4), VariationalBound(UniformGrid(3))
+
+
+def gan(spec, networks=MLP_PLAYERS, loss=NonSaturating, **options):
+    generator, discriminator = networks
+    optimizers = {"generator_optimizer": ADAM, "discriminator_optimizer": ADAM}
+    return GAN(spec, generator=generator, discriminator=discriminator, loss=loss(), **optimizers, **options)
+
+
+def diffusion(spec, network=TINY_DENOISER, process=DiscreteChain, **options):
+    options = {"sampler": DDIM(WALK), "likelihood": BITS, **options}
+    return Diffusion(spec, network, process(), ADAM, **options)
+
+
+def flow(spec, bijection=REALNVP, **options):
+    return Flow(spec, bijection, ADAM, **options)
+
+
+def vae(spec, networks=MLP_CODING, **options):
+    options = {"bound": Bound(num_test_samples=3), **options}
+    return VAE(spec, *networks, DiscretizedLogistic, ADAM, latent_dim=4, **options)
+
+
+def autoencoder(spec, **options):
+    sampler = partial(MixtureOfCodes, num_components=2)
+    return Autoencoder(spec, *CONV_CODING, ADAM, latent_dim=3, sampler=sampler, **options)
+
+
+def vqvae(spec, codebook=RUNNING_MEANS, **options):
+    return VQVAE(spec, *MAP_CODING, partial(codebook, num_codes=8), ADAM, code_dim=3, **options)
+
+
+def classifier(spec, **options):
+    return Classifier(spec, partial(ConvClassifier, num_features=4, base_channels=4), ADAM, **options)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the list.
+
+    Attributes:
+        build: Makes the model of a spec; told `half_life`, where it averages.
+        can: Its capabilities.
+        data: The data module that it is tried with.
+        batchwise: Validation losses that are made of a batch as a whole, and so depend on its size.
+        trainer: Options of the trainer.
+    """
+
+    build: Callable
+    can: str
+    data: Callable = images
+    batchwise: tuple[str, ...] = ()
+    trainer: dict = field(default_factory=dict)
+
+    def model(self, data=None, **options):
+        """A model whose weights are all moved a little from their first values."""
+        torch.manual_seed(0)
+        model = self.build((data or self.data()).spec, **options)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        return model
+
+    @property
+    def options(self):
+        return getattr(self.build, "keywords", {})
+
+    @property
+    def is_told(self):
+        return "given" in self.options
+
+    @property
+    def averages(self):
+        return "half_life" in self.options
+
+
+PLAYERS = "Samples HasLatent TellsReal"
+WALKER = "Samples HasLatent Reconstructs HasLikelihood Denoises HasScore"
+BIJECTION = "Samples HasLatent Reconstructs HasLikelihood"
+BOUNDED = "Samples HasLatent Reconstructs HasPosterior HasLikelihood"
+GUIDED = {"given": LABEL, "guidance": Guidance(2.0, 0.2)}
+VECTOR = partial(CouplingFlow, network=partial(MLPConditioner, hidden=[8]), num_couplings=2)
+GLOW = partial(Glow, network=TINY_CONDITIONER, num_levels=2, num_steps=1)
+VELOCITY = {"process": RectifiedFlow, "objective": Objective(PredictVelocity()), "sampler": Euler(WALK)}
+
+FAMILIES = {
+    "gan": Family(partial(gan, half_life=4), PLAYERS),
+    "gan of convolutions": Family(partial(gan, networks=CONV_PLAYERS, half_life=4), PLAYERS),
+    "conditional gan": Family(partial(gan, given=LABEL), PLAYERS),
+    "ddpm": Family(partial(diffusion, sampler=Ancestral(WALK), half_life=4), WALKER),
+    "flow matching": Family(partial(diffusion, **VELOCITY, half_life=4), WALKER),
+    "guided diffusion": Family(partial(diffusion, **GUIDED), WALKER),
+    "diffusion of points": Family(partial(diffusion, process=VPSDE), WALKER, points),
+    "flow of vectors": Family(
+        partial(flow, bijection=VECTOR, base=StandardLogistic(), half_life=4), BIJECTION, points
+    ),
+    "realnvp": Family(partial(flow, half_life=4), BIJECTION),
+    "conditional glow": Family(partial(flow, bijection=GLOW, given=LABEL), BIJECTION),
+    "vae": Family(vae, BOUNDED),
+    "conditional vae": Family(partial(vae, networks=CONV_CODING, given=LABEL), BOUNDED),
+    "autoencoder": Family(
+        partial(autoencoder, noise_std=0.2), "Samples HasLatent Reconstructs", batchwise=("code_variance",)
+    ),
+    "vqvae": Family(vqvae, "Reconstructs"),
+    "classifier": Family(classifier, "Classifies"),
+}
+
+
+def those(condition=lambda family: True):
+    """Parametrises a test by the families that satisfy a condition."""
+    return pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if condition(family)])
+
+
+ALL = those()
+SAMPLED = those(lambda family: "Samples" in family.can)
+TOLD = those(lambda family: family.is_told)
+AVERAGED = those(lambda family: family.averages)
+
+
+# What is asked of a model
+
+
+def train_steps(family, model, steps=2, **options):
+    """Trains for some steps; returns the trainer, which the model forgets."""
+    trainer = train(model, family.data(), steps, **{**family.trainer, **options})
+    model.trainer = None
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Models after two steps; read them only."""
+    models = {}
+
+    def get(name):
+        if name not in models:
+            models[name] = FAMILIES[name].model()
+            train_steps(FAMILIES[name], models[name])
+        return models[name].eval()
+
+    return get
+
+
+def a_batch(family, num=8):
+    data = family.data()
+    return data.to_device_batch(next(iter(data.loader("test", batch_size=num))), "cpu")
+
+
+def questions(model, batch):
+    """Everything that a model can be asked about a batch, as functions of what it is told."""
+    x, index = observed(batch), batch["index"]
+    z = model.draw_latent(index, 1) if can(model, capabilities.HasLatent) else None
+    asked = {
+        "Samples": {"sample": partial(model.sample, index, 1)} if can(model, capabilities.Samples) else {},
+        "HasLatent": {"decode": lambda **told: model.decode(z, **told)},
+        "Reconstructs": {"encode": lambda **told: model.encode(x, **told)},
+        "HasPosterior": {"posterior": lambda **told: model.posterior(x, **told).mean},
+        "HasLikelihood": {"log_prob": lambda **told: model.log_prob(x, **told)},
+        "TellsReal": {"probability_real": lambda **told: model.probability_real(x, **told)},
+    }
+    if can(model, capabilities.HasScore):
+        level = model.process.level_of(0.5)
+        asked["HasScore"] = {"score": lambda **told: model.score(x, level, **told)}
+    held = [found for name, found in asked.items() if can(model, getattr(capabilities, name))]
+    return {name: question for found in held for name, question in found.items()}
+
+
+def answers(model, batch, label=None):
+    """What a model says of a batch: all that it can be asked in few steps, and its losses."""
+    batch = batch if label is None else {**batch, "label": label}
+    told, asked = model.given_of(batch), questions(model, batch)
+    if can(model, capabilities.Denoises):
+        del asked["encode"]  # 50 steps of the network that `score` asks once
+    with torch.no_grad(), model.numbered(batch["index"]):
+        found = {name: ask(**told) for name, ask in asked.items()}
+        return {**found, "loss": model.losses(batch)["loss"]}
+
+
+def alike(a, b):
+    """Nearly equal nearly everywhere: a sum in another order may move a value over the edge of a level."""
+    return torch.isclose(a.double(), b.double(), rtol=1e-4, atol=1e-4).double().mean() > 0.99
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# What it can do and what it is told
+
+
+@ALL
+def test_a_family_has_the_capabilities_of_its_row_and_no_other(name, trained):
+    found = [each for each in PROTOCOLS if can(trained(name), getattr(capabilities, each))]
+    assert found == [each for each in PROTOCOLS if each in FAMILIES[name].can.split()]
+
+
+@SAMPLED
+def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(name, trained):
+    model, index = trained(name), torch.arange(7)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    whole = model.sample(index, 3, **given_for(model, index))
+    assert torch.equal(torch.get_rng_state(), state)
+    parts = [model.sample(part, 3, **given_for(model, part)) for part in index.split(3)]
+    assert whole.shape == (7, *model.spec.shape) and whole.isfinite().all()
+    assert alike(whole, torch.cat(parts))
+    assert not alike(whole[1:], whole[:-1])
+    assert model.spec.kind != "image" or whole.abs().max() <= 1
+
+
+@SAMPLED
+def test_samples_of_two_seeds_differ_and_those_of_one_are_repeated(name, trained):
+    model, index = trained(name), torch.arange(4)
+    first, again, other = (model.sample(index, seed, **given_for(model, index)) for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not alike(first, other)
+
+
+@TOLD
+def test_classes_go_round_and_reach_whatever_the_model_says(name, trained):
+    model, batch = trained(name), a_batch(FAMILIES[name])
+    label = given_for(model, torch.arange(8))["label"]
+    assert label.tolist() == [0, 1, 2, 0, 1, 2, 0, 1] and model.uses_labels
+    first, other = (answers(model, batch, classes) for classes in (label, (label + 1) % 3))
+    heard = {question for question in first if not alike(first[question], other[question])}
+    # The mean over a batch can hide what its rows hear less than 1 in 10,000.
+    assert heard | {"loss"} == first.keys() and first["loss"] != other["loss"]
+
+
+@ALL
+def test_what_a_model_is_not_told_or_is_told_too_much_is_refused(name, trained):
+    model, batch = trained(name), a_batch(FAMILIES[name])
+    wrong = {} if model.given else {"label": torch.arange(8) % 3}
+    expected = "is told label, but got nothing" if model.given else "is told nothing, but got label"
+    for ask in questions(model, batch).values():
+        with pytest.raises(ValueError, match=expected):
+            ask(**wrong)
+
+
+@TOLD
+def test_labels_are_refused_where_the_data_have_none(name):
+    with pytest.raises(ValueError, match="needs labels, and random has none"):
+        FAMILIES[name].model(images(num_classes=0))
+
+
+# Losses
+
+
+@ALL
+def test_losses_are_finite_and_their_gradient_reaches_every_parameter(name):
+    family = FAMILIES[name]
+    model, batch = family.model().train(), a_batch(family)
+    with model.numbered(batch["index"]):
+        losses = model.losses(batch)
+    assert all(value.isfinite() and value.dim() == 0 for value in losses.values())
+    taught = {"loss": model}
+    if model.alternating:
+        taught = {"loss": model.generator, "discriminator": model.discriminator}
+    for loss, network in taught.items():
+        learners = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(losses[loss], learners.values(), retain_graph=True, allow_unused=True)
+        missed = [
+            name
+            for name, gradient in zip(learners, found, strict=True)
+            if gradient is None or not gradient.any()
+        ]
+        assert learners and missed == []
+
+
+@ALL
+def test_validation_losses_do_not_depend_on_the_batch_size(name, trained):
+    family, found = FAMILIES[name], []
+    for batch_size in (5, 16):
+        options = {"logger": False, "accelerator": "cpu", "enable_progress_bar": False}
+        trainer = pl.Trainer(**options, enable_checkpointing=False, enable_model_summary=False)
+        trainer.validate(copy.deepcopy(trained(name)), family.data(batch_size=batch_size), verbose=False)
+        found.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+    a, b = found
+    assert a.keys() == b.keys() and "val/loss" in a
+    for key in a.keys() - {f"val/{each}" for each in family.batchwise}:
+        assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-5), key
+
+
+@ALL
+def test_two_halves_of_a_batch_draw_as_two_processes_what_one_draws_for_all(name):
+    family = FAMILIES[name]
+    model, batch, drawn = family.model().train(), a_batch(family), {}
+    normal, uniform = model.step_noise.normal, model.step_noise.uniform
+    for kind, draw in (("normal", normal), ("uniform", uniform)):
+        noted = lambda stream, *more, kind=kind, draw=draw: drawn.setdefault(  # noqa: E731
+            (kind, stream), draw(stream, *more)
+        )
+        setattr(model.step_noise, kind, noted)
+
+    def step(rank, world_size):
+        drawn.clear()
+        model.examples_seen = 40
+        model._trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+        part = {key: value[rank::world_size] for key, value in batch.items()}
+        model.on_train_batch_start(part, 0)
+        model.losses(part)
+        assert model.examples_seen == 48
+        return dict(drawn)
+
+    whole, *halves = step(0, 1), step(0, 2), step(1, 2)
+    for stream, numbers in whole.items():
+        assert all(torch.equal(numbers[rank::2], halves[rank][stream]) for rank in range(2))
+    assert bool(whole) == (name not in ("flow of vectors", "vqvae", "classifier"))
+
+
+# Averages, copies, checkpoints
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@AVERAGED
+def test_averaged_weights_follow_the_half_life_whatever_the_accumulation(name, batches):
+    family, seen = FAMILIES[name], []
+    players = name.startswith("gan")
+    model = family.model(**({"balance": Balance(batches)} if players else {}))
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, model, *_):
+            if trainer.global_step > len(seen):
+                seen.append([p.detach().clone() for p in model._averages[0].parameters()])
+
+    options = {} if players else {"accumulate_grad_batches": batches}
+    train_steps(family, model, 4, callbacks=[Watch()], **options)
+    expected, counted = seen[0], 0.5 ** (8 * batches / 4)
+    for number, weights in enumerate(seen[1:], 1):
+        decay = min(counted, (1 + number) / (10 + number))
+        pairs = zip(expected, weights, strict=True)
+        expected = [decay * old + (1 - decay) * new for old, new in pairs]
+    found = list(model.average.module.parameters())
+    assert len(seen) == 4 == model.average.num_updates and model.examples_seen == 4 * 8 * batches
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    assert model.sampling_weights == "ema" and not any(p.requires_grad for p in found)
+
+
+@ALL
+def test_samples_and_scores_come_from_the_average_where_there_is_one(name, trained):
+    model, batch = copy.deepcopy(trained(name)), a_batch(FAMILIES[name])
+    before = answers(model, batch)
+    is_averaged = FAMILIES[name].averages
+    network = model._averages[0] if is_averaged else model
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    after = answers(model, batch)
+    if model.alternating:  # the judge has no average, and the loss is that of the weights that learn
+        before, after = ({"sample": each["sample"]} for each in (before, after))
+    assert same_bits(before, after) == is_averaged
+    assert model.sampling_weights == ("ema" if is_averaged else "raw")
+
+
+@ALL
+def test_a_copy_answers_alike_and_knows_nothing_of_the_original(name, trained):
+    model, batch = copy.deepcopy(trained(name)), a_batch(FAMILIES[name])
+    twin, before = copy.deepcopy(model), answers(model, batch)
+    assert same_bits(answers(twin, batch), before)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    model.examples_seen += 100
+    model.update_average()
+    assert same_bits(answers(twin, batch), before) and twin.examples_seen == model.examples_seen - 100
+    if twin.average is not None:
+        with torch.no_grad():
+            for parameter in twin._averages[0].parameters():
+                parameter.add_(1.0)
+        twin.update_average()
+        assert not same_bits(answers(twin, batch), before)
+
+
+@ALL
+def test_a_checkpoint_restores_answers_and_counts(name, trained):
+    family, model, file, kept = FAMILIES[name], trained(name), io.BytesIO(), {}
+    model.on_save_checkpoint(kept)
+    torch.save({"state_dict": model.state_dict(), **kept}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    restored = family.model()
+    restored.setup("test")  # the memory layout, without which bits may differ
+    restored.load_state_dict(loaded["state_dict"])
+    restored.on_load_checkpoint(loaded)
+    batch = a_batch(family)
+    assert same_bits(answers(restored.eval(), batch), answers(model, batch))
+    assert restored.examples_seen == model.examples_seen == 16
+    assert restored.latest.keys() == model.latest.keys() and "loss" in restored.latest
+    again = {}
+    restored.on_save_checkpoint(again)
+    assert differences(kept, again) == []
+
+
+HARD = {
+    "gan with all options": Family(
+        partial(
+            gan, networks=SPECTRAL_PLAYERS, loss=Hinge, given=LABEL, half_life=4,
+            balance=Balance(2, penalty=R1(every=2), augment=DiffAugment(), clip=1.0),
+        ),
+        PLAYERS,
+    ),
+    "gan in bfloat16": Family(
+        partial(gan, networks=CONV_PLAYERS), PLAYERS, trainer={"precision": "bf16-mixed"}
+    ),
+    "diffusion with all options": Family(
+        partial(
+            diffusion, network=partial(TINY_UNET, dropout=0.1), process=VPSDE, half_life=4, **GUIDED,
+            objective=Objective(weighting=MinSNR(), dequantise=True), schedule=Schedule(32, 64),
+        ),
+        WALKER, trainer={"accumulate_grad_batches": 2},
+    ),
+    "augmented importance-weighted vae": Family(
+        partial(vae, bound=Bound(num_train_samples=3), augmentation=Augmentation(AffineAugment())), BOUNDED
+    ),
+    "vae with warm-up and free bits": Family(partial(vae, bound=Bound(2.0, 0.1, warmup=40)), BOUNDED),
+    "vqvae of learned codes": Family(partial(vqvae, codebook=LearnedCodebook), "Reconstructs"),
+}  # fmt: skip
+
+
+class Keep(pl.Callback):
+    """Writes a checkpoint after each of some steps, within their epoch."""
+
+    def __init__(self, folder, *steps):
+        self.folder, self.steps = folder, steps
+
+    def on_train_batch_end(self, trainer, *_):
+        path = self.folder / f"{trainer.global_step}.ckpt"
+        if trainer.global_step in self.steps and not path.exists():
+            trainer.save_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *HARD])
+def test_stopped_and_resumed_equals_never_stopped_to_the_bit(name, tmp_path):
+    """On one machine, in one layout and with the same kernels, so that bits are equal."""
+    family = (FAMILIES | HARD)[name]
+    for folder, steps, start in (("whole", (1, 3), None), ("parts", (3,), tmp_path / "whole/1.ckpt")):
+        (tmp_path / folder).mkdir()
+        train_steps(family, family.model(), 3, callbacks=[Keep(tmp_path / folder, *steps)], start=start)
+    first, whole, parts = (
+        torch.load(tmp_path / path, weights_only=True)
+        for path in ("whole/1.ckpt", "whole/3.ckpt", "parts/3.ckpt")
+    )
+    assert differences(whole, parts) == []
+    assert whole["examples_seen"] == 3 * first["examples_seen"] and differences(whole, first) != []
