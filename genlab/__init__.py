@@ -1,3 +1,3 @@
 """Generative models of every family, trained from one YAML file and compared fairly."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

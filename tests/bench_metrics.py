@@ -7,7 +7,7 @@ import pytest
 import torch
 from random_inception import random_inception_weights
 
-from genlab.metrics.frechet import covariance_factor, frechet_distance
+from genlab.metrics.gaussian import covariance_factor, frechet_distance
 from genlab.metrics.inception import InceptionExtractor
 
 pytestmark = pytest.mark.bench

@@ -211,30 +211,37 @@ def test_weights_that_are_not_finite_are_noticed():
     assert not weights_are_finite(network)
 
 
-KILLED = """
-import sys, torch
+WRITERS = """
+import os, sys, torch
 from genlab.callbacks.checkpoints import AtomicCheckpointIO
 io, path = AtomicCheckpointIO(), sys.argv[1]
-for number in range(10**6):
-    io.save_checkpoint({"number": number, "weights": torch.full((2_000_000,), float(number))}, path)
-    print(number, flush=True)
+while sys.stdin.readline():
+    writer = os.fork()
+    if writer:
+        os.waitpid(writer, 0)
+        print("gone", flush=True)
+        continue
+    for number in range(10**6):
+        io.save_checkpoint({"number": number, "weights": torch.full((2_000_000,), float(number))}, path)
+        if number == 0:
+            print(os.getpid(), flush=True)
 """
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     """Three kills at spread-out moments, each while 8 MB are being written again and again."""
     path = tmp_path / "last.ckpt"
-    process = None
-    for trial in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
-        )
-        process.stdout.readline()
-        time.sleep(0.0137 * (trial + 1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        state = torch.load(path, weights_only=True)
-        assert (state["weights"] == state["number"]).all()
+    command, pipes = [sys.executable, "-c", WRITERS, str(path)], {"stdin": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **pipes) as process:
+        for trial in range(3):
+            process.stdin.write("\n")
+            process.stdin.flush()
+            writer = int(process.stdout.readline())
+            time.sleep(0.0137 * (trial + 1))
+            os.kill(writer, signal.SIGKILL)
+            assert process.stdout.readline() == "gone\n"
+            state = torch.load(path, weights_only=True)
+            assert (state["weights"] == state["number"]).all()
 
 
 def test_an_error_while_saving_keeps_the_old_checkpoint_and_no_leftover(tmp_path):
@@ -261,8 +268,9 @@ def test_durations_have_two_units(seconds, text):
 def test_the_progress_line_shows_images_speed_losses_score_and_time_left():
     budget = Budget(examples=1000)
     line = ProgressLine(budget)
+    shown, spec = ("generator", "discriminator"), SimpleNamespace(unit="img", units=1)
     trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(batch_size=10),
+        datamodule=SimpleNamespace(batch_size=10, spec=spec),
         world_size=1,
         max_epochs=-1,
         max_steps=-1,
@@ -274,7 +282,6 @@ def test_the_progress_line_shows_images_speed_losses_score_and_time_left():
         "discriminator": torch.tensor(0.68),
         "accuracy": torch.tensor(1.0),
     }
-    shown, spec = ("generator", "discriminator"), SimpleNamespace(unit="img")
     model = SimpleNamespace(examples_seen=250, latest=losses, shown_losses=shown, spec=spec)
     line._start = time.monotonic() - 10
     budget.clock._before = 5.0

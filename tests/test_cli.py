@@ -235,7 +235,7 @@ def test_an_extractor_that_cannot_be_had_is_said_before_training_and_training_go
 ):
     code, _, error = genlab_command("fit", *small, "--extractor", tmp_path / "nothing.safetensors")
     assert code == 0
-    assert error.index("No sample scores in this run") < error.index("320/640")
+    assert error.index("No scores by features in this run") < error.index("320/640")
     values = json.loads((list_runs()[-1].path / "run.json").read_text())["validation"]
     assert values and not any("fid" in name for name in values)
 

@@ -14,13 +14,14 @@ from genlab.evaluation.likelihood import score_likelihood
 from genlab.evaluation.pictures import as_pixels, grid
 from genlab.evaluation.score import find_score, reference_of, score, score_name
 from genlab.families.base import Model
+from genlab.metrics.base import Drawn, Reference
 from genlab.metrics.duplicates import DuplicateShare
-from genlab.metrics.features import Identity, load_extractor
+from genlab.metrics.extractors import load_extractor
+from genlab.metrics.features import Identity
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
-from genlab.metrics.reference import Reference
 from genlab.metrics.wasserstein import WassersteinDistance, wasserstein_1d
 from genlab.shapes import DataSpec, to_float, to_levels
 
@@ -33,7 +34,7 @@ class Memory(Model):
         self.images = images
         self.asked = []
 
-    def sample(self, index, seed=0, label=None):
+    def sample(self, index, seed=0):
         self.asked += index.tolist()
         return self.images[index % len(self.images)]
 
@@ -185,7 +186,7 @@ def test_wasserstein_metric_agrees_with_scipy():
     a, b = torch.randn(800, 1), 0.5 * torch.randn(800, 1) + 1
     metric, identity = WassersteinDistance(), Identity(1)
     metric.set_reference(Reference(800, b.mean(0), torch.eye(1), b, torch.arange(800)))
-    metric.update(identity(a), torch.arange(800))
+    metric.update(Drawn(torch.arange(800), a, identity(a)))
     expected = wasserstein_distance(a[:, 0].numpy(), b[:, 0].numpy())
     assert metric.compute()["wasserstein"] == pytest.approx(expected, rel=3e-3)
 
@@ -195,7 +196,7 @@ class Uniform(Model):
 
     likelihood_kind, likelihood_estimator = "exact", ""
 
-    def log_prob(self, x, label=None):
+    def log_prob(self, x):
         return x.new_full((len(x),), -math.prod(self.spec.shape) * math.log(self.spec.levels))
 
 
@@ -221,7 +222,7 @@ class FullGaussian(Model):
         covariance = levels.T.cov(correction=0) + torch.eye(levels.shape[1]) / 12
         self.density = MultivariateNormal(levels.mean(dim=0) + 0.5, covariance)
 
-    def log_prob(self, x, label=None):
+    def log_prob(self, x):
         drawn = self.draw_uniform("dequantisation", len(x), tuple(x.shape[1:]))
         return self.density.log_prob((to_levels(x, self.spec.levels) + drawn.double()).flatten(1))
 

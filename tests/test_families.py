@@ -19,17 +19,20 @@ from test_resume import differences
 
 from genlab.bijections.densities import StandardLogistic
 from genlab.bijections.flows import CouplingFlow, Glow, RealNVP
+from genlab.data.random_data import RandomData
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import TwoMoons
 from genlab.evaluation.given import given_for
 from genlab.families import capabilities
 from genlab.families.autoencoder import Autoencoder
+from genlab.families.autoregressive import Autoregressive
 from genlab.families.base import Schedule
 from genlab.families.capabilities import can
 from genlab.families.classifier import Classifier
 from genlab.families.diffusion import Diffusion, Guidance, Objective
 from genlab.families.flow import Flow
 from genlab.families.gan import GAN
+from genlab.families.pix2pix import Pix2Pix
 from genlab.families.players import Balance
 from genlab.families.vae import VAE, Augmentation, Bound
 from genlab.families.vqvae import VQVAE
@@ -49,8 +52,10 @@ from genlab.networks.classifier import ConvClassifier
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner
 from genlab.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from genlab.networks.dit import MLPDenoiser
+from genlab.networks.image_to_image import PatchDiscriminator, UNetGenerator
 from genlab.networks.mlp import MLPDiscriminator, MLPGenerator
 from genlab.networks.quantizer import EMACodebook, LearnedCodebook
+from genlab.networks.transformer import CausalTransformer
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.grids import UniformGrid
@@ -60,19 +65,28 @@ from genlab.processes.sde import VPSDE, RectifiedFlow
 from genlab.samplers.ancestral import DDIM, Ancestral
 from genlab.samplers.codes import MixtureOfCodes
 from genlab.samplers.ode import Euler
-from genlab.shapes import observed
+from genlab.shapes import DataSpec, observed
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 LABEL = ["label"]
 PROTOCOLS = (
     *("Samples", "HasLatent", "Reconstructs", "HasPosterior", "HasLikelihood"),
-    *("Denoises", "HasScore", "TellsReal", "Classifies"),
+    *("Denoises", "HasScore", "Completes", "TellsReal", "Classifies"),
 )
 
 
 def images(num_classes=3, batch_size=8):
     """Four batches an epoch, so that two steps end within one."""
     return RandomImages((1, 8, 8), num_classes, 17, num_train=32, num_test=16, batch_size=batch_size)
+
+
+def texts(batch_size=8):
+    return RandomData((6,), levels=5, num_train=32, num_test=16, batch_size=batch_size)
+
+
+def pairs(batch_size=8):
+    source = DataSpec("sources", (2, 8, 8), levels=256)
+    return RandomData((1, 8, 8), 0, 17, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
 
 
 def points(batch_size=8):
@@ -134,6 +148,20 @@ def classifier(spec, **options):
     return Classifier(spec, partial(ConvClassifier, num_features=4, base_channels=4), ADAM, **options)
 
 
+def autoregressive(spec, **options):
+    network = partial(CausalTransformer, num_layers=1, num_heads=2, width=8)
+    return Autoregressive(spec, network, ADAM, **options)
+
+
+def pix2pix(spec, **options):
+    networks = {
+        "generator": partial(UNetGenerator, base_channels=4, norm="instance"),
+        "discriminator": partial(PatchDiscriminator, base_channels=4, num_layers=1, norm="instance"),
+    }
+    optimizers = {"generator_optimizer": ADAM, "discriminator_optimizer": ADAM}
+    return Pix2Pix(spec, l1_weight=10.0, loss=NonSaturating(), **networks, **optimizers, **options)
+
+
 @dataclass(frozen=True)
 class Family:
     """One row of the list.
@@ -144,6 +172,8 @@ class Family:
         data: The data module that it is tried with.
         batchwise: Validation losses that are made of a batch as a whole, and so depend on its size.
         trainer: Options of the trainer.
+        is_random: Whether samples differ by their seed, and not by what they are told alone.
+        draws: Whether its losses hold random numbers.
     """
 
     build: Callable
@@ -151,6 +181,11 @@ class Family:
     data: Callable = images
     batchwise: tuple[str, ...] = ()
     trainer: dict = field(default_factory=dict)
+    is_random: bool = True
+    draws: bool = True
+
+    def given(self, model, index):
+        return given_for(model, index, self.data())
 
     def model(self, data=None, **options):
         """A model whose weights are all moved a little from their first values."""
@@ -167,7 +202,7 @@ class Family:
 
     @property
     def is_told(self):
-        return "given" in self.options
+        return self.options.get("given") == LABEL
 
     @property
     def averages(self):
@@ -192,7 +227,7 @@ FAMILIES = {
     "guided diffusion": Family(partial(diffusion, **GUIDED), WALKER),
     "diffusion of points": Family(partial(diffusion, process=VPSDE), WALKER, points),
     "flow of vectors": Family(
-        partial(flow, bijection=VECTOR, base=StandardLogistic(), half_life=4), BIJECTION, points
+        partial(flow, bijection=VECTOR, base=StandardLogistic(), half_life=4), BIJECTION, points, draws=False
     ),
     "realnvp": Family(partial(flow, half_life=4), BIJECTION),
     "conditional glow": Family(partial(flow, bijection=GLOW, given=LABEL), BIJECTION),
@@ -201,8 +236,18 @@ FAMILIES = {
     "autoencoder": Family(
         partial(autoencoder, noise_std=0.2), "Samples HasLatent Reconstructs", batchwise=("code_variance",)
     ),
-    "vqvae": Family(vqvae, "Reconstructs"),
-    "classifier": Family(classifier, "Classifies"),
+    "vqvae": Family(vqvae, "Reconstructs", draws=False),
+    "classifier": Family(classifier, "Classifies", draws=False),
+    "gpt": Family(
+        partial(autoregressive, half_life=24), "Samples HasLikelihood Completes", texts, draws=False
+    ),
+    "pix2pix": Family(
+        partial(pix2pix, given=["source"], half_life=4),
+        "Samples TellsReal",
+        pairs,
+        is_random=False,
+        draws=False,
+    ),
 }
 
 
@@ -299,9 +344,10 @@ def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(nam
     model, index = trained(name), torch.arange(7)
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    whole = model.sample(index, 3, **given_for(model, index))
+    given = partial(FAMILIES[name].given, model)
+    whole = model.sample(index, 3, **given(index))
     assert torch.equal(torch.get_rng_state(), state)
-    parts = [model.sample(part, 3, **given_for(model, part)) for part in index.split(3)]
+    parts = [model.sample(part, 3, **given(part)) for part in index.split(3)]
     assert whole.shape == (7, *model.spec.shape) and whole.isfinite().all()
     assert alike(whole, torch.cat(parts))
     assert not alike(whole[1:], whole[:-1])
@@ -311,8 +357,9 @@ def test_sample_i_is_the_same_in_any_batch_and_leaves_the_random_state_alone(nam
 @SAMPLED
 def test_samples_of_two_seeds_differ_and_those_of_one_are_repeated(name, trained):
     model, index = trained(name), torch.arange(4)
-    first, again, other = (model.sample(index, seed, **given_for(model, index)) for seed in (3, 3, 4))
-    assert torch.equal(first, again) and not alike(first, other)
+    given = FAMILIES[name].given(model, index)
+    first, again, other = (model.sample(index, seed, **given) for seed in (3, 3, 4))
+    assert torch.equal(first, again) and alike(first, other) != FAMILIES[name].is_random
 
 
 @TOLD
@@ -330,7 +377,8 @@ def test_classes_go_round_and_reach_whatever_the_model_says(name, trained):
 def test_what_a_model_is_not_told_or_is_told_too_much_is_refused(name, trained):
     model, batch = trained(name), a_batch(FAMILIES[name])
     wrong = {} if model.given else {"label": torch.arange(8) % 3}
-    expected = "is told label, but got nothing" if model.given else "is told nothing, but got label"
+    told = ", ".join(model.given)
+    expected = f"is told {told}, but got nothing" if told else "is told nothing, but got label"
     for ask in questions(model, batch).values():
         with pytest.raises(ValueError, match=expected):
             ask(**wrong)
@@ -398,13 +446,13 @@ def test_two_halves_of_a_batch_draw_as_two_processes_what_one_draws_for_all(name
         part = {key: value[rank::world_size] for key, value in batch.items()}
         model.on_train_batch_start(part, 0)
         model.losses(part)
-        assert model.examples_seen == 48
+        assert model.examples_seen == 40 + 8 * model.spec.units
         return dict(drawn)
 
     whole, *halves = step(0, 1), step(0, 2), step(1, 2)
     for stream, numbers in whole.items():
         assert all(torch.equal(numbers[rank::2], halves[rank][stream]) for rank in range(2))
-    assert bool(whole) == (name not in ("flow of vectors", "vqvae", "classifier"))
+    assert bool(whole) == family.draws
 
 
 # Averages, copies, checkpoints
@@ -414,8 +462,9 @@ def test_two_halves_of_a_batch_draw_as_two_processes_what_one_draws_for_all(name
 @AVERAGED
 def test_averaged_weights_follow_the_half_life_whatever_the_accumulation(name, batches):
     family, seen = FAMILIES[name], []
-    players = name.startswith("gan")
+    players = can(family.model(), capabilities.TellsReal)
     model = family.model(**({"balance": Balance(batches)} if players else {}))
+    examples = 8 * batches * model.spec.units
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer, model, *_):
@@ -424,13 +473,13 @@ def test_averaged_weights_follow_the_half_life_whatever_the_accumulation(name, b
 
     options = {} if players else {"accumulate_grad_batches": batches}
     train_steps(family, model, 4, callbacks=[Watch()], **options)
-    expected, counted = seen[0], 0.5 ** (8 * batches / 4)
+    expected, counted = seen[0], 0.5 ** (examples / model.half_life)
     for number, weights in enumerate(seen[1:], 1):
         decay = min(counted, (1 + number) / (10 + number))
         pairs = zip(expected, weights, strict=True)
         expected = [decay * old + (1 - decay) * new for old, new in pairs]
     found = list(model.average.module.parameters())
-    assert len(seen) == 4 == model.average.num_updates and model.examples_seen == 4 * 8 * batches
+    assert len(seen) == 4 == model.average.num_updates and model.examples_seen == 4 * examples
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
     assert model.sampling_weights == "ema" and not any(p.requires_grad for p in found)
 
@@ -483,7 +532,7 @@ def test_a_checkpoint_restores_answers_and_counts(name, trained):
     restored.on_load_checkpoint(loaded)
     batch = a_batch(family)
     assert same_bits(answers(restored.eval(), batch), answers(model, batch))
-    assert restored.examples_seen == model.examples_seen == 16
+    assert restored.examples_seen == model.examples_seen == 16 * model.spec.units
     assert restored.latest.keys() == model.latest.keys() and "loss" in restored.latest
     again = {}
     restored.on_save_checkpoint(again)

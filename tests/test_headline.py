@@ -170,7 +170,7 @@ def test_a_configuration_of_another_shape_has_facts_too(text):
 
 
 def test_units_of_a_record_are_those_of_the_data():
-    from genlab.report.gather import unit_of
+    from genlab.report.units import unit_of
 
     image = DataSpec("a", (3, 4, 4))
     specs = [image, DataSpec("b", (2,), levels=0), DataSpec("c", (64,), levels=65), DataSpec("d", (4, 4))]

@@ -7,7 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from network_passes import Evaluations
 from torch import nn
+from torch.nn.functional import one_hot
 
 from genlab.bijections.flows import CouplingFlow, Glow, RealNVP
 from genlab.callbacks.evaluate import Evaluate
@@ -17,7 +19,6 @@ from genlab.data.random_images import RandomImages
 from genlab.evaluation import score as scoring
 from genlab.evaluation.copies import NUM_BINS, find_copies
 from genlab.evaluation.disentanglement import dci, importance_scores, mutual_information_gap
-from genlab.evaluation.examine import Examination
 from genlab.evaluation.floor import floor_scores
 from genlab.evaluation.latent_space import (
     FEW,
@@ -26,12 +27,12 @@ from genlab.evaluation.latent_space import (
     linear_probe,
     measure_latent,
     path_length,
-    ridge,
 )
 from genlab.evaluation.pictures import joined
-from genlab.evaluation.score import Drawn, reference_of, sample_levels, score
-from genlab.evaluation.speed import Evaluations, LiveBytes, measure_speed, peak_memory
+from genlab.evaluation.score import KeptSamples, reference_of, sample_levels, score
+from genlab.evaluation.speed import measure_speed, peak_memory
 from genlab.families.autoencoder import Autoencoder
+from genlab.families.autoregressive import Autoregressive
 from genlab.families.base import Model
 from genlab.families.classifier import Classifier
 from genlab.families.diffusion import Diffusion, Guidance
@@ -41,8 +42,9 @@ from genlab.families.vae import VAE
 from genlab.families.vqvae import VQVAE
 from genlab.losses.adversarial import Hinge
 from genlab.losses.likelihoods import DiscretizedLogistic
-from genlab.metrics.base import chosen_rows
-from genlab.metrics.features import Features, load_extractor
+from genlab.metrics.base import Drawn, Reference, chosen_rows
+from genlab.metrics.extractors import load_extractor
+from genlab.metrics.features import Features
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.frechet_noise import FrechetNoise
 from genlab.metrics.inception_score import InceptionScore
@@ -50,7 +52,6 @@ from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.neighbours import nearest_rows
 from genlab.metrics.posterior import ActiveUnits
 from genlab.metrics.precision_recall import PrecisionRecall
-from genlab.metrics.reference import Reference
 from genlab.networks.autoencoder import (
     ConvMapDecoder,
     ConvMapEncoder,
@@ -61,11 +62,15 @@ from genlab.networks.classifier import ConvClassifier
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner
 from genlab.networks.mlp import MLPDiscriminator, MLPGenerator
 from genlab.networks.quantizer import EMACodebook
+from genlab.networks.transformer import CausalTransformer
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.grids import UniformGrid
+from genlab.processes.sde import VPSDE
 from genlab.samplers.ancestral import DDIM, Ancestral
-from genlab.samplers.ode import Heun, RungeKutta
+from genlab.samplers.conditioning import FromImage, RePaint
+from genlab.samplers.ode import DPMSolver, Euler, Heun, RungeKutta
+from genlab.samplers.sde import AnnealedLangevin, EulerMaruyama, PredictorCorrector
 from genlab.shapes import DataSpec, to_float, to_levels
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
@@ -78,7 +83,16 @@ def images(**options):
 
 
 def gan(**options):
-    return GAN(SPEC, MLPGenerator, MLPDiscriminator, Hinge(), ADAM, ADAM, half_life=50, **options)
+    return GAN(
+        SPEC,
+        generator=MLPGenerator,
+        discriminator=MLPDiscriminator,
+        loss=Hinge(),
+        generator_optimizer=ADAM,
+        discriminator_optimizer=ADAM,
+        half_life=50,
+        **options,
+    )
 
 
 def vae(**options):
@@ -121,7 +135,7 @@ def fid_and_noise(x, order=None, num_groups=20):
     for metric in (FrechetDistance(), FrechetNoise(num_groups)):
         metric.set_reference(gaussian_reference(x.shape[1]))
         for index in order.split(64):
-            metric.update(Features(x[index]), index)
+            metric.update(Drawn(index, x[index], Features(x[index])))
         found |= metric.compute()
     return found["fid"], found.get("fid_std")
 
@@ -224,7 +238,7 @@ class Memory(Model):
         super().__init__(spec)
         self.levels = levels
 
-    def sample(self, index, seed=0, label=None):
+    def sample(self, index, seed=0):
         return to_float(self.levels[index % len(self.levels)], self.spec.levels)
 
 
@@ -265,7 +279,7 @@ def test_kept_samples_are_those_that_were_scored_and_others_are_drawn_again(digi
         scores = score(
             Memory(digits.spec, levels), digits, extractor, metrics(), 60, batch_size=25, keep=True
         )
-        assert isinstance(scores.drawn, Drawn) and len(scores.drawn.levels) == (60 if kept_bytes else 0)
+        assert isinstance(scores.drawn, KeptSamples) and len(scores.drawn.levels) == (60 if kept_bytes else 0)
         assert torch.allclose(scores.drawn.features.features, extractor(levels[:60], 17).pool, atol=1e-5)
         assert torch.equal(scores.drawn.images(Memory(digits.spec, levels), [7, 59, 3]), levels[[7, 59, 3]])
     plain = score(Memory(digits.spec, levels), digits, extractor, metrics(), 60, batch_size=25)
@@ -310,12 +324,55 @@ EVALUATIONS = [
 
 
 @pytest.mark.parametrize(("build", "expected"), EVALUATIONS)
-def test_each_family_takes_its_known_number_of_network_evaluations(build, expected):
+def test_each_family_takes_as_many_network_passes_as_it_declares(build, expected):
     model = build().eval()
+    assert model.passes == expected
     for batch in (1, 3) if expected < 100 else (1,):
         with Evaluations(batch).counting(model) as counted:
             sample_levels(model, torch.arange(batch), 0)
         assert counted.per_sample == expected
+
+
+@pytest.mark.parametrize("build", [vae, autoencoder, flow, partial(diffusion, Heun(UniformGrid(4))), vqvae])
+def test_codes_take_as_many_network_passes_as_are_declared(build):
+    model = build().eval()
+    with Evaluations(2).counting(model) as encoding:
+        z = model.encode(torch.zeros(2, *SPEC.shape))
+    with Evaluations(2).counting(model) as decoding:
+        model.decode(z)
+    assert (encoding.per_sample, decoding.per_sample) == (model.encoding_passes, model.decoding_passes)
+
+
+X = torch.zeros(1, *SPEC.shape)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        DPMSolver(UniformGrid(5)),
+        Euler(UniformGrid(5)),
+        EulerMaruyama(UniformGrid(5)),
+        PredictorCorrector(UniformGrid(5), num_corrections=2),
+        AnnealedLangevin(UniformGrid(5), num_steps=3),
+        RePaint(X, X + 1.0, UniformGrid(5), num_resamplings=3),
+        FromImage(X, Heun(UniformGrid(10)), 0.4),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_each_sampler_asks_its_denoiser_as_often_as_it_says(sampler):
+    model = diffusion(sampler).eval()
+    model.process = VPSDE()
+    with Evaluations(2).counting(model) as counted:
+        model.sample(torch.arange(2))
+    assert counted.per_sample == model.passes == model.passes_with(sampler)
+
+
+def test_a_text_takes_a_pass_for_each_token():
+    spec = DataSpec("text", (6,), levels=11)
+    model = Autoregressive(spec, partial(CausalTransformer, width=8, num_layers=1, num_heads=2), ADAM).eval()
+    with Evaluations(2).counting(model) as counted:
+        model.sample(torch.arange(2))
+    assert counted.per_sample == model.passes == 6
 
 
 class Recurrent(nn.Module):
@@ -350,11 +407,11 @@ class Sleeper(nn.Module):
     def __init__(self, seconds):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(256))  # a KiB
-        self.seconds, self.rows = seconds, []
+        self.seconds, self.seconds_per_row, self.rows = seconds, 0.0, []
 
     def forward(self, x):
         self.rows.append(len(x))
-        time.sleep(self.seconds)
+        time.sleep(self.seconds + self.seconds_per_row * len(x))
         return x
 
 
@@ -363,13 +420,13 @@ class Slow(Model):
 
     def __init__(self, seconds, steps, first=0.0):
         super().__init__(DataSpec("tiny", (1, 2, 2)))
-        self.network, self.steps, self.first = Sleeper(seconds), steps, first
+        self.network, self.passes, self.first = Sleeper(seconds), steps, first
 
-    def sample(self, index, seed=0, label=None):
+    def sample(self, index, seed=0):
         time.sleep(self.first)
         self.first = 0.0
         x = torch.zeros(len(index), 1, 2, 2)
-        for _ in range(self.steps):
+        for _ in range(self.passes):
             x = self.network(x)
         return x
 
@@ -382,36 +439,39 @@ def test_speed_is_the_time_of_a_sample_without_the_first_draw():
     assert speed["nfe"] == 5 and speed["threads"] == torch.get_num_threads() and speed["device"] == "cpu"
 
 
-def test_a_slow_sampler_is_interrupted_and_its_time_follows_from_its_evaluations():
-    model = Slow(0.005, 160)  # 0.8 s a draw
-    speed = measure_speed(model, seconds=0.1)
-    assert 64 / 2.4 < speed["samples_per_second_64"] <= 64 / 0.8
-    assert speed["ms_per_sample"] >= 800 and speed["nfe"] == 160
-    assert model.network.rows.count(1) == 160  # one draw, which counts
-    assert 10 < model.network.rows.count(64) < 100
-
-
-def test_live_bytes_are_those_of_the_tensors_alive_at_one_time():
-    with LiveBytes() as memory:
-        a = torch.zeros(1000)  # 4,000 bytes
-        b = a + 1
-        b.view(10, 100).add_(1)
-        del a
-        c = b * 2
-        del b, c
-        torch.zeros(1500)
-    assert memory.peak == 8000 and memory.live == 0
-
-
-def test_peak_memory_is_the_weights_and_what_a_draw_holds():
+def test_a_slow_sampler_is_timed_on_fewer_samples():
     model = Slow(0.0, 1)
-    model.register_buffer("table", torch.zeros(128))
+    model.network.seconds_per_row = 0.02
+    speed = measure_speed(model, seconds=0.01)  # 64 would take longer than 0.6 s
+    assert speed["batch"] == 8 and set(model.network.rows) == {1, 8}
+    assert 30 < speed["samples_per_second_64"] <= 50
+    model.network.seconds_per_row = 1.0
+    model.network.rows.clear()
+    assert measure_speed(model, seconds=0.01)["batch"] == 1
+    assert model.network.rows == [1]
+
+
+def test_a_sampler_as_fast_for_many_as_for_one_is_timed_on_many_though_it_is_slow():
+    model = Slow(0.05, 4)  # 0.2 s a draw, of any size
+    speed = measure_speed(model, seconds=0.01)
+    assert speed["batch"] == 64 and model.network.rows.count(64) == 4  # one draw, which counts
+    assert 64 / 0.6 < speed["samples_per_second_64"] <= 64 / 0.2
+
+
+def test_the_memory_of_a_cpu_is_not_counted():
+    assert measure_speed(Slow(0.0, 1), seconds=0.01)["peak_memory_mib"] is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_peak_memory_is_the_weights_and_what_a_draw_holds():
+    model = Slow(0.0, 1).cuda()
 
     def draw():
-        a = torch.zeros(3000)
+        a = torch.zeros(2**20, device="cuda")
         return a * 2
 
-    assert peak_memory(model, draw) == 4 * (256 + 128) + 4 * 6000
+    assert peak_memory(model, draw) == pytest.approx(8 + 1 / 1024, abs=0.01)
 
 
 # Latent space
@@ -442,30 +502,30 @@ def test_a_linear_probe_does_not_see_the_codes_scale_or_constants():
     assert 0.4 < probe(z) < 1.0
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_strength_of_the_ridge_is_chosen_as_by_fitting_without_each_row(seed):
+@pytest.mark.parametrize("seed", range(10))
+def test_the_strength_of_the_probe_is_chosen_as_by_fitting_without_each_row(seed, monkeypatch):
     torch.manual_seed(seed)
-    z = torch.randn(9, 5).double()
-    z -= z.mean(dim=0)
-    targets = z @ torch.randn(5, 2).double() + torch.randn(9, 2).double() + 1.0
+    labels = torch.arange(12) % 3
+    z = torch.randn(3, 5)[labels].double() + torch.randn(12, 5).double()
+    z = (z - z.mean(dim=0)) / z.std(dim=0)
+    targets = one_hot(labels).double()
 
-    def fitted(z, targets, strength):
-        centred = z - z.mean(dim=0)
-        gram = centred.mT @ centred + strength * torch.eye(5).double()
-        weights = torch.linalg.solve(gram, centred.mT @ (targets - targets.mean(dim=0)))
-        return weights, targets.mean(dim=0) - z.mean(dim=0) @ weights
+    def predicted(rows, new, strength):
+        centre, mean = z[rows].mean(dim=0), targets[rows].mean(dim=0)
+        gram = (z[rows] - centre).mT @ (z[rows] - centre) + strength * torch.eye(5).double()
+        return (new - centre) @ torch.linalg.solve(
+            gram, (z[rows] - centre).mT @ (targets[rows] - mean)
+        ) + mean
 
     def left_out_error(strength):
-        total = 0.0
-        for row in range(9):
-            others = torch.arange(9) != row
-            weights, constant = fitted(z[others], targets[others], strength)
-            total += float((z[row] @ weights + constant - targets[row]).square().sum())
-        return total
+        errors = [predicted(torch.arange(12) != row, z[row], strength) - targets[row] for row in range(12)]
+        return float(torch.stack(errors).square().sum())
 
     largest = float(torch.linalg.eigvalsh(z @ z.mT)[-1])
     best = min((10.0**power * largest for power in range(-9, 4)), key=left_out_error)
-    assert torch.allclose(ridge(z, targets), fitted(z, targets, best)[0])
+    unseen = torch.randn(500, 5).double()
+    expected = predicted(torch.arange(12), unseen, best).argmax(dim=1)
+    assert linear_probe(z, labels, unseen, expected) == 1.0
 
 
 class Curve(Model):
@@ -478,7 +538,7 @@ class Curve(Model):
     def draw_latent(self, index, seed=0):
         return self.latents[index % len(self.latents)]
 
-    def decode(self, z, label=None):
+    def decode(self, z):
         return self.decoder(z).reshape(len(z), 1, 1, 2)
 
 
@@ -573,7 +633,7 @@ def test_codes_and_reconstructions_are_those_of_the_whole_split():
     x = to_float(torch.as_tensor(data.split("test").x), 17)
     codes = encode_split(model, data, "test", 1000, 7, back=True)
     assert codes.mse == pytest.approx(float((model.decode(model.encode(x)) - x).square().mean()), rel=1e-5)
-    assert torch.allclose(codes.z, model.encode(x), atol=1e-6) and codes.evaluations == 2
+    assert torch.allclose(codes.z, model.encode(x), atol=1e-6)
     assert len(encode_split(model, data, "test", 20, 7).z) == 20
     units = ActiveUnits(4)
     units.update(codes.z, codes.z)
@@ -587,14 +647,12 @@ class Patient(Model):
 
     def __init__(self, steps):
         super().__init__(SPEC)
-        self.network, self.steps = Sleeper(0.0), steps
+        self.encoding_passes, self.decoding_passes = steps, 0
 
-    def encode(self, x, label=None):
-        for _ in range(self.steps):
-            x = self.network(x)
+    def encode(self, x):
         return x
 
-    def decode(self, z, label=None):
+    def decode(self, z):
         return z
 
 
@@ -624,55 +682,61 @@ class Sentences(Model):
         super().__init__(DataSpec("words", (12,), levels=50))
         self.network = Sleeper(0.0)
 
-    def sample(self, index, seed=0, label=None):
+    def sample(self, index, seed=0):
         return self.network(index[:, None].expand(-1, 12))
 
-    def encode(self, x, label=None):
+    def encode(self, x):
         raise AssertionError("nobody asks for the code of what is no image")
 
-    def decode(self, z, label=None):
+    def decode(self, z):
         raise AssertionError
-
-
-def examination(data, evaluate, run=None):
-    return Examination(data, evaluate.extractor, evaluate.metrics or [], "test", 50, 0, run)
 
 
 def test_a_model_of_words_is_timed_and_nothing_else():
     model, evaluate = Sentences(), Evaluate("digits")
-    assert evaluate.prepare(model) is None and evaluate.extractor is None
-    assert evaluate.score_model(model, images()) is None
-    found = examination(images(), evaluate).of_sampling(model, None)
-    assert set(found) == {"speed"} and found["speed"]["nfe"] == 1
-    assert measure_latent(model, images(), None) == ({}, {})
+    evaluate.prepare(model)
+    assert evaluate.extractor is None and evaluate.metrics == [] and evaluate.missing is None
+    found = evaluate.examination(images()).of_model(model, {})
+    assert found["speed"]["nfe"] == 1 and found["values"] == {} == found["pictures"]
+    assert set(found) == {"values", "protocol", "split_means", "speed", "pictures"}
 
 
 def test_a_classifier_and_a_codebook_have_no_samples_to_measure(tiny_extractor):
     classifier = Classifier(SPEC, partial(ConvClassifier, num_features=4, base_channels=4), ADAM)
+    asked = Evaluate("digits").examination(images())
     for model in (classifier.eval(), vqvae().eval()):
-        assert examination(images(), Evaluate("digits")).of_sampling(model, None) == {}
-    found, reconstruction = examination(images(), Evaluate("digits")).of_latents(classifier)
-    assert found == {} and reconstruction == {}
+        assert asked.of_sampling(model, asked.scores(model)) == {}
+    assert asked.of_latents(classifier) == {}
 
 
 def test_every_part_of_an_examination_is_there_for_a_model_that_can_all(tmp_path, tiny_extractor):
     data, model = images(), vae().eval()
     evaluate = Evaluate(str(tiny_extractor(1)), num_test_samples=40)
     evaluate.prepare(model)
-    scores = evaluate.score_model(model, data, keep=True)
-    ask = examination(data, evaluate, tmp_path)
-    sampling, (weights, reconstruction) = ask.of_sampling(model, scores), ask.of_latents(model)
-    assert set(sampling) == {"speed", "copies", "floor", "pictures"} and set(weights) == {
-        "latent",
-        "pictures",
+    found = evaluate.examination(data, tmp_path).of_model(model, {"loss": 3.0})
+    assert set(found) == {
+        *("values", "protocol", "split_means", "speed", "copies", "floor", "latent", "pictures")
     }
-    assert set(scores.values) >= set(sampling["floor"]) >= {"fid@40vs32"}
-    assert sampling["copies"]["num"] == 40 and sampling["copies"]["num_train"] == 64
-    assert reconstruction["num"] == 32
-    pictures = {**sampling["pictures"], **weights["pictures"]}
+    assert found["split_means"] == ["loss"] and found["values"]["loss"] == 3.0
+    assert set(found["values"]) >= set(found["floor"]) >= {"fid@40vs32"}
+    assert set(found["values"]) >= {"nll", "bits_per_dim", "reconstruction_mse"}
+    assert found["copies"]["num"] == 40 and found["copies"]["num_train"] == 64
+    assert found["protocol"]["reconstruction"] == {"num": 32, "split": "test"}
+    pictures = found["pictures"]
     assert set(pictures) == {"samples", "neighbours", "failures", "interpolation", "reconstruction"}
     assert all((tmp_path / path).is_file() and path.startswith("test/") for path in pictures.values())
     assert to_levels(model.sample(torch.arange(2)), 17).shape == (2, 1, 8, 8)
+
+
+def test_a_variant_has_the_scores_of_the_model_and_nothing_of_its_weights(tmp_path, tiny_extractor):
+    data, model = images(), vae().eval()
+    evaluate = Evaluate(str(tiny_extractor(1)), num_test_samples=40)
+    evaluate.prepare(model)
+    asked = evaluate.examination(data, tmp_path)
+    whole, variant = asked.of_model(model, {}), asked.of_variant(model, "test/other")
+    assert set(variant) == {"values", "protocol", "split_means", "speed", "copies", "floor", "pictures"}
+    assert variant["values"].items() <= whole["values"].items() and variant["copies"] == whole["copies"]
+    assert all(path.startswith("test/other/") for path in variant["pictures"].values())
 
 
 def test_joined_pictures_keep_their_pixels_and_are_apart():

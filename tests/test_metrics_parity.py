@@ -5,13 +5,16 @@ import pytest
 import torch
 from random_inception import random_inception_weights
 
-from genlab.metrics.features import Features, load_extractor
-from genlab.metrics.frechet import FrechetDistance, frechet_distance
+from genlab.metrics.base import Drawn, Reference
+from genlab.metrics.extractors import load_extractor
+from genlab.metrics.features import Features
+from genlab.metrics.frechet import FrechetDistance
+from genlab.metrics.gaussian import frechet_distance
 from genlab.metrics.inception import InceptionExtractor
 from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
-from genlab.metrics.reference import Reference, collect
+from genlab.metrics.reference import collect
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
 
@@ -116,7 +119,7 @@ def our_scores(fake, real, weights):
     for levels, index in zip(fake.split(16), torch.arange(len(fake)).split(16), strict=True):
         features = extractor(levels)
         for metric in metrics:
-            metric.update(features, index)
+            metric.update(Drawn(index, features.pool, features))
     return {name: value for metric in metrics for name, value in metric.compute().items()}
 
 
@@ -168,7 +171,7 @@ def test_each_metric_equals_torch_fidelity_s_on_the_same_features(metric, featur
 
     fake, reference = feature_sets
     metric.set_reference(reference)
-    metric.update(fake, torch.arange(701))
+    metric.update(Drawn(torch.arange(701), fake.pool, fake))
     ours = metric.compute()
     sides = fake.pool, reference.features
     statistics = [metric_fid.fid_features_to_statistics(side.double()) for side in sides]

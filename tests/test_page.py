@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from comparison_runs import copies, draw, entry, record, write_bench, write_run
+from comparison_runs import PAIRS, copies, draw, entry, record, scored, write_bench, write_run
 from markupsafe import Markup
 from PIL import Image
 
@@ -22,10 +22,9 @@ from genlab.report.comparison import compare
 from genlab.report.galleries import films
 from genlab.report.page import breakable, page, printable
 from genlab.report.pictures import LONGEST_TEXT, LOSSLESS_UP_TO, Album, encoded
-from genlab.report.points import Headline, frontier
-from genlab.report.units import unit
+from genlab.report.points import frontier
 from genlab.runs.folder import Run
-from genlab.shapes import DataSpec
+from genlab.runs.headline import named
 
 
 class Page(HTMLParser):
@@ -246,22 +245,6 @@ def test_a_report_in_a_folder_that_is_missing_is_an_error(bench, tmp_path, genla
     assert "make it first" in err
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        DataSpec("digits", (1, 8, 8), levels=17),
-        DataSpec("moons", (2,), levels=0),
-        DataSpec("codes", (4, 8, 8), levels=0),
-        DataSpec("text", (64,), levels=300),
-        DataSpec("maps", (3, 8, 8), source=DataSpec("sketches", (1, 8, 8))),
-    ],
-    ids=lambda spec: spec.name,
-)
-def test_examples_are_counted_in_the_unit_of_their_data(spec):
-    assert unit({"spec": spec.to_dict()}) == spec.unit
-    assert unit({}) == "examples"
-
-
 # Pictures and texts in the page
 
 
@@ -363,6 +346,91 @@ def test_samples_that_are_texts_are_shown_as_texts(tmp_path, undrawn):
     assert LONGEST_TEXT < len(others) < LONGEST_TEXT + 1000
 
 
+# Several scores in one page
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Two GANs, two models of text, one of pairs that was not scored while it trained."""
+    for n, name in enumerate(("gan_digits", "dcgan_digits")):
+        write_run(tmp_path, record(name, fid=1.0 + n), [90.0, 1.0 + n], pictures=False)
+    for n, name in enumerate(("gpt_plays", "lstm_plays")):
+        made = scored(name, "Autoregressive", 0, {"bits_per_byte": 1.5 + n, "perplexity": 3.0 + n})
+        write_run(tmp_path, made, [5.0, 1.5 + n], pictures=False, score="bits_per_byte")
+    made = scored("pix2pix_edges", "Pix2Pix", 0, {"psnr": 22.0, "ssim": 0.8}, spec=PAIRS)
+    write_run(tmp_path, made, curve=[], pictures=False)
+    return compare([tmp_path])
+
+
+def sections(text):
+    return dict(re.findall(r'<section id="(\w+)"(.*?)</section>', text, re.S))
+
+
+ABOUT = ["FID on digits", "bits/byte on plays", "PSNR on edges"]
+
+
+def test_each_score_has_its_own_verdict_table_and_charts(mixed, undrawn):
+    found = sections(page(mixed))
+    titles = {name: re.findall("<h3>(.*?)</h3>", body) for name, body in found.items()}
+    assert titles["verdict"] == titles["table"] == titles["stability"] == ABOUT
+    assert titles["time"] == titles["examples"] == ABOUT[:2]  # the pairs were not scored while they trained
+    leads = re.findall('<p class="lead">(.*?)</p>', found["verdict"])
+    assert [lead.split()[0] for lead in leads] == ["gan_digits", "gpt_plays", "pix2pix_edges"]
+    assert re.findall(r'<th scope="col">(\w+ seen)', found["examples"]) == ["images seen", "tokens seen"]
+    heads = [re.findall(r'<button type="button">(.*?)<', one) for one in found["table"].split("<h3>")[1:]]
+    assert [head[3] for head in heads] == ["FID@797", "bits/byte", "PSNR dB"]
+    heads = [re.findall('class="number">([^<]+ last)<', one) for one in found["stability"].split("<h3>")[1:]]
+    assert heads == [["FID last"], ["bits/byte last"], []]
+
+
+def test_rows_that_lead_with_another_score_are_not_said_to_be_apart(mixed, undrawn):
+    found = sections(page(mixed))
+    assert "not comparable" not in found["fairness"] + found["table"]
+    assert "of the logarithm for FID." in found["fairness"]
+    assert "difference of their log FID, bits/byte or PSNR contains 0" in found["fairness"]
+    assert all(f"Held equal: {about}" in found["fairness"] for about in ABOUT)
+
+
+def test_a_row_that_cannot_be_compared_stands_in_its_group(mixed, tmp_path, undrawn):
+    other = {"test.protocol": {"likelihood": {"kind": "<=", "split": "val"}}}
+    made = scored("rnn_plays", "New", 0, {"bits_per_byte": 1.0}, **other)
+    write_run(tmp_path, made, curve=[1.0], pictures=False, score="bits_per_byte")
+    found = sections(page(compare([tmp_path])))
+    texts, images, pairs = found["table"].split("<h3>")[1:]  # the largest group first
+    assert 'class="apart"' in texts and 'class="apart"' not in images + pairs
+    assert "rnn_<wbr>plays" in texts and "rnn_<wbr>plays" not in images + pairs
+    (apart,) = re.findall(r"Set apart, not comparable.*", found["fairness"])
+    assert "rnn_plays" in apart and "gpt_plays" not in apart
+
+
+def test_drawings_of_several_scores_share_no_name_and_models_no_colour(mixed, monkeypatch):
+    names = []
+    monkeypatch.setattr(chart, "drawn", lambda name, *_: Markup(names.append(name) or ""))
+    parsed = Page(page(mixed))
+    assert len(names) == len(set(names)) == 2 * (3 + 2 + 2 + 1 + 2)  # verdict, time, examples, speed, seeds
+    labels = [a["aria-label"] for _, a in parsed.elements if a.get("role") == "region"]
+    assert len(labels) == len(set(labels)) > 8
+    led, places = points.by_evaluations(mixed), points.place_of(mixed)
+    charts = [curves.against_time(headline, rows, places) for headline, rows in led.items()]
+    assert sorted(line.colour for found in filter(None, charts) for line in found.legend) == [0, 1, 2, 3]
+
+
+def test_trainings_are_drawn_by_the_score_of_their_evaluations(tmp_path):
+    made = {"gan": record("gan"), "pairs": scored("pairs", "New", 0, {"psnr": 22.0}, spec=PAIRS)}
+    for one in made.values():
+        write_run(tmp_path, one, [3.0, 2.0], pictures=False, score="fid@797")
+    write_run(tmp_path, record("silent"), curve=[], pictures=False)
+    found = points.by_evaluations(compare([tmp_path]))
+    assert {led.key: [row.name for row in rows] for led, rows in found.items()} == {
+        "fid": ["gan", "silent", "pairs"]
+    }
+
+
+def test_a_score_of_zero_has_a_place_on_a_linear_axis_alone():
+    assert points.can_be_drawn(0.0, named("bleu")) and points.can_be_drawn(-1.0, named("bits_per_dim"))
+    assert not points.can_be_drawn(0.0, named("fid"))
+
+
 # Charts
 
 
@@ -450,12 +518,13 @@ def test_names_beside_points_lie_on_nothing():
 
 def test_the_frontier_holds_what_nothing_else_beats():
     found = [(1.0, 5.0), (2.0, 6.0), (3.0, 2.0), (4.0, 2.0), (0.5, 9.0), (9.0, 0.1)]
-    assert frontier(found) == [4, 0, 2, 5]
+    assert frontier(found, named("fid")) == [4, 0, 2, 5]
+    assert frontier([(x, 7.0 - y) for x, y in found], named("psnr")) == [4, 0, 2, 5]
 
 
 def test_a_forest_draws_the_numbers_of_its_table_in_the_colours_of_the_models(comparison):
-    found = curves.forest(comparison)
     places = points.place_of(comparison)
+    found = curves.forest(comparison, places)
     marks = place_of_marks(found.charts[0])
     assert [line[0] for line in found.numbers] == [
         row.name for row in comparison.rows if row.numbers("values", "fid")
@@ -470,29 +539,30 @@ def test_a_forest_draws_the_numbers_of_its_table_in_the_colours_of_the_models(co
 
 
 def test_a_model_has_one_colour_and_mark_in_every_chart(comparison, undrawn):
-    time, examples = curves.against_time(comparison), curves.against_examples(comparison)
+    places = points.place_of(comparison)
+    ((headline, rows),) = points.by_evaluations(comparison).items()
+    time, examples = (of(headline, rows, places) for of in (curves.against_time, curves.against_examples))
     assert sorted(time.legend) == sorted(examples.legend)
     assert len({(line.colour, line.mark) for line in time.legend}) == len(time.legend) == 7
-    places = points.place_of(comparison)
-    for row, name in zip(rows := points.trainings(comparison), points.short_names(rows), strict=True):
+    for row, name in zip(rows, points.short_names(rows), strict=True):
         (line,) = [line for line in time.legend if line.name == name]
         assert line.colour == places[row.first.run.path] % chart.COLOURS
     looks = {(n % chart.COLOURS, chart.mark_of(n)) for n in range(40)}
     assert len(looks) == 40  # neighbours of one colour have another mark
 
 
-def test_where_more_is_better_charts_turn_around(comparison, monkeypatch, undrawn):
-    down = curves.pareto(comparison)
-    headline = Headline("recall", "recall", False, False)
-    for module in (curves, points):
-        monkeypatch.setattr(module, "headline_of", lambda comparison: headline)
-    up, forest = curves.pareto(comparison), curves.forest(comparison)
-    assert down.told.startswith("Down and") and up.told.startswith("Up and")
+def test_where_more_is_better_charts_turn_around(tmp_path, undrawn):
+    for name, psnr, ms in (("low", 20.0, 9.0), ("high", 30.0, 5.0), ("fast", 25.0, 1.0)):
+        made = scored(name, "New", 0, {"psnr": psnr}, **{"test.speed": {"ms_per_sample": ms}})
+        write_run(tmp_path, made, [psnr, psnr - 1], pictures=False, score="psnr")
+    comparison = compare([tmp_path])
+    places = points.place_of(comparison)
+    speed, forest = curves.pareto(comparison, places), curves.forest(comparison, places)
+    assert ": up and to the left is better" in speed.told
+    assert [line[0] for line in speed.numbers if line[3]] == ["high", "fast"]
     assert "farther right is better" in forest.told and "logarithmic" not in forest.told
-    fids = {line[0]: float(line[2]) for line in down.numbers if line[3]}
-    assert min(fids.values()) == min(float(line[2]) for line in down.numbers)
-    best = [line for line in up.numbers if line[3]]
-    assert max(float(line[2]) for line in best) == max(float(line[2]) for line in up.numbers)
+    seeds = curves.seeds(comparison.headline, comparison.rows, places)
+    assert [line[3:] for line in seeds.numbers] == [["29", "30"], ["24", "25"], ["19", "20"]]
 
 
 @pytest.mark.parametrize(
@@ -502,7 +572,7 @@ def test_curves_are_geometric_means_of_the_seeds(tmp_path, where, last):
     for seed, curve in enumerate([[8.0, 2.0], [2.0, 18.0]]):
         write_run(tmp_path, record("a", seed=seed), curve, pictures=False)
     comparison = compare([tmp_path])
-    found = points.over_seeds(comparison.rows[0], points.headline_of(comparison), where)
+    found = points.over_seeds(comparison.rows[0], comparison.headline, where)
     assert found == [pytest.approx((0.0, 4.0, 2.0, 8.0)), pytest.approx((last, 6.0, 2.0, 18.0))]
 
 
@@ -513,7 +583,9 @@ def test_the_numbers_of_every_chart_can_be_read(html, comparison, undrawn):
     assert all("<table>" in figure and 'scope="row"' in figure for figure in charts)
     (time,) = [one for one in charts if "against seconds" in one]
     cells = re.findall(r'<td class="number">(.*?)</td>', time)
-    assert cells == [text for line in curves.against_time(comparison).numbers for text in line[1:]]
+    ((headline, rows),) = points.by_evaluations(comparison).items()
+    drawn = curves.against_time(headline, rows, points.place_of(comparison))
+    assert cells == [text for line in drawn.numbers for text in line[1:]]
 
 
 def sampled(root):

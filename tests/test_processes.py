@@ -373,7 +373,7 @@ class AnalyticVariance(GaussianDenoiser):
         to_x, _, small = posterior(level, s)
         true = small + to_x**2 * self.variance_given(level)
         if s.sigma == 0:
-            small = posterior(self.levels[number - 1], level)[2]
+            small = posterior(self.levels[number - 1], level).variance
         large = transition_variance(level, s)
         v = (true.log() - math.log(small)) / (math.log(large) - math.log(small))
         return self(x_t, level), v.expand_as(x_t)
@@ -481,6 +481,19 @@ def test_the_loss_of_a_variance_and_its_gradient_are_finite_at_every_step(v):
         loss = variance_loss(DiscreteChain(), x, x, t, estimate, v, 256)
         loss.sum().backward()
         assert loss.isfinite().all() and v.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("far", [5.0, 12.0, 30.0, 200.0])
+def test_the_gradient_of_the_variances_loss_in_the_far_tail_is_that_of_a_square(far):
+    chain, x = DiscreteChain(), torch.zeros(1, 1, 1, 1)
+    v = torch.full_like(x, 0.5).requires_grad_()
+    loss = variance_loss(chain, x, x, torch.ones(1).double(), x + far, v, 256)
+    (gradient,) = torch.autograd.grad(loss.sum(), v)
+    # -log p = z^2 / 2 + ..., with z the nearer edge in standard deviations; v interpolates log variances.
+    next_step = posterior(chain.level(2), chain.level(1)).variance
+    small, large = math.log(next_step), 2 * math.log(chain.level(1).sigma)
+    z = (far - 1 / 255) * math.exp(-0.25 * (small + large))
+    assert gradient.item() == pytest.approx(-0.5 * z**2 * (large - small) / math.log(2), rel=1e-3)
 
 
 @pytest.mark.parametrize(

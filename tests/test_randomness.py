@@ -49,3 +49,30 @@ def test_uniform_numbers_fill_the_open_interval_evenly():
 
 def test_keys_are_the_same_on_every_machine():
     assert randomness.key(0, "training", 64) == 2597346626489599020
+
+
+def test_a_lent_step_gives_both_models_what_belongs_to_the_step():
+    own, device = randomness.StepNoise(), torch.device("cpu")
+    own.begin(randomness.key("step", 1))
+    borrowed = own  # a model inside of another one holds the same object
+    first = borrowed.normal("inner", 4, (3,), device)
+    own.begin(randomness.key("step", 2))
+    assert not torch.equal(borrowed.normal("inner", 4, (3,), device), first)
+    own.begin(randomness.key("step", 1))
+    assert torch.equal(borrowed.normal("inner", 4, (3,), device), first)
+    assert not torch.equal(own.normal("outer", 4, (3,), device), first)
+
+
+def test_two_ranks_draw_together_what_one_draws_and_numbers_outlast_the_place():
+    device = torch.device("cpu")
+    one, ranks = randomness.StepNoise(), [randomness.StepNoise() for _ in range(2)]
+    one.begin(7)
+    for rank, noise in enumerate(ranks):
+        noise.begin(7, rank, 2)
+    whole = one.uniform("u", 6, (2,), device)
+    halves = torch.stack([noise.uniform("u", 3, (2,), device) for noise in ranks], dim=1).flatten(0, 1)
+    assert torch.equal(whole, halves)
+    with one.numbered(torch.tensor([5, 2])):
+        pair = one.normal("z", 2, (3,), device)
+    with one.numbered(torch.tensor([2])):
+        assert torch.equal(one.normal("z", 1, (3,), device), pair[1:])

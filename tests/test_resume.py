@@ -12,6 +12,7 @@ CODES = (
 )
 UNET = (
     *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
+    *("--model.network.init_args.attention", "[]", "--variants", "{}"),
     *("--model.sampler.init_args.grid.init_args.num_steps", "2"),
 )
 # An epoch has 15 batches of 64; each run goes on to 30, and is stopped at so many examples before.
@@ -32,7 +33,7 @@ CASES = {
         *("--model.schedule.warmup", "320", "--model.schedule.decay", "1920"),
     ),
     "layers_that_the_first_batch_initialises": (
-        *(1280, "glow_digits", "--model.bijection.num_steps", "1"),
+        *(1280, "glow_digits", "--data.batch_size", "64", "--model.bijection.num_steps", "1"),
         *("--model.bijection.num_levels", "2", "--model.bijection.network.hidden_channels", "8"),
     ),
 }
@@ -46,6 +47,7 @@ def options_of(tiny_extractor):
         *("--config", f"experiments/{experiment}.yaml", "--extractor", tiny_extractor(1)),
         *("--evaluate.num_samples", "16", "--samples.num", "4", "--trainer.log_every_n_steps", "1"),
         *("--trainer.accelerator", "cpu", "--budget.evaluate_every", "640"),
+        *("--trainer.limit_val_batches", "2"),
     )
 
 
@@ -87,7 +89,7 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
     code, _, error = genlab_command("resume", parts, "--budget.examples", "1920")
     assert code == 0, error
     a, b = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts))
-    assert a["examples_seen"] == 1920
+    assert a["examples_seen"] == b["examples_seen"] >= 1920
     assert differences(a, b) == []
     assert lines(whole) == lines(parts)
 

@@ -171,7 +171,7 @@ def test_an_update_merges_one_level_and_keeps_the_rest(run):
 
 def test_updates_of_several_processes_are_all_kept(run):
     code = (
-        "import sys; from genlab.runs.folder import open_run; run = open_run(sys.argv[1])\n"
+        "import sys, time; from genlab.runs.folder import open_run; run = open_run(sys.argv[1])\n"
         "for i in range(10): run.update(results={f'{sys.argv[2]}-{i}': i})"
     )
     processes = [python(code, run.path, number) for number in range(4)]
@@ -306,12 +306,20 @@ def test_of_many_processes_that_find_a_stale_lock_one_trains_at_a_time(run):
     assert [process.wait(timeout=60) for process in processes] == [0] * 6
 
 
-def test_a_lock_that_was_removed_while_it_was_being_taken_is_taken_anew(run, monkeypatch):
-    flock, path = lock._flock, run.path / "lock.json"
-    removals = iter([path.unlink])
-    monkeypatch.setattr(lock, "_flock", lambda *file: (next(removals, lambda: None)(), flock(*file))[1])
-    with run.lock():
-        assert path.exists()
+def test_who_deletes_the_text_of_a_living_holder_is_still_refused(run, holder):
+    (run.path / "lock.json").unlink()
+    with pytest.raises(RunIsLive, match="another process trains in it"), run.lock():
+        pass
+
+
+def test_many_who_ask_at_once_do_not_take_each_other_for_the_holder(run):
+    (run.path / "lock.json").write_text(json.dumps({"host": "gone", "pid": 1, "boot": lock._boot()}))
+    code = (
+        "import sys, time; from genlab.runs.folder import open_run; run = open_run(sys.argv[1])\n"
+        "print(sum((time.sleep(0.01), run.is_live)[1] for _ in range(30)))"
+    )
+    processes = [python(code, run.path, stdout=subprocess.PIPE) for _ in range(4)]
+    assert [process.communicate(timeout=60)[0].strip() for process in processes] == ["0"] * 4
 
 
 def test_a_lock_of_this_machine_under_another_name_is_stale_once_its_process_is_gone(run):
@@ -525,3 +533,28 @@ def test_a_terminal_shows_the_same_cells_and_no_markup():
 
 def test_an_empty_table_has_its_headings():
     assert str(metrics_table([], ["experiment", "examples_seen"])) == "experiment  examples seen"
+
+
+OLD = {
+    "status": "finished",
+    "genlab": "0.1.0",
+    "images_seen": 640,
+    "bench": {"budget": {"images": 640, "seconds": None}},
+}
+
+
+def test_a_record_of_version_0_1_is_read_in_todays_words(tmp_path):
+    run = create_run("old", tmp_path)
+    files.write_json(run.record, OLD)
+    run.metrics_jsonl.write_text('{"images_seen": 64, "step": 1, "seconds": 0.1, "val/fid@797": 3.0}\n')
+    record = run.read()
+    assert record["examples_seen"] == 640 and record["bench"]["budget"]["examples"] == 640
+    assert read_metrics(run.metrics_jsonl)[0]["examples_seen"] == 64
+
+
+def test_a_model_of_version_0_1_is_refused_in_one_line(tmp_path, genlab_command):
+    run = create_run("old", tmp_path)
+    files.write_json(run.record, OLD)
+    for command in ("test", "resume", "sample"):
+        code, _, error = genlab_command(command, run.path)
+        assert code == 2 and "was trained by genlab 0.1.0" in error and error.count("\n") == 1

@@ -77,7 +77,7 @@ def test_one_test_leaves_every_measure_of_the_model_in_the_record(tested):
     assert "fid@30vs797" not in entry["split_means"] and "nll" not in entry["split_means"]
     assert entry["protocol"]["num_fake"] == 30 and entry["protocol"]["likelihood"]["num_real"] == 20
     assert entry["protocol"]["reconstruction"]["split"] == "test"
-    assert entry["speed"]["nfe"] == 4 and entry["speed"]["peak_memory_mib"] > 0
+    assert entry["speed"]["nfe"] == 4 and entry["speed"]["peak_memory_mib"] is None  # on a CPU
     assert entry["copies"]["num_train"] == 1000 and 0 <= entry["copies"]["share"] <= 1
     assert entry["latent"]["type"] == "noise" and entry["latent"]["dim"] == 64
     assert 0 < entry["latent"]["linear_probe"] <= 1 <= entry["latent"]["path_length"]
@@ -130,7 +130,7 @@ def test_the_table_has_a_column_for_each_variant_and_a_line_for_each_measure(run
     assert [word in head for word in ("value", "spread", "floor", "ddpm-2", "three steps", "protocol")]
     labels = [line.split("  ")[0] for line in lines]
     assert labels[0] == "fid@30vs797" and labels[-1].startswith(("loss", "x_error"))
-    for label in ("copy share", "linear probe", "path length", "network evaluations", "MiB, 64 at once"):
+    for label in ("copy share", "linear probe", "path length", "network evaluations"):
         assert label in labels
     assert not any("_std" in label for label in labels)
     evaluations = next(line for line in lines if line.startswith("network evaluations"))
@@ -249,7 +249,7 @@ def test_scores_that_wait_for_an_extractor_are_made_once_there_is_one(run, genla
     away = config["evaluate"]["extractor"] = str(run.path / "later.safetensors")
     run.config.write_text(yaml.safe_dump(config))
     code, _, error = genlab_command("test", run.path)
-    assert code == 0 and "No sample scores" in error
+    assert code == 0 and "No scores by features" in error
     assert "speed" in run.read()["test"] and "copies" not in run.read()["test"]
     shutil.copy(tiny_extractor(1), away)
     assert measured(run, genlab_command) == ["test", *VARIANTS]

@@ -80,7 +80,7 @@ class ProgressLine(ProgressBar):
             f"{short(seen)}/{short(total)} {unit} {seen / total:.0%}"
             if math.isfinite(total)
             else f"{short(seen)} {unit}",
-            f"{seen / trained:,.0f} {unit}/s",
+            f"{pace(seen / trained)} {unit}/s",
             " ".join(f"{name} {value:.3g}" for name, value in losses.items()),
             last_score(trainer),
             self._left(seen, total, elapsed),
@@ -125,6 +125,11 @@ def short(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.3g}{unit}"
     return f"{number:.0f}"
+
+
+def pace(rate: float) -> str:
+    """Returns examples a second: whole ones, or two digits of a slow rate."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def duration(seconds: float) -> str:

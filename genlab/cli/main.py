@@ -129,6 +129,7 @@ def resume(rest: list[str]) -> int:
 
 def run_arguments(run: Run) -> list[str]:
     """Returns the options that a run folder stands for: its configuration and its last checkpoint."""
+    run.require_todays_model()
     checkpoint = run.last_checkpoint
     if checkpoint is None:
         raise ValueError(f"{run.path} has no checkpoint: the run ended before its first one was written.")

@@ -28,7 +28,7 @@ def neighbours(arguments: list[str]) -> int:
     from genlab.evaluation.load import load_data
     from genlab.evaluation.score import sample_levels
     from genlab.families.capabilities import Samples
-    from genlab.metrics.features import load_extractor
+    from genlab.metrics.extractors import load_extractor
     from genlab.report.table import metrics_table
     from genlab.runs.tests import read_config
 
@@ -38,7 +38,7 @@ def neighbours(arguments: list[str]) -> int:
     extractor = load_extractor(options.extractor or read_config(run)["evaluate"]["extractor"]).to(
         model.device
     )
-    examination = Examination(load_data(run), extractor, (), "test", options.batch_size, options.seed)
+    examination = Examination(load_data(run), extractor, (), batch_size=options.batch_size)
     batches = torch.arange(options.num).split(options.batch_size)
     levels = torch.cat([sample_levels(model, index, options.seed).cpu() for index in batches])
     parts = [extractor(part.to(model.device), model.spec.levels).pool for part in levels.split(100)]

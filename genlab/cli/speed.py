@@ -22,7 +22,7 @@ def speed(arguments: list[str]) -> int:
         raise ValueError("--passes must be at least 1 and --num_samples at least 2.")
     model, run = load_walking(options)
     from genlab.evaluation.load import load_data
-    from genlab.metrics.features import extractor_available, load_extractor
+    from genlab.metrics.extractors import extractor_available, load_extractor
     from genlab.report.table import metrics_table
     from genlab.runs.tests import read_config
 

@@ -14,9 +14,8 @@ from genlab.callbacks.evaluate import Evaluate
 from genlab.cli.errors import readable
 from genlab.data.base import DataModule
 from genlab.evaluation.examine import Examination
-from genlab.evaluation.likelihood import Likelihood
 from genlab.evaluation.load import build_model, load_weights, mismatches, read_checkpoint, with_settings
-from genlab.evaluation.score import Scores, place
+from genlab.evaluation.score import place
 from genlab.families.base import Model
 from genlab.families.capabilities import can_be_sampled
 from genlab.report.table import MetricsTable
@@ -61,24 +60,14 @@ class TestedRun:
             self.kept = kept_test(self.run, self.made_of)
             self.entries = kept_variants(self.run, self.made_of, self.variants)
 
-    def entry(self, values: dict[str, float]) -> dict[str, Any]:
-        """Returns the trainer's part of the entry: losses, scores, likelihood."""
-        return entry_of(values, self.evaluate.last, self.evaluate.likelihood)
-
-    def measure(self, values: dict[str, float]) -> None:
-        """Measures the run's own way to sample and its latent space."""
+    def measure(self, means: dict[str, float]) -> None:
+        """Measures the run's model, with the means of its losses over the split."""
         model = self.model.to(self.device).eval()
-        entry = self._stamped(self.entry(values), model, self.evaluate.last)
-        examination = self._examination()
-        sampling = examination.of_sampling(model, self.evaluate.last)
+        self.evaluate.add_noise()
+        entry = self._stamped(self._examination().of_model(model, means), model)
         if place()[0] != 0:
             return
-        weights, reconstruction = examination.of_latents(model)
-        if reconstruction:
-            entry["values"]["reconstruction_mse"] = reconstruction["mse"]
-            entry["protocol"]["reconstruction"] = {k: v for k, v in reconstruction.items() if k != "mse"}
-        pictures = {**sampling.pop("pictures", {}), **weights.pop("pictures", {})}
-        self.kept = {**entry, **sampling, **weights, "pictures": pictures}
+        self.kept = entry
         if self.run is not None:
             self.run.replace(test=self.kept, variants=self.entries)
 
@@ -104,46 +93,19 @@ class TestedRun:
         return table_of(self.kept or {}, {name: self.entries[name] for name in self.variants})
 
     def _measure_variant(self, name: str, model: Model) -> None:
-        scores = self.evaluate.score_model(model, self.data, keep=True)
-        entry = self._stamped(entry_of({**scores.values} if scores else {}, scores), model, scores)
-        found = self._examination().of_sampling(model, scores, f"test/{folder_name(name)}")
-        self.entries[name] = {**entry, "settings": self.variants[name], **found}
+        found = self._examination().of_variant(model, f"test/{folder_name(name)}")
+        self.entries[name] = {**self._stamped(found, model), "settings": self.variants[name]}
         if self.run is not None and place()[0] == 0:
             self.run.replace(variants=self.entries)
 
-    def _stamped(self, entry: dict[str, Any], model: Model, scores: Scores | None) -> dict[str, Any]:
+    def _stamped(self, entry: dict[str, Any], model: Model) -> dict[str, Any]:
         made_of = {} if self.made_of is None else self.made_of.to_dict()
-        if scores is None and can_be_sampled(model):
+        if self.evaluate.missing is not None and can_be_sampled(model):
             made_of["checkpoint_digest"] = None  # incomplete: once there is an extractor, it is made again
         return {**entry, **made_of}
 
     def _examination(self) -> Examination:
-        evaluate = self.evaluate
-        return Examination(
-            self.data,
-            evaluate.extractor,
-            evaluate.metrics or [],
-            evaluate.split,
-            evaluate.batch_size,
-            evaluate.seed,
-            None if self.run is None else self.run.path,
-        )
-
-
-def entry_of(
-    values: dict[str, float], scores: Scores | None, likelihood: Likelihood | None = None
-) -> dict[str, Any]:
-    """Returns values with their protocols; `split_means` names those that are means over the split alone."""
-    protocol: dict[str, Any] = {} if scores is None else dict(scores.protocol)
-    measured = {} if scores is None else dict(scores.values)
-    if likelihood is not None:
-        protocol["likelihood"] = likelihood.protocol
-        measured |= likelihood.values
-    return {
-        "values": dict(values),
-        "protocol": protocol,
-        "split_means": [name for name in values if name not in measured],
-    }
+        return self.evaluate.examination(self.data, None if self.run is None else self.run.path)
 
 
 def check_variants(model: Model, config: dict[str, Any], variants: dict[str, dict[str, Any]]) -> None:

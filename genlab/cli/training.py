@@ -29,8 +29,9 @@ from genlab.callbacks.progress import ProgressLine
 from genlab.callbacks.record import RunRecorder
 from genlab.callbacks.samples import SampleGrid, SampleWriter
 from genlab.cli.errors import readable
-from genlab.cli.testing import TestedRun, check_variants, entry_of
+from genlab.cli.testing import TestedRun, check_variants
 from genlab.data.base import DataModule
+from genlab.evaluation.examine import entry_of
 from genlab.evaluation.load import check_weights, read_checkpoint
 from genlab.families.base import Model
 from genlab.report.test_table import table_of
@@ -199,12 +200,12 @@ class GenlabCLI(LightningCLI):
 
     def after_validate(self) -> None:
         evaluate = self._get(self.config_init, "evaluate")
-        self._show(entry_of(self._values_of("val"), evaluate.last, evaluate.likelihood))
+        self._show(entry_of(self._values_of("val"), evaluate.last))
 
     def after_test(self) -> None:
         tested = self._tested
         if self.is_trial():
-            self._show(tested.entry(self._values_of("test")))
+            self._show(self._trial_entry())
             return
         if tested.kept is None:
             tested.measure(self._values_of("test"))
@@ -213,6 +214,13 @@ class GenlabCLI(LightningCLI):
             tested.table().show()
             if self.run is not None:
                 print(f"Written to {shown_path(self.run.record)}", file=sys.stderr)
+
+    def _trial_entry(self) -> dict[str, Any]:
+        """Returns the values of a few items, none of which mean anything."""
+        evaluate = self._get(self.config_init, "evaluate")
+        model = self.model.to(self.trainer.strategy.root_device).eval()
+        asked = evaluate.examination(self.datamodule, is_trial=True)
+        return entry_of(self._values_of("test"), asked.scores(model), asked.likelihood(model))
 
     def after_predict(self) -> None:
         print(shown_path(self._prediction_folder()))

@@ -9,9 +9,8 @@ from typing import Any
 
 from genlab.evaluation.score import score_name
 from genlab.files import cache_folder, digest_of, write_json
-from genlab.metrics.base import chosen_rows
+from genlab.metrics.base import Drawn, Reference, chosen_rows
 from genlab.metrics.features import Features
-from genlab.metrics.reference import Reference
 
 
 def floor_scores(
@@ -26,7 +25,7 @@ def floor_scores(
     Args:
         train: The training images' statistics.
         test: Those of the images that samples are compared with.
-        metrics: What to compute; their state is replaced.
+        metrics: What to compute; copies of them do.
         num_samples: Of the model.
         key: What else the numbers depend on: both splits' fingerprints, the extractor's digest and resizing.
     """
@@ -36,25 +35,21 @@ def floor_scores(
     path = cache_folder("floors", f"{digest_of(1, *key, len(rows), test.num, applied, length=32)}.json")
     with suppress(OSError, ValueError):
         return json.loads(path.read_text())
-    features, index = Features(train.features[rows]), train.index[rows]
+    features = train.features[rows]
+    drawn = Drawn(train.index[rows], features, Features(features))
     values: dict[str, float] = {}
     for metric in metrics:
-        values |= _alone(metric, test, features, index)
+        values |= _alone(metric, test, drawn)
     floor = {score_name(name, test.num, len(rows)): value for name, value in values.items()}
     write_json(path, floor)
     return floor
 
 
-def _alone(metric: Any, test: Reference, features: Features, index: Any) -> dict[str, float]:
+def _alone(metric: Any, test: Reference, drawn: Drawn) -> dict[str, float]:
     """Returns a metric's values of all rows on this process, without asking the others."""
-    together = metric.distributed_available_fn
-    metric.reset()
-    metric.to("cpu")
-    metric.distributed_available_fn = lambda: False
-    try:
-        metric.set_reference(test)
-        metric.update(features, index)
-        return {name: float(value) for name, value in metric.compute().items()}
-    finally:
-        metric.distributed_available_fn = together
-        metric.reset()
+    own = metric.clone().cpu()
+    own.sync_on_compute = False
+    own.reset()
+    own.set_reference(test)
+    own.update(drawn)
+    return {name: float(value) for name, value in own.compute().items()}

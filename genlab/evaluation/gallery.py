@@ -15,11 +15,11 @@ from genlab.evaluation.copies import Copies
 from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import reconstruct, slerp
 from genlab.evaluation.pictures import grid, joined
-from genlab.evaluation.score import Drawn
+from genlab.evaluation.score import KeptSamples
 from genlab.families.base import Model
 from genlab.families.capabilities import HasLatent, Reconstructs
+from genlab.metrics.base import Reference
 from genlab.metrics.neighbours import neighbour_distances
-from genlab.metrics.reference import Reference
 from genlab.shapes import observed
 
 NUM_SAMPLES = 64
@@ -33,7 +33,7 @@ AMPLIFIED = 4
 
 
 def of_samples(
-    model: Model, data: DataModule, drawn: Drawn, copies: Copies, train: Reference, test: Reference
+    model: Model, data: DataModule, drawn: KeptSamples, copies: Copies, train: Reference, test: Reference
 ) -> dict[str, np.ndarray]:
     """Returns the pictures that show samples.
 
@@ -74,17 +74,17 @@ def of_latents(model: Any, data: DataModule, seed: int = 0) -> dict[str, np.ndar
     """
     found = {}
     if isinstance(model, HasLatent):
-        found["interpolation"] = interpolations(model, seed)
+        found["interpolation"] = interpolations(model, seed, data)
     if isinstance(model, Reconstructs):
         found["reconstruction"] = reconstructions(model, data)
     return found
 
 
-def interpolations(model: Any, seed: int) -> np.ndarray:
+def interpolations(model: Any, seed: int, data: DataModule | None = None) -> np.ndarray:
     """Returns rows of images, each along the arc between the latents of two samples."""
     z = model.draw_latent(torch.arange(2 * NUM_WAYS, device=model.device), seed)
     points = torch.cat([slerp(a, b, NUM_POINTS) for a, b in z.unflatten(0, (NUM_WAYS, 2))])
-    given = given_for(model, torch.arange(NUM_WAYS).repeat_interleave(NUM_POINTS))
+    given = given_for(model, torch.arange(NUM_WAYS).repeat_interleave(NUM_POINTS), data)
     return grid(model.decode(points, **given).cpu(), model.spec.levels, columns=NUM_POINTS)
 
 

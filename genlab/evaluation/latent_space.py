@@ -14,7 +14,6 @@ from genlab.data.base import DataModule
 from genlab.evaluation.disentanglement import dci, mutual_information_gap
 from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import slerp
-from genlab.evaluation.speed import Evaluations
 from genlab.families.capabilities import HasLatent, HasPosterior, Reconstructs, can
 from genlab.metrics.features import Extractor
 from genlab.metrics.posterior import ACTIVE_VARIANCE
@@ -23,8 +22,8 @@ from genlab.shapes import observed, to_levels
 NUM_CODES = 5_000
 """Most training images whose codes are looked at."""
 
-MANY_EVALUATIONS = 8
-"""Network evaluations for one image from which on encoding and decoding count as slow."""
+MANY_PASSES = 8
+"""Network passes for one image from which on encoding and decoding count as slow."""
 
 FEW = 256
 """Images that are enough for a slow one."""
@@ -40,7 +39,6 @@ class Codes:
     Attributes:
         labels, factors: What the data set knows of the images; None where it does not.
         mse: Mean squared error of a number in [-1, 1] after encoding and decoding; None where not decoded.
-        evaluations: Network evaluations for one image.
 
     Shapes:
         z: (n, d), float; labels: (n,); factors: (n, k).
@@ -50,14 +48,13 @@ class Codes:
     labels: Tensor | None
     factors: Tensor | None
     mse: float | None
-    evaluations: float
 
 
 @torch.no_grad()
 def encode_split(
     model: Any, data: DataModule, split: str, max_items: int, batch_size: int, back: bool = False
 ) -> Codes:
-    """Returns the codes of images all over a split, fewer of them where encoding takes many evaluations.
+    """Returns the codes of images all over a split, fewer of them where encoding takes many passes.
 
     Codes that are numbers of a codebook become indicators of each place and number.
 
@@ -69,8 +66,8 @@ def encode_split(
         batch_size: Images at a time.
         back: Decode the codes too.
     """
-    evaluations = evaluations_of(model, data, split, back)
-    num = FEW if evaluations > MANY_EVALUATIONS else max_items
+    passes = model.encoding_passes + (model.decoding_passes if back else 0)
+    num = FEW if passes > MANY_PASSES else max_items
     codes, labels, index, squares, numbers = [], [], [], [], 0
     for batch in data.loader(split, batch_size=min(batch_size, num, FEW), at_most=min(num, max_items)):
         batch = data.to_device_batch(batch, model.device)
@@ -88,28 +85,18 @@ def encode_split(
         labels=torch.cat(labels) if labels[0] is not None else None,  # type: ignore[arg-type]
         factors=None if known is None else torch.as_tensor(known)[torch.cat(index)],
         mse=float(sum(squares)) / numbers if numbers else None,
-        evaluations=evaluations,
     )
 
 
-def evaluations_of(model: Any, data: DataModule, split: str, back: bool) -> float:
-    """Returns how often networks are evaluated to encode an image, and to decode it where that is asked."""
-    batch = data.to_device_batch(next(iter(data.loader(split, batch_size=1, at_most=1))), model.device)
-    given = model.given_of(batch)
-    with Evaluations(1).counting(model) as counted:
-        z = model.encode(observed(batch), **given)
-        if back:
-            model.decode(z, **given)
-    return counted.per_sample
-
-
-def describe_latent(model: Any) -> dict[str, Any]:
+def describe_latent(model: Any, data: DataModule | None = None) -> dict[str, Any]:
     """Returns the form of a model's latent, `type` and `dim`; nothing where it has none."""
     if can(model, HasLatent):
         z = model.draw_latent(torch.arange(1, device=model.device))
     elif can_encode(model):
         first = torch.arange(1, device=model.device)
-        z = model.encode(torch.zeros(1, *model.spec.shape, device=model.device), **given_for(model, first))
+        z = model.encode(
+            torch.zeros(1, *model.spec.shape, device=model.device), **given_for(model, first, data)
+        )
     else:
         return {}
     return {"type": model.latent_type, "dim": math.prod(z.shape[1:])}
@@ -132,9 +119,9 @@ def measure_latent(
         batch_size: Images at a time.
         seed: Of the latents.
     """
-    latent, reconstruction = describe_latent(model), {}
+    latent, reconstruction = describe_latent(model, data), {}
     if can(model, HasLatent) and extractor is not None and model.spec.kind == "image":
-        latent["path_length"] = path_length(model, extractor, seed)
+        latent["path_length"] = path_length(model, extractor, seed, data=data)
     if can_encode(model):
         test = encode_split(model, data, "test", 10_000, batch_size, back=True)
         train = encode_split(model, data, "train", NUM_CODES, batch_size)
@@ -170,48 +157,34 @@ def indicators(*codes: Tensor) -> tuple[Tensor, ...]:
 
 
 def linear_probe(z: Tensor, labels: Tensor, unseen: Tensor, unseen_labels: Tensor) -> float:
-    """Returns the share of unseen codes whose label a linear map tells: its largest output, see `ridge`.
+    """Returns the share of unseen codes whose label a linear map tells: the one with the largest output.
 
-    Codes are centred and in units of their standard deviation; the map learns indicators of the labels.
+    Codes are centred and in units of their standard deviation. The map is a ridge regression of the labels'
+    indicators, whose strength is, of 13 powers of ten times the largest eigenvalue of Z Z^T, the one with
+    the smallest squared error when each row in turn is predicted by a map fitted without it.
 
     Shapes:
         z: (n, d), unseen: (m, d); labels: (n,), unseen_labels: (m,).
     """
+    from sklearn.linear_model import RidgeClassifierCV
+
     mean, std = z.double().mean(dim=0), z.double().std(dim=0)
     scale = torch.where(std > 1e-9 * std.max(), std, torch.inf)  # a constant dimension says nothing
     z, unseen = (z.double() - mean) / scale, (unseen.double() - mean) / scale
-    targets = one_hot(labels, int(max(labels.max(), unseen_labels.max())) + 1).double()
-    predicted = (unseen @ ridge(z, targets) + targets.mean(dim=0)).argmax(dim=1)
-    return float((predicted == unseen_labels).double().mean())
-
-
-def ridge(z: Tensor, targets: Tensor) -> Tensor:
-    """Returns the linear map of a ridge regression whose strength is chosen by leaving one out.
-
-        W = argmin |Z W - (Y - mean Y)|^2 + lambda |W|^2
-
-    lambda is, of 13 powers of ten times the largest eigenvalue of Z Z^T, the one with the smallest squared
-    error when each row in turn is predicted by a map fitted without it, its constant included: the residual
-    over 1 - h_ii, with h the projection (Hastie et al. 2009, equation 7.64), from one eigenvalue problem.
-
-    Shapes:
-        z: (n, d), of mean 0, float64; targets: (n, k). Returns (d, k).
-    """
-    values, vectors = torch.linalg.eigh(z @ z.mT)
-    rotated = vectors.mT @ (targets - targets.mean(dim=0))
-    best, smallest = rotated, math.inf
-    for power in range(-9, 4):
-        strength = 10.0**power * float(values[-1].clamp_min(1e-12))
-        inverse = 1.0 / (values.clamp_min(0.0) + strength)
-        dual = vectors @ (inverse[:, None] * rotated)
-        error = dual / (vectors.square() @ inverse - 1.0 / (strength * len(z)))[:, None]
-        if float(error.square().sum()) < smallest:
-            best, smallest = dual, float(error.square().sum())
-    return z.mT @ best
+    largest = max(float(torch.linalg.matrix_norm(z, 2)) ** 2, 1e-12)
+    probe = RidgeClassifierCV([10.0**power * largest for power in range(-9, 4)])
+    probe.fit(z.numpy(), labels.numpy())
+    return float((probe.predict(unseen.numpy()) == unseen_labels.numpy()).mean())
 
 
 @torch.no_grad()
-def path_length(model: Any, extractor: Extractor, seed: int = 0, num_pairs: int = NUM_PAIRS) -> float | None:
+def path_length(
+    model: Any,
+    extractor: Extractor,
+    seed: int = 0,
+    num_pairs: int = NUM_PAIRS,
+    data: DataModule | None = None,
+) -> float | None:
     """Returns how much longer the way between two samples is in features than the straight line.
 
         mean over pairs of  sum_k |f(x_(k+1)) - f(x_k)|   /   mean over pairs of  |f(x_10) - f(x_0)|
@@ -219,29 +192,26 @@ def path_length(model: Any, extractor: Extractor, seed: int = 0, num_pairs: int 
     where x_k decodes the k-th of 11 points on the arc between two latents, and f are the extractor's
     features; at least 1, and None where all ends are one. A relative of the perceptual path length (Karras et
     al. 2019, arXiv:1812.04948, section 4.1) with finite steps, since features see images of whole levels, and
-    free of the features' scale. Where decoding takes many evaluations an eighth of the pairs is taken.
+    free of the features' scale. Where decoding takes many passes an eighth of the pairs is taken.
 
     Args:
         model: Has the capability `HasLatent`.
         extractor: Gives f.
         seed: Of the latents; those of samples 0 ... 2 num_pairs - 1.
         num_pairs: Pairs of latents.
+        data: Holds the sources of a model that is told one.
     """
-    device = model.device
+    device, num = (
+        model.device,
+        num_pairs if model.decoding_passes <= MANY_PASSES else math.ceil(num_pairs / 8),
+    )
     z = model.draw_latent(torch.arange(2 * num_pairs, device=device), seed).unflatten(0, (num_pairs, 2))
     features: list[Tensor] = []
-    wanted = num_pairs
-    while len(features) < wanted:
-        # The first pair alone tells the cost.
-        numbers = range(len(features), min(len(features) + 8, wanted) if features else 1)
+    for numbers in torch.arange(num).split(8):
         points = torch.cat([slerp(z[number, 0], z[number, 1], NUM_POINTS) for number in numbers])
-        given = given_for(model, torch.tensor(numbers).repeat_interleave(NUM_POINTS))
-        with Evaluations(len(points)).counting(model) as counted:
-            x = model.decode(points, **given)
+        x = model.decode(points, **given_for(model, numbers.repeat_interleave(NUM_POINTS), data))
         found = extractor(to_levels(x, model.spec.levels), model.spec.levels).pool.double()
         features += found.unflatten(0, (len(numbers), NUM_POINTS))
-        if counted.per_sample > MANY_EVALUATIONS:
-            wanted = math.ceil(num_pairs / 8)
     f = torch.stack(features)
     ways = (f[:, 1:] - f[:, :-1]).norm(dim=2).sum(dim=1)
     straight = (f[:, -1] - f[:, 0]).norm(dim=1)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from genlab.data.base import DataModule
 from genlab.evaluation.score import place
 from genlab.families.base import Model
-from genlab.shapes import observed
+from genlab.shapes import IGNORED, Batch, observed
 
 
 @dataclass
@@ -20,7 +20,9 @@ class Likelihood:
     """The mean negative log-likelihood of a split, with the protocol it was measured by.
 
     Attributes:
-        values: `nll` in nats per item; for images `bits_per_dim` = nll / (dimensions log 2).
+        values: `nll` in nats per item; for images `bits_per_dim` = nll / (dimensions log 2). For tokens
+            instead `nll_per_token`, `perplexity` = exp of it, and `bits_per_byte` where the data know their
+            bytes.
         protocol: What must be equal for two such numbers to be compared: resolution, levels, and whether
             the numbers are exact or upper bounds.
     """
@@ -46,27 +48,52 @@ def score_likelihood(
         batch_size: Items at a time on each device.
     """
     rank, world_size = place()
-    total = torch.zeros(2, dtype=torch.float64, device=model.device)
+    total = torch.zeros(3, dtype=torch.float64, device=model.device)
     for batch in data.loader(split, rank, world_size, batch_size, max_items):
         batch = data.to_device_batch(batch, model.device)
         with model.numbered(batch["index"]):
             log_prob = model.log_prob(observed(batch), **model.given_of(batch)).double()  # type: ignore[operator]
-        total += torch.stack([-log_prob.sum(), torch.ones_like(log_prob).sum()])
+        total[0] -= log_prob.sum()
+        total[1] += len(log_prob)
+        total[2] += num_predicted(batch)
     if world_size > 1:
         dist.all_reduce(total)
-    nll = float(total[0] / total[1])
+    nats, num, num_tokens = total.tolist()
     spec = model.spec
-    values = {"nll": nll}
-    if spec.kind == "image":
-        values["bits_per_dim"] = nll / (math.prod(spec.shape) * math.log(2))
     protocol = {
         "kind": model.likelihood_kind,
         "shape": list(spec.shape),
         "levels": spec.levels,
         "split": split,
-        "num_real": int(total[1]),
+        "num_real": int(num),
         "data": spec.name,
         "data_fingerprint": data.fingerprint(split)[:16],
         "estimator": model.likelihood_estimator,
     }
+    if spec.kind == "tokens":
+        is_whole = num == len(data.items(split))
+        num_bytes = data.num_bytes(split) if is_whole and hasattr(data, "num_bytes") else None
+        protocol["num_tokens"] = int(num_tokens)
+        return Likelihood(values_of_text(nats, num_tokens, num_bytes), protocol)
+    values = {"nll": nats / num}
+    if spec.kind == "image":
+        values["bits_per_dim"] = nats / num / (math.prod(spec.shape) * math.log(2))
     return Likelihood(values, protocol)
+
+
+def num_predicted(batch: Batch) -> int:
+    """Returns how many tokens of a batch are predicted: all but the first of a row and the padding; or 0."""
+    return int((batch["tokens"][:, 1:] != IGNORED).sum()) if "tokens" in batch else 0
+
+
+def values_of_text(nats: float, num_tokens: float, num_bytes: int | None) -> dict[str, float]:
+    """Returns the likelihood of a text for each of its tokens, and of its bytes where their number is known.
+
+    Args:
+        nats: Negative log-likelihood of the whole text.
+        num_tokens: Tokens predicted in it, which depend on the vocabulary.
+        num_bytes: Bytes that they stand for, which do not: bits per byte compare over vocabularies.
+    """
+    per_token = nats / num_tokens
+    values = {"nll_per_token": per_token, "perplexity": math.exp(min(per_token, 700.0))}
+    return values if num_bytes is None else {**values, "bits_per_byte": nats / math.log(2) / num_bytes}

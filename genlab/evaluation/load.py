@@ -28,6 +28,7 @@ def load_run(run: Run, checkpoint: Path | None = None, device: str | torch.devic
     Raises:
         ValueError: The run has no checkpoint yet, or the weights belong to another model.
     """
+    run.require_todays_model()
     checkpoint = checkpoint or run.last_checkpoint
     if checkpoint is None:
         raise ValueError(f"{run.path} has no checkpoint: the run stopped before its first one was written.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genlab.data.base import DataModule
 from genlab.evaluation.score import find_score, score
-from genlab.evaluation.speed import Evaluations, synchronise
+from genlab.evaluation.speed import synchronise
 from genlab.families.capabilities import Denoises
 from genlab.metrics.features import Extractor
 from genlab.samplers.base import Sampler
@@ -23,7 +23,7 @@ class Point:
 
     Attributes:
         sampler: Name of the sampler and its grid.
-        passes: Network evaluations that a sample really took; guided ones count twice.
+        passes: Network passes for one sample; guided ones count twice.
         metric: Full name of the score, with its number of samples.
         value: The score.
         seconds: Time for drawing all samples.
@@ -43,7 +43,7 @@ class Point:
 
 
 class WithSampler(nn.Module):
-    """A model seen as one that samples by another sampler; counts its network's evaluations and its time.
+    """A model seen as one that samples by another sampler; counts its time.
 
     Args:
         model: Walks from noise to data.
@@ -55,17 +55,14 @@ class WithSampler(nn.Module):
         self.model, self.sampler = model, sampler
         self.spec, self.device, self.given = model.spec, model.device, model.given
         self.sampling_weights = model.sampling_weights
-        self.passes, self.batches, self.seconds = 0.0, 0, 0.0
+        self.passes, self.seconds = model.passes_with(sampler), 0.0
 
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns the numbered samples."""
         start = time.monotonic()
-        with Evaluations(index if isinstance(index, int) else len(index)).counting(self.model) as counted:
-            x = self.model.sample_with(self.sampler, index, seed, **given)
-            synchronise(self.device)
+        x = self.model.sample_with(self.sampler, index, seed, **given)
+        synchronise(self.device)
         self.seconds += time.monotonic() - start
-        self.passes += counted.per_sample
-        self.batches += 1
         return x
 
 
@@ -98,6 +95,5 @@ def measure(
     other = WithSampler(model, sampler)
     scores = score(other, data, extractor, metrics, num_samples, split, seed, batch_size)  # type: ignore[arg-type]
     found = find_score(scores.values, "fid") or next(iter(scores.values.items()))
-    passes = round(other.passes / other.batches)
-    point = Point(name, passes, *found, other.seconds, num_samples / other.seconds)
+    point = Point(name, other.passes, *found, other.seconds, num_samples / other.seconds)
     return point, scores.protocol

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -13,13 +16,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.data.base import DataModule
+from genlab.data.tokenizers import tokenizer_of
 from genlab.evaluation.given import given_for
 from genlab.families.base import Model
 from genlab.families.capabilities import Samples
-from genlab.metrics.features import Extractor, Features
-from genlab.metrics.reference import NUM_KEPT, Reference, cached_reference, collect, statistics
+from genlab.metrics.base import Drawn, Reference, SampleMetric, needs_extractor
+from genlab.metrics.features import Extractor
+from genlab.metrics.reference import NUM_KEPT, Collector, cached_reference, collect
 from genlab.runs.metrics_file import short_name
-from genlab.shapes import observed, to_levels
+from genlab.shapes import DataSpec, observed, to_levels
 
 ENOUGH_IMAGES = 10_000
 """Below this many images on either side, a score carries their number in its name."""
@@ -29,24 +34,26 @@ KEPT_BYTES = 2**28
 
 
 @dataclass
-class Drawn:
+class KeptSamples:
     """The samples of one pass, for whatever else looks at them.
 
     Attributes:
         features: The statistics and features of all samples, or of 10,000 of them, over all devices.
         seed: Their seed.
         levels: Of samples drawn on this device, by number, as far as they fit into memory.
+        given: What numbered samples are told.
     """
 
     features: Reference
     seed: int
     levels: dict[int, Tensor]
+    given: Callable[[Tensor], dict[str, Any]]
 
     def images(self, model: Model, numbers: Sequence[int]) -> Tensor:
         """Returns numbered samples as levels, drawn again where they were not kept."""
         missing = torch.tensor([number for number in numbers if number not in self.levels])
         if len(missing):
-            again = sample_levels(model, missing, self.seed).cpu()
+            again = sample_levels(model, missing, self.seed, self.given(missing)).cpu()
             self.levels.update(zip(missing.tolist(), again, strict=True))
         return torch.stack([self.levels[number] for number in numbers])
 
@@ -65,15 +72,15 @@ class Scores:
     values: dict[str, float]
     protocol: dict[str, Any]
     seconds: float = field(compare=False, default=0.0)
-    drawn: Drawn | None = field(compare=False, default=None)
+    drawn: KeptSamples | None = field(compare=False, default=None)
 
 
 @torch.no_grad()
 def score(
     model: Model,
     data: DataModule,
-    extractor: Extractor,
-    metrics: Sequence[Any],
+    extractor: Extractor | None,
+    metrics: Sequence[SampleMetric],
     num_samples: int,
     split: str = "test",
     seed: int = 0,
@@ -83,53 +90,55 @@ def score(
     """Draws samples, extracts features once and gives every metric a share of them.
 
     Rank r of w draws the samples r, r + w, ...; sample i is the same whoever draws it, so the scores do
-    not depend on the number of devices or on the batch size.
+    not depend on the number of devices or on the batch size. A model that is told a source draws one sample
+    for each item of the split, in their order, and no more.
 
     Args:
         model: A family that can be sampled.
-        data: Gives the real images to compare with.
-        extractor: Network whose features the metrics compare.
+        data: Gives the real items to compare with.
+        extractor: Network whose features the metrics compare; None where none of them does.
         metrics: What to compute.
-        num_samples: Number of generated images, over all devices.
-        split: Split of the real images.
+        num_samples: Number of samples, over all devices.
+        split: Split of the real items.
         seed: Seed of the samples.
-        batch_size: Images drawn at a time on each device.
+        batch_size: Samples drawn at a time on each device.
         keep: Return the samples and their features too.
     """
-    if not isinstance(model, Samples):
-        raise ValueError(f"{type(model).__name__} cannot be sampled and has no sample scores.")
+    check_scorable(model, extractor, metrics)
     start = time.monotonic()
-    reference = reference_of(data, extractor, split, batch_size, model.device)
+    num_real = len(data.items(split))
+    if "source" in model.given:
+        num_samples = min(num_samples, num_real)
+    if extractor is not None:
+        reference = reference_of(data, extractor, split, batch_size, model.device)
+    decode = text_decoder(data.spec)
     for metric in metrics:
         metric.reset()
         metric.to(model.device)
-        metric.set_reference(reference)
-    extractor.to(model.device)
+        metric.set_data(data.spec, decode)
+        if extractor is not None:
+            metric.set_reference(reference)
+    collector = Collector(extractor).to(model.device) if keep and extractor is not None else None
     kept: dict[int, Tensor] = {}
-
-    def extracted() -> Iterator[tuple[Features, Tensor]]:
-        for index in batches_of(num_samples, batch_size):
-            levels = sample_levels(model, index, seed, given_for(model, index, data, split))
-            features = extractor(levels, model.spec.levels)
-            for metric in metrics:
-                metric.update(features, index)
-            if keep and len(kept) * levels[0].nbytes < KEPT_BYTES:
-                kept.update(zip(index.tolist(), levels.cpu(), strict=True))
-            yield features, index
-
-    drawn = None
-    if keep:
-        drawn = Drawn(statistics(extracted(), extractor), seed, kept)
-    else:
-        for _ in extracted():
-            pass
-    values = {name: float(value) for metric in metrics for name, value in metric.compute().items()}
+    for drawn in drawn_batches(model, data, extractor, metrics, num_samples, split, seed, batch_size):
+        for metric in [*metrics, *filter(None, [collector])]:
+            metric.update(drawn)
+        if keep and len(kept) * drawn.x[:1].nbytes < KEPT_BYTES:
+            kept.update(zip(drawn.index.tolist(), drawn.x.cpu(), strict=True))
+    samples = None
+    if collector is not None:
+        given = partial(given_for, model, data=data, split=split)
+        samples = KeptSamples(collector.reference_of_all(), seed, kept, given)
+    values = {
+        full_name(metric, name, num_real, num_samples): float(value)
+        for metric in metrics
+        for name, value in metric.compute().items()
+    }
+    ruler = {} if extractor is None else extractor_protocol(extractor)
     protocol = {
-        "extractor": extractor.name,
-        "extractor_digest": extractor.digest[:16],
-        "resize": extractor.resize,
+        **ruler,
         "split": split,
-        "num_real": reference.num,
+        "num_real": num_real,
         "num_fake": num_samples,
         "seed": seed,
         "weights": model.sampling_weights,
@@ -138,8 +147,77 @@ def score(
         "levels": model.spec.levels,
         "metrics": {type(metric).__name__: metric.protocol() for metric in metrics},
     }
-    named = {score_name(name, reference.num, num_samples): value for name, value in values.items()}
-    return Scores(named, protocol, time.monotonic() - start, drawn)
+    return Scores(values, protocol, time.monotonic() - start, samples)
+
+
+def check_scorable(model: Model, extractor: Extractor | None, metrics: Sequence[SampleMetric]) -> None:
+    """Refuses a model without samples, and metrics that lack what they compare."""
+    if not isinstance(model, Samples):
+        raise ValueError(f"{type(model).__name__} cannot be sampled and has no sample scores.")
+    if extractor is None and needs_extractor(metrics):
+        raise ValueError("Some of the metrics compare features, and there is no extractor.")
+    for metric in metrics:
+        if "target" in metric.needs and "source" not in model.given:
+            raise ValueError(
+                f"{type(metric).__name__} compares samples with targets, and this {type(model).__name__} is "
+                "told no source: give model.given [source], or leave the metric out."
+            )
+
+
+def drawn_batches(
+    model: Model,
+    data: DataModule,
+    extractor: Extractor | None,
+    metrics: Sequence[SampleMetric],
+    num_samples: int,
+    split: str,
+    seed: int,
+    batch_size: int,
+) -> Iterator[Drawn]:
+    """Yields this device's share of the samples, in batches, with all that the metrics need."""
+    compares = any("target" in metric.needs for metric in metrics)
+    if extractor is not None:
+        extractor.to(model.device)
+    for index in batches_of(num_samples, batch_size):
+        given = given_for(model, index, data, split)
+        x = sample_levels(model, index, seed, given)
+        features = None if extractor is None else extractor(x, model.spec.levels)
+        target = targets_of(data, split, index) if compares else None
+        yield Drawn(index, x, features, target, given.get("source"))
+
+
+def targets_of(data: DataModule, split: str, index: Tensor) -> Tensor:
+    """Returns the split's own items of these numbers as they are stored: levels, or the tokens to predict."""
+    target = observed(data.items(split).__getitems__(index))
+    return target[:, 1:] if data.spec.kind == "tokens" else target
+
+
+def text_decoder(spec: DataSpec) -> Callable[[Tensor], list[str]] | None:
+    """Returns what makes texts of rows of tokens, each up to its end mark; None where tokens are no text."""
+    if not spec.vocabulary:
+        return None
+    tokenizer, end = tokenizer_of(spec.vocabulary), json.loads(spec.vocabulary).get("end")
+
+    def decode(rows: Tensor) -> list[str]:
+        return [tokenizer.decode(list(takewhile(lambda token: token != end, row))) for row in rows.tolist()]
+
+    return decode
+
+
+def extractor_protocol(extractor: Extractor) -> dict[str, Any]:
+    """Returns what must be equal for features to be compared."""
+    return {
+        "extractor": extractor.name,
+        "extractor_digest": extractor.digest[:16],
+        "resize": extractor.resize,
+    }
+
+
+def full_name(metric: SampleMetric, name: str, num_real: int, num_fake: int) -> str:
+    """Returns the name of a metric's value with its counts, where it depends on them."""
+    if "target" in metric.needs:  # a mean over pairs: of all of them, or of a part that is to be said
+        return name if num_fake == num_real else f"{name}@{num_fake}"
+    return score_name(name, num_real, num_fake)
 
 
 def sample_levels(model: Model, index: Tensor, seed: int, given: dict[str, Any] | None = None) -> Tensor:
@@ -182,11 +260,13 @@ def reference_of(
             yield observed(batch).to(device), batch["index"]
 
     extractor.to(device)
+    # The usual number is no part of the key, so that what was measured before it could vary is still found.
+    key = [] if num_kept == NUM_KEPT else [num_kept]
     return cached_reference(
         data.fingerprint(split),
         extractor.digest,
         extractor.resize,
-        *([] if num_kept == NUM_KEPT else [num_kept]),
+        *key,
         build=lambda: collect(batches(), extractor, data.spec.levels, num_kept),
     )
 

@@ -41,6 +41,7 @@ class Autoencoder(Model):
     """
 
     latent_type = "codes, fitted mixture"
+    conditions = ()
 
     def __init__(
         self,

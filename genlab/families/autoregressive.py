@@ -61,6 +61,7 @@ class Autoregressive(Model):
         self.sampler = sampler or Categorical()
         vocabulary = json.loads(spec.vocabulary) if spec.vocabulary else {}
         self.start = int(vocabulary.get("start", 0))
+        self.passes = spec.shape[0]
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.network.parameters() if p.requires_grad]

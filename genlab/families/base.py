@@ -86,6 +86,9 @@ class Model(pl.LightningModule):
     alternating: bool = False
     """Whether several optimisers take turns; several devices then need a strategy for unused parameters."""
 
+    conditions: tuple[Condition, ...] = ("label", "source")
+    """What the family can be told; its networks may know less."""
+
     batches_per_step: int = 1
     """Batches for each step that the trainer counts."""
 
@@ -97,6 +100,15 @@ class Model(pl.LightningModule):
 
     latent_type: str = "codes"
     """What the latent space is, in two or three words for a table."""
+
+    passes: int = 1
+    """How often networks are evaluated for a sample; a flow's layers together count once, guidance twice."""
+
+    encoding_passes: int = 1
+    """How often they are to find the code of an item, where there are codes."""
+
+    decoding_passes: int = 1
+    """How often they are to make an item of a code."""
 
     cannot_sample: str = ""
     """Why a model without the capability `Samples` has none."""
@@ -110,7 +122,7 @@ class Model(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.given = _checked(given, spec)
+        self.given = _checked(given, spec, self.conditions)
         self.schedule = schedule
         self.half_life = half_life
         self.average: Average | None = None
@@ -190,6 +202,8 @@ class Model(pl.LightningModule):
     # Steps
 
     def setup(self, stage: str) -> None:
+        if self.half_life and self.average is None:
+            raise ValueError(f"A {type(self).__name__} keeps no average: leave half_life out.")
         if self.spec.is_grid:
             # Convolutions run a tenth faster on a CPU and more on a GPU with channels innermost.
             self.to(memory_format=torch.channels_last)
@@ -301,12 +315,14 @@ def indices(num_or_index: int | Tensor, device: torch.device) -> Tensor:
     return num_or_index.to(device)
 
 
-def _checked(given: Sequence[str], spec: DataSpec) -> tuple[Any, ...]:
+def _checked(given: Sequence[str], spec: DataSpec, conditions: Sequence[str]) -> tuple[Any, ...]:
     if "label" in given and not spec.num_classes:
         raise ValueError(f"given [label] needs labels, and {spec.name} has none: leave it out.")
     if "source" in given and spec.source is None:
         raise ValueError(f"given [source] needs pairs, and {spec.name} has none: leave it out.")
-    unknown = set(given) - {"label", "source"}
+    unknown = sorted(set(given) - set(conditions))
     if unknown:
-        raise ValueError(f"given may hold label and source, got {', '.join(sorted(unknown))}.")
+        raise ValueError(
+            f"given may hold {' and '.join(conditions) or 'nothing'} here, got {', '.join(unknown)}."
+        )
     return tuple(dict.fromkeys(given))

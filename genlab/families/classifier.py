@@ -27,6 +27,9 @@ class Classifier(Model):
         augment: Applied to training images, for example RandomShift for small data sets.
     """
 
+    conditions = ()
+    cannot_sample = "it tells classes apart and draws nothing"
+
     def __init__(
         self,
         spec: DataSpec,

@@ -24,6 +24,9 @@ from genlab.samplers.base import Noise, Sampler
 from genlab.samplers.ode import RungeKutta, encode
 from genlab.shapes import Batch, DataSpec, observed
 
+LATENT_STEPS = 50
+"""Steps of order 4 between the data and their latent noise."""
+
 VALIDATION_RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """sigma / alpha at which the validation error of x is measured, whatever the process."""
 
@@ -48,15 +51,17 @@ class Objective:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How samples are drawn towards their label.
+    """How the estimates that samples are made of are steered.
 
     Attributes:
         scale: 1 is the conditional model, higher fits labels better and varies less.
         dropout: Share of labels hidden in training, each on its own, without which nothing can be guided.
+        clip: Keep the estimates of images in [-1, 1].
     """
 
     scale: float = 1.0
     dropout: float = 0.0
+    clip: bool = True
 
 
 class Diffusion(Model):
@@ -79,8 +84,7 @@ class Diffusion(Model):
         objective: What F is, and how its errors are weighed.
         sampler: How samples are drawn.
         likelihood: How log p(x) is estimated; the flow for vectors, the bound of 100 steps for images.
-        guidance: Of samples by labels.
-        clip: Keep the estimates of images in [-1, 1] while sampling.
+        guidance: Of samples, by labels and by the range of images.
         model: Arguments of every model; the average is the network's.
 
     Shapes:
@@ -100,7 +104,6 @@ class Diffusion(Model):
         sampler: Sampler | None = None,
         likelihood: Likelihood | None = None,
         guidance: Guidance = Guidance(),
-        clip: bool = True,
         **model: Any,
     ) -> None:
         super().__init__(spec, **model)
@@ -119,7 +122,7 @@ class Diffusion(Model):
         self.likelihood = likelihood or (bound if spec.kind == "image" else ProbabilityFlow())
         self.optimizer_factory = optimizer
         self.guidance = guidance
-        self.clip = clip and spec.kind == "image"
+        self.clip = guidance.clip and spec.kind == "image"
         self.dequantise = objective.dequantise and spec.kind == "image"
         self.variance_weight = objective.variance_weight
 
@@ -175,7 +178,7 @@ class Diffusion(Model):
     @torch.no_grad()
     def decode(self, z: Tensor, **given: Any) -> Tensor:
         """Returns what a deterministic walk makes of noise: the sampler, or the flow where it draws."""
-        sampler = self.sampler if self.sampler.is_deterministic else RungeKutta(50)
+        sampler = self._decoder
         levels = sampler.grid.levels(self.process)
         noise = Noise(0, torch.arange(len(z), device=z.device), self.spec.shape)
         x = self.process.prior_std(levels[0]) * z
@@ -186,7 +189,31 @@ class Diffusion(Model):
     def encode(self, x: Tensor, **given: Any) -> Tensor:
         """Returns the noise that the flow takes data to; the flow returns to the data (DDIM, section 5.4)."""
         with evaluating(self.sampling_network):
-            return encode(self.process, self.denoiser(clip=False, **given), x, 50)
+            return encode(self.process, self.denoiser(clip=False, **given), x, LATENT_STEPS)
+
+    def passes_with(self, sampler: Sampler) -> int:
+        """Returns how often the network is evaluated for a sample by a sampler; guidance asks twice."""
+        return sampler.passes(self.process) * self._asked_at_once
+
+    @property
+    def passes(self) -> int:  # type: ignore[override]
+        return self.passes_with(self.sampler)
+
+    @property
+    def encoding_passes(self) -> int:  # type: ignore[override]
+        return 4 * LATENT_STEPS * self._asked_at_once
+
+    @property
+    def decoding_passes(self) -> int:  # type: ignore[override]
+        return self.passes_with(self._decoder)
+
+    @property
+    def _decoder(self) -> Sampler:
+        return self.sampler if self.sampler.is_deterministic else RungeKutta(LATENT_STEPS)
+
+    @property
+    def _asked_at_once(self) -> int:
+        return 1 if self.guidance.scale == 1.0 else 2
 
     @property
     def likelihood_kind(self) -> str:

@@ -50,6 +50,7 @@ class Flow(Model):
     """
 
     latent_type = "bijection"
+    conditions = ("label",)
     signs = ("inverse_error",)
 
     def __init__(

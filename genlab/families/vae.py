@@ -96,6 +96,7 @@ class VAE(Model):
 
     likelihood_kind = "<="
     latent_type = "normal prior"
+    conditions = ("label",)
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class VQVAE(Model):
     """
 
     latent_type = "codebook"
+    conditions = ()
     cannot_sample = "its codes need a prior, which is trained on top of it"
 
     def __init__(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,27 +15,73 @@ from torchmetrics.utilities import dim_zero_cat
 
 from genlab import randomness
 from genlab.metrics.features import Features
+from genlab.metrics.gaussian import covariance_factor
+from genlab.shapes import DataSpec
 
-if TYPE_CHECKING:
-    from genlab.metrics.reference import Reference
+EXTRACTED = frozenset({"sums", "features", "logits"})
+"""What a metric may need that an extractor gives."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Statistics of real images' features.
+
+    Attributes:
+        num: Number of images.
+        protocol: The extractor, its digest and resizing, and the counts.
+
+    Shapes:
+        mean: (d,), covariance: (d, d), of all images, float64.
+        features: (kept, d), float32: rows of the kept images; index: (kept,), their ascending numbers.
+    """
+
+    num: int
+    mean: Tensor
+    covariance: Tensor
+    features: Tensor
+    index: Tensor
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """The covariance's Cholesky factor."""
+        return covariance_factor(self.covariance)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A batch of samples as metrics are given it.
+
+    Shapes:
+        index: (batch,), int64, the samples' numbers, each once over all devices.
+        x: (batch, ...), what was drawn: levels of images, points, tokens.
+        features: Of the samples, where a metric needs them; see `Features`.
+        target: The split's own items of these numbers, as x; source: what these come with.
+    """
+
+    index: Tensor
+    x: Tensor
+    features: Features | None = None
+    target: Tensor | None = None
+    source: Tensor | None = None
 
 
 class SampleMetric(Metric):
-    """A metric of a set of generated images, fed from the one pass that all metrics share.
+    """A metric of a set of generated samples, fed from the one pass that all metrics share.
 
     Every sample comes with its number. Results are computed in the order of the numbers, with random
     choices keyed by them, hence they depend neither on batches nor on the number of devices.
     Each process must call `update` at least once, with zero rows if it has none.
 
     Shapes:
-        features: see `Features`; index: (batch,), int64, each number once over all devices.
+        drawn: see `Drawn`.
     """
 
     is_differentiable = False
     full_state_update = False
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What is kept of the samples: "sums", "features" or "logits"."""
+    """What is asked of `Drawn`: an extractor's "sums", "features", "logits"; "pixels", "tokens", "target"."""
 
     index: list[Tensor]
 
@@ -40,9 +89,11 @@ class SampleMetric(Metric):
         super().__init__()
         self.add_state("index", [], dist_reduce_fx="cat")
         self._reference: Reference | None = None
+        self._spec: DataSpec | None = None
+        self._decode: Callable[[Tensor], list[str]] | None = None
 
     @abstractmethod
-    def update(self, features: Features, index: Tensor) -> None:
+    def update(self, drawn: Drawn) -> None:
         """Takes in a batch of generated samples."""
 
     @abstractmethod
@@ -56,6 +107,15 @@ class SampleMetric(Metric):
     def set_reference(self, reference: Reference) -> None:
         """Gives the real images' statistics to compare with."""
         self._reference = reference
+
+    def set_data(self, spec: DataSpec, decode: Callable[[Tensor], list[str]] | None = None) -> None:
+        """Says what the samples are.
+
+        Args:
+            spec: The data.
+            decode: From rows of tokens to texts.
+        """
+        self._spec, self._decode = spec, decode
 
     @property
     def reference(self) -> Reference:
@@ -96,15 +156,32 @@ class FeatureMetric(SampleMetric):
         super().__init__()
         self.add_state("rows", [], dist_reduce_fx="cat")
 
-    def update(self, features: Features, index: Tensor) -> None:
-        self.rows.append(features.pool)
-        self.index.append(index.to(features.pool.device))
+    def update(self, drawn: Drawn) -> None:
+        pool = features_of(drawn).pool
+        self.rows.append(pool)
+        self.index.append(drawn.index.to(pool.device))
 
     def fake_and_real(self, num: int | None = None) -> tuple[Tensor, Tensor]:
         """Returns the samples' and the real images' features in float64, at most num of each."""
         fake = exact(self.in_order(self.rows, num))
         kept = chosen_rows(self.reference.index, num)
         return fake, exact(self.reference.features[kept]).to(fake.device)
+
+
+def features_of(drawn: Drawn) -> Features:
+    """Returns the samples' features.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if drawn.features is None:
+        raise ValueError("This metric compares features: give it an extractor's of the samples.")
+    return drawn.features
+
+
+def needs_extractor(metrics: Iterable[SampleMetric]) -> bool:
+    """Returns whether any of the metrics compares features instead of the samples themselves."""
+    return any(metric.needs & EXTRACTED for metric in metrics)
 
 
 def chosen_rows(index: Tensor, num: int | None = None) -> Tensor:

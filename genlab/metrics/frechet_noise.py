@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genlab.metrics.base import FeatureMetric, exact
-from genlab.metrics.frechet import frechet_distance
+from genlab.metrics.gaussian import frechet_distance
 
 
 class FrechetNoise(FeatureMetric):

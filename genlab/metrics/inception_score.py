@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import SampleMetric, exact
-from genlab.metrics.features import Features
+from genlab.metrics.base import Drawn, SampleMetric, exact, features_of
 
 
 class InceptionScore(SampleMetric):
@@ -38,11 +37,12 @@ class InceptionScore(SampleMetric):
         self._applied_splits = num_splits
         self.add_state("logits", [], dist_reduce_fx="cat")
 
-    def update(self, features: Features, index: Tensor) -> None:
-        if features.logits is None:
+    def update(self, drawn: Drawn) -> None:
+        logits = features_of(drawn).logits
+        if logits is None:
             raise ValueError("InceptionScore needs an extractor that classifies; this one has no logits.")
-        self.logits.append(features.logits)
-        self.index.append(index.to(features.logits.device))
+        self.logits.append(logits)
+        self.index.append(drawn.index.to(logits.device))
 
     def compute(self) -> dict[str, float]:
         logits = exact(self.in_order(self.logits))

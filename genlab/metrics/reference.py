@@ -6,8 +6,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +17,14 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from genlab.files import cache_folder, digest_of, replacing
-from genlab.metrics.base import checked, chosen_rows
-from genlab.metrics.features import Extractor, Features
-from genlab.metrics.frechet import Moments, covariance_factor
+from genlab.metrics.base import Drawn, Reference, checked, chosen_rows, features_of
+from genlab.metrics.features import Extractor
+from genlab.metrics.frechet import Moments
 
 NUM_KEPT = 10_000
 """Images whose features are kept one by one, unless told otherwise."""
 
 _FORMAT = 1  # of the cached files; counts up when their meaning changes
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """Statistics of real images' features.
-
-    Attributes:
-        num: Number of images.
-        protocol: The extractor, its digest and resizing, and the counts.
-
-    Shapes:
-        mean: (d,), covariance: (d, d), of all images, float64.
-        features: (kept, d), float32: rows of the kept images; index: (kept,), their ascending numbers.
-    """
-
-    num: int
-    mean: Tensor
-    covariance: Tensor
-    features: Tensor
-    index: Tensor
-    protocol: dict[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def factor(self) -> Tensor:
-        """The covariance's Cholesky factor."""
-        return covariance_factor(self.covariance)
 
 
 def collect(
@@ -71,62 +43,52 @@ def collect(
             one; chosen by number where there are more.
     """
     device = next((weights.device for weights in extractor.parameters()), torch.device("cpu"))
-    extracted = ((extractor(levels.to(device), num_levels), index) for levels, index in batches)
-    return statistics(extracted, extractor, num_kept)
+    collector = Collector(extractor, num_kept).to(device)
+    for levels, index in batches:
+        collector.update(Drawn(index, levels, extractor(levels.to(device), num_levels)))
+    return collector.reference_of_all()
 
 
-def statistics(
-    extracted: Iterable[tuple[Features, Tensor]], extractor: Extractor, num_kept: int = NUM_KEPT
-) -> Reference:
-    """Returns the statistics of features, as `collect` does of images.
+class Collector(Moments):
+    """Moments of all rows, and the rows themselves of a chosen few: what becomes a `Reference`.
 
     Args:
-        extracted: Pairs of features and the images' numbers.
-        extractor: Computed them.
-        num_kept: Number of images whose features are kept.
+        extractor: Computes the features.
+        num_kept: Number of items whose features are kept, chosen by number where there are more.
     """
-    device = next((weights.device for weights in extractor.parameters()), torch.device("cpu"))
-    collector = _Collector(extractor.num_features, num_kept).to(device)
-    for features, index in extracted:
-        collector.update(features, index)
-    with collector.sync_context():
-        num, mean, covariance, features_kept, index = collector.compute_all()
-    protocol = {
-        "extractor": extractor.name,
-        "extractor_digest": extractor.digest,
-        "resize": extractor.resize,
-        "num_real": num,
-        "num_kept": len(index),
-    }
-    return Reference(num, mean, covariance, features_kept, index, protocol)
-
-
-class _Collector(Moments):
-    """Moments of all rows, and the rows themselves of a chosen few."""
 
     rows: list[Tensor]
     places: list[Tensor]
 
-    def __init__(self, num_features: int, num_kept: int) -> None:
+    def __init__(self, extractor: Extractor, num_kept: int = NUM_KEPT) -> None:
         super().__init__()
-        self.allocate(num_features)
+        self.allocate(extractor.num_features)
+        self.ruler = {
+            "extractor": extractor.name,
+            "extractor_digest": extractor.digest,
+            "resize": extractor.resize,
+        }
         self.num_kept = num_kept
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("places", [], dist_reduce_fx="cat")
 
-    def update(self, features: Features, index: Tensor) -> None:
-        super().update(features, index)
-        self.rows.append(features.pool)
-        self.places.append(index.to(features.pool.device))
+    def update(self, drawn: Drawn) -> None:
+        super().update(drawn)
+        pool = features_of(drawn).pool
+        self.rows.append(pool)
+        self.places.append(drawn.index.to(pool.device))
         if sum(map(len, self.places)) > 2 * self.num_kept:
             rows, places = self._kept()
             self.rows, self.places = [rows], [places]
 
-    def compute_all(self) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
-        """Returns the count, mean, covariance, kept rows and their numbers, on the CPU."""
-        mean, covariance = self.mean_and_covariance()
-        rows, places = self._kept()
-        return len(self.numbers()), mean, covariance, checked(rows).cpu(), places.cpu()
+    def reference_of_all(self) -> Reference:
+        """Returns the statistics of what all processes took in, on the CPU."""
+        with self.sync_context():
+            mean, covariance = self.mean_and_covariance()
+            rows, places = self._kept()
+            num = len(self.numbers())
+        protocol = {**self.ruler, "num_real": num, "num_kept": len(places)}
+        return Reference(num, mean, covariance, checked(rows).cpu(), places.cpu(), protocol)
 
     def compute(self) -> dict[str, float]:
         return {}

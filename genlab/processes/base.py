@@ -93,7 +93,15 @@ class Process(ABC):
         return alpha * x + sigma * noise
 
 
-def posterior(t: Level, s: Level) -> tuple[float, float, float]:
+class Posterior(NamedTuple):
+    """The distribution of a less noisy x_s when x and x_t are known: N(to_x x + to_x_t x_t, variance)."""
+
+    to_x: float
+    to_x_t: float
+    variance: float
+
+
+def posterior(t: Level, s: Level) -> Posterior:
     """Returns (a, b, var) of the less noisy x_s when x_t and x are known.
 
         q(x_s | x_t, x) = N(a x + b x_t, var),    var = sigma_s^2 (1 - rho^2),
@@ -103,7 +111,7 @@ def posterior(t: Level, s: Level) -> tuple[float, float, float]:
     """
     rho = t.alpha * s.sigma / (s.alpha * t.sigma)
     remaining = 1.0 - rho**2
-    return s.alpha * remaining, rho * s.sigma / t.sigma, s.sigma**2 * remaining
+    return Posterior(s.alpha * remaining, rho * s.sigma / t.sigma, s.sigma**2 * remaining)
 
 
 def transition_variance(t: Level, s: Level) -> float:

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from genlab.losses.likelihoods import log_normal_interval
 from genlab.processes.base import CLEAN, Denoiser, Level, Process, posterior, transition_variance
 from genlab.processes.grids import Grid, UniformGrid, ratio_range
 
@@ -83,10 +84,10 @@ class VariationalBound(Likelihood):
     ) -> Tensor:
         """Returns KL(q(x_s | x_t, x) || p(x_s | x_t)) in nats."""
         estimate, v = denoise.with_variance(x_t, t)
-        to_x, _, true = posterior(t, s)
+        step = posterior(t, s)
         log_variance = reverse_log_variance(t, s, v, self.wide, before).to(x)
-        log_true = math.log(true)
-        error = (to_x * (estimate - x)).square()
+        log_true = math.log(step.variance)
+        error = (step.to_x * (estimate - x)).square()
         terms = log_variance - log_true + torch.exp(log_true - log_variance) - 1.0
         return 0.5 * _summed(terms + error * torch.exp(-log_variance))
 
@@ -224,9 +225,9 @@ def reverse_log_variance(t: Level, s: Level, v: Tensor | None, wide: bool, befor
     Nichol and Dhariwal's code does, so that every logarithm is finite.
     """
     large = math.log(transition_variance(t, s))
-    variance = posterior(t, s)[2]
+    variance = posterior(t, s).variance
     if variance <= 0.0:
-        variance = posterior(before, t)[2] if before is not None else math.exp(large)
+        variance = posterior(before, t).variance if before is not None else math.exp(large)
     small = math.log(variance)
     if v is not None:
         return v * large + (1.0 - v) * small
@@ -242,19 +243,11 @@ def prior_divergence(x: Tensor, last: Level, prior_std: float) -> Tensor:
 def log_probability_of_level(x: Tensor, mean: Tensor, log_std: Tensor, levels: int) -> Tensor:
     """Returns the log of a normal density's mass on each pixel's level; the outer levels reach to infinity.
 
-    arXiv:2006.11239, equation 13, with half a level 1 / (levels - 1). Logarithms of the distribution function
-    keep the tails finite in float32, where the difference of two probabilities is 0.
+    arXiv:2006.11239, equation 13, with half a level 1 / (levels - 1).
     """
     half, scale = 1.0 / (levels - 1), torch.exp(-log_std)
-    upper, lower = (x + half - mean) * scale, (x - half - mean) * scale
-    # Mirrored where both are positive, since the lower tail has more digits than the upper one.
-    flip = (upper + lower) > 0
-    high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    high = torch.where(torch.where(flip, x <= -1 + half, x >= 1 - half), torch.inf, high)
-    low = torch.where(torch.where(flip, x >= 1 - half, x <= -1 + half), -torch.inf, low)
-    log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-    gap = (log_low - log_high).clamp(max=-1e-12)
-    return log_high + torch.log(-torch.expm1(gap))
+    low, high = (x - half - mean) * scale, (x + half - mean) * scale
+    return log_normal_interval(low, high, x <= -1 + half, x >= 1 - half)
 
 
 def _summed(x: Tensor) -> Tensor:

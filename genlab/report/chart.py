@@ -150,7 +150,7 @@ def _margins(axes: Axes, left: float = 48, right: float = 14, top: float = 28, b
 
 
 def _few_ticks(axis: Axis) -> None:
-    """Puts round numbers on an axis: 1, 3, 10, 30 on a logarithmic one, fewer the longer it is."""
+    """Puts round numbers on an axis: few everywhere, 1, 3, 10, 30 on a logarithmic one."""
     from matplotlib import ticker
 
     if isinstance(axis.get_major_locator(), ticker.FixedLocator):
@@ -158,10 +158,8 @@ def _few_ticks(axis: Axis) -> None:
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
     axis.set_minor_locator(ticker.NullLocator())
     low, high = axis.get_view_interval()
-    if axis.get_scale() != "log":
-        return
-    if high < 4 * low:
-        axis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+    if axis.get_scale() != "log" or high < 4 * low:
+        axis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     else:
         steps = (1, 2, 5) if high < 30 * low else (1, 3) if high < 3000 * low else (1,)
         axis.set_major_locator(ticker.LogLocator(subs=steps, numticks=8))

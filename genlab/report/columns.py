@@ -114,8 +114,7 @@ def _score(key: str, heading: str, better: str, importance: int, explanation: st
 
 def _headline(key: str, importance: int, explanation: str) -> Column:
     headline = named(key)
-    title = f"{headline.title} {headline.unit}".strip()
-    return _score(key, title, headline.better, importance, explanation)
+    return _score(key, headline.label, headline.better, importance, explanation)
 
 
 def _words(key: str, heading: str, cell: Callable[[Row], Cell], importance: int, explanation: str) -> Column:

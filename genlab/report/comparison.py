@@ -51,6 +51,12 @@ class Comparison:
         return chosen([self.headline.key])[1]
 
     @property
+    def own_apart(self) -> list[Row]:
+        """The rows that are set apart and have no group beside this one."""
+        elsewhere = {id(row) for group in self.beside for row in group.all_rows}
+        return [row for row, _ in self.apart if id(row) not in elsewhere]
+
+    @property
     def uncompared(self) -> list[tuple[Row, list[Unequal]]]:
         """The rows that are set apart from every group, each with the fields in which it differs."""
         compared = {id(row) for group in self.beside for row in group.rows}

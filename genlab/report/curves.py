@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from genlab.report import chart, points
 from genlab.report.chart import colour, colour_of, line_of, points_of
-from genlab.report.columns import shown
+from genlab.report.columns import chosen, heading, shown
 from genlab.report.comparison import Comparison
 from genlab.report.gather import Evaluation, number, part
-from genlab.report.points import End, Headline, Point, Series, headline_of, place_of, short_names
+from genlab.report.points import End, Places, Point, Series, short_names
 from genlab.report.rows import Row
-from genlab.report.units import unit
+from genlab.runs.headline import Headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,12 +51,12 @@ class Exhibit:
     legend: Sequence[Entry] = ()
 
 
-def forest(comparison: Comparison) -> Exhibit | None:
+def forest(group: Comparison, places: Places) -> Exhibit | None:
     """Draws every comparable row's score with its interval, and the floor."""
-    headline, places, rows = headline_of(comparison), place_of(comparison), points.scored(comparison)
+    headline, rows = group.headline, points.scored(group)
     if not rows:
         return None
-    names, floor = short_names([row for row, _ in rows]), comparison.floor.get(headline.key)
+    names, floor = short_names([row for row, _ in rows]), group.floor.get(headline.key)
 
     def draw(axes: Axes) -> None:
         _rows_of_scores(axes, headline, names)
@@ -65,7 +65,7 @@ def forest(comparison: Comparison) -> Exhibit | None:
         for n, (row, found) in enumerate(rows):
             place = places[row.first.run.path]
             if found.low is not None and found.high is not None:
-                _bar(axes, place, (found.low, found.high), (-n, -n))
+                axes.hlines(-n, found.low, found.high, color=colour_of(place), **_BAR)
             axes.plot([found.value], [-n], **points_of(place))
 
     title = f"{headline.title} of every comparable model with its 95 % interval over training seeds"
@@ -74,24 +74,24 @@ def forest(comparison: Comparison) -> Exhibit | None:
     better = "left" if headline.lower_is_better else "right"
     told = f"{headline.title} with its 95 % interval over training seeds, {scale}farther {better} is better."
     heads = ("model", headline.title, "low", "high", "seeds")
-    return Exhibit(_both("verdict", title, 66 + 30 * len(rows), draw), told, heads, numbers)
+    return Exhibit(_both(f"verdict-{headline.key}", title, 66 + 30 * len(rows), draw), told, heads, numbers)
 
 
-def against_time(comparison: Comparison) -> Exhibit | None:
+def against_time(headline: Headline, rows: Sequence[Row], places: Places) -> Exhibit | None:
     """Draws the score against seconds of training."""
-    return _through_training(comparison, "time", lambda found: found.seconds, "seconds of training")
+    label = "seconds of training"
+    return _through_training(headline, rows, places, "time", lambda found: found.seconds, label)
 
 
-def against_examples(comparison: Comparison) -> Exhibit | None:
+def against_examples(headline: Headline, rows: Sequence[Row], places: Places) -> Exhibit | None:
     """Draws the score against examples seen."""
-    units = ", ".join(sorted({unit(row.first.record) for row in comparison.all_rows} - {"examples"}))
-    label = f"examples seen ({units})" if units else "examples seen"
-    return _through_training(comparison, "examples", lambda found: float(found.examples_seen), label)
+    label = heading(chosen(["examples"])[-1], rows)
+    return _through_training(headline, rows, places, "examples", lambda found: found.examples_seen, label)
 
 
-def against_steps(comparison: Comparison) -> Exhibit | None:
+def against_steps(group: Comparison, places: Places) -> Exhibit | None:
     """Draws the score against network evaluations of one sample, from variants and from speed.json."""
-    headline, series = headline_of(comparison), points.by_sampler(comparison)
+    headline, series = group.headline, points.by_sampler(group)
     told = (
         f"{headline.title} against network evaluations a sample; a line joins one sampler with different "
         "numbers of steps."
@@ -100,13 +100,12 @@ def against_steps(comparison: Comparison) -> Exhibit | None:
     return _lines("steps", headline, series, label, told, steps=True) if series else None
 
 
-def pareto(comparison: Comparison) -> Exhibit | None:
+def pareto(group: Comparison, places: Places) -> Exhibit | None:
     """Draws the score against the milliseconds of one sample, and the models that no other beats in both."""
-    headline, places, found = headline_of(comparison), place_of(comparison), points.with_speed(comparison)
-    if not found:
-        return None
-    sign = 1.0 if headline.lower_is_better else -1.0
-    best = points.frontier([(ms, sign * f.value) for _, ms, f in found])
+    headline, found = group.headline, points.with_speed(group)
+    if len(found) < 2:
+        return None  # one model is beaten by none
+    best = points.frontier([(ms, f.value) for _, ms, f in found], headline)
     names, lines = short_names([row for row, _, _ in found]), []
     for name, (row, ms, f) in zip(names, found, strict=True):
         lines.append(Series(name, places[row.first.run.path], [Point(ms, f.value, f.low, f.high)]))
@@ -121,39 +120,38 @@ def pareto(comparison: Comparison) -> Exhibit | None:
         chart.label_points(axes, [one.points[0][:2] for one in lines], names, ends)
 
     title = f"{headline.title} against milliseconds a sample, with the frontier of models that none beats"
-    down = "Down" if headline.lower_is_better else "Up"
+    down = "down" if headline.lower_is_better else "up"
     told = (
-        f"{down} and to the left is better. The dotted line joins the models that no other beats in both "
-        "quality and speed."
+        f"{headline.title} against milliseconds a sample: {down} and to the left is better. The dotted line "
+        "joins the models that no other beats in both quality and speed."
     )
     marks = ["yes" if n in best else "" for n in range(len(found))]
     numbers = [[r.name, shown(ms), shown(f.value), m] for (r, ms, f), m in zip(found, marks, strict=True)]
     heads = ("model", "ms/sample", headline.title, "on the frontier")
-    return Exhibit(_both("speed", title, 400, draw), told, heads, numbers)
+    return Exhibit(_both(f"speed-{headline.key}", title, 400, draw), told, heads, numbers)
 
 
-def seeds(comparison: Comparison) -> Exhibit | None:
+def seeds(headline: Headline, rows: Sequence[Row], places: Places) -> Exhibit | None:
     """Draws the last and the best evaluation of every training, a cross where it did not end well."""
-    headline, places = headline_of(comparison), place_of(comparison)
-    rows = [(row, found) for row in points.trainings(comparison) if (found := points.ends(row, headline))]
-    if not rows:
+    of_rows = [(row, found) for row in rows if (found := points.ends(row, headline))]
+    if not of_rows:
         return None
-    names = short_names([row for row, _ in rows])
+    names = short_names([row for row, _ in of_rows])
 
     def draw(axes: Axes) -> None:
         _rows_of_scores(axes, headline, names)
-        for n, (row, found) in enumerate(rows):
-            for end in found:
-                _draw_end(axes, places[row.first.run.path], end, -n)
+        for n, (row, found) in enumerate(of_rows):
+            _draw_ends(axes, places[row.first.run.path], found, -n)
 
-    numbers = [[r.name, e.seed, e.ended, shown(e.last), shown(e.best)] for r, found in rows for e in found]
+    numbers = [[r.name, e.seed, e.ended, shown(e.last), shown(e.best)] for r, found in of_rows for e in found]
     heads = ("model", "seed", "ended", f"{headline.title} last", f"{headline.title} best")
     title = f"Last and best {headline.title} of every training; crosses collapsed, diverged or failed"
     told = (
-        "For each training, filled: its last evaluation; hollow: its best; a cross: it collapsed, diverged "
-        "or failed."
+        f"For each training, filled: its last {headline.title}; hollow: its best; a cross: it collapsed, "
+        "diverged or failed."
     )
-    return Exhibit(_both("stability", title, 66 + 30 * len(rows), draw), told, heads, numbers)
+    charts = _both(f"stability-{headline.key}", title, 66 + 30 * len(of_rows), draw)
+    return Exhibit(charts, told, heads, numbers)
 
 
 def copies(row: Row, name: str) -> Exhibit | None:
@@ -168,9 +166,13 @@ def copies(row: Row, name: str) -> Exhibit | None:
 
 
 def _through_training(
-    comparison: Comparison, name: str, where: Callable[[Evaluation], float], label: str
+    headline: Headline,
+    rows: Sequence[Row],
+    places: Places,
+    name: str,
+    where: Callable[[Evaluation], float],
+    label: str,
 ) -> Exhibit | None:
-    headline, places, rows = headline_of(comparison), place_of(comparison), points.trainings(comparison)
     found = [(row, curve) for row in rows if (curve := points.over_seeds(row, headline, where))]
     names = short_names([row for row, _ in found])
     series = [
@@ -201,7 +203,8 @@ def _lines(
     by_end = sorted(series, key=lambda one: -one.points[-1].y)
     legend = [Entry(s.label, s.place % chart.COLOURS, chart.MARKS[chart.mark_of(s.place)]) for s in by_end]
     numbers = [[one.label, shown(p.x), shown(p.y)] for one in series for p in one.points]
-    return Exhibit(_both(name, told, 400, draw), told, ("model", label, headline.title), numbers, legend)
+    heads = ("model", label, headline.title)
+    return Exhibit(_both(f"{name}-{headline.key}", told, 400, draw), told, heads, numbers, legend)
 
 
 def _histogram(
@@ -245,12 +248,12 @@ def _both(name: str, title: str, height: int, draw: Callable[[Axes], None]) -> l
 def _scales(axes: Axes, headline: Headline, label: str, log_x: bool) -> None:
     chart.logarithmic(axes, x=log_x, y=headline.is_logarithmic)
     axes.set_xlabel(label)
-    axes.set_title(headline.title)
+    axes.set_title(headline.label)
 
 
 def _rows_of_scores(axes: Axes, headline: Headline, names: list[str]) -> None:
     chart.logarithmic(axes, x=headline.is_logarithmic)
-    axes.set_xlabel(headline.title)
+    axes.set_xlabel(headline.label)
     chart.named_rows(axes, names)
 
 
@@ -258,13 +261,12 @@ def _xy(one: Series) -> tuple[list[float], list[float]]:
     return [point.x for point in one.points], [point.y for point in one.points]
 
 
-def _bar(axes: Axes, place: int, x: tuple[float, float], y: tuple[float, float]) -> None:
-    axes.plot(x, y, color=colour_of(place), alpha=0.55, linewidth=2.4, solid_capstyle="round")
+_BAR: dict[str, Any] = {"alpha": 0.55, "linewidth": 2.4, "capstyle": "round"}
 
 
 def _bars(axes: Axes, one: Series) -> None:
-    for x, low, high in one.bounded:
-        _bar(axes, one.place, (x, x), (low, high))
+    if one.bounded:
+        axes.vlines(*zip(*one.bounded, strict=True), color=colour_of(one.place), **_BAR)
 
 
 def _band(axes: Axes, one: Series) -> None:
@@ -289,13 +291,14 @@ def _stairs(axes: Axes, corners: list[tuple[float, float]], headline: Headline) 
     axes.step(x, y, where="post", color=colour("soft"), linewidth=1.4, linestyle=":", zorder=1)
 
 
-def _draw_end(axes: Axes, place: int, end: End, y: float) -> None:
-    _bar(axes, place, (end.best, end.last), (y, y))
-    axes.plot([end.best], [y], **points_of(place, hollow=True))
-    look = points_of(place)
-    if end.ended != "sound":
-        look |= {"marker": "x", "markeredgecolor": colour_of(place), "markeredgewidth": 2.4}
-    axes.plot([end.last], [y], **look)
+def _draw_ends(axes: Axes, place: int, ends: list[End], y: float) -> None:
+    best, crosses = [end.best for end in ends], points_of(place)
+    crosses |= {"marker": "x", "markeredgecolor": colour_of(place), "markeredgewidth": 2.4}
+    axes.hlines([y] * len(ends), best, [end.last for end in ends], color=colour_of(place), **_BAR)
+    axes.plot(best, [y] * len(best), **points_of(place, hollow=True))
+    for look, is_sound in ((points_of(place), True), (crosses, False)):
+        last = [end.last for end in ends if (end.ended == "sound") is is_sound]
+        axes.plot(last, [y] * len(last), **look)
 
 
 def _numbers_of(values: Any) -> list[float]:

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.report.units import unit
+from genlab.report.gather import part
+from genlab.report.units import unit_of
 from genlab.runs.folder import NotARun, Run
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def film_of(run: Run, target: Path | None = None, frame_ms: int | None = None) -
         raise ValueError(
             f"{run.samples} has no grids samples_<number>.png: they are drawn while a model of images trains."
         )
-    words = f"{unit(_record(run))} seen"
+    words = f"{unit_of(part(_record(run), 'spec'))[0]} seen"
     frames = [captioned(path, f"{examples_seen(path):,} {words}") for path in grids]
     each = frame_ms or round(min(500.0, 1000.0 * SECONDS / len(frames)))
     target = target or run.samples / "training.gif"

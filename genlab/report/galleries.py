@@ -10,7 +10,6 @@ from genlab.report.gather import Trained, part
 from genlab.report.pictures import Album, Shown
 from genlab.report.points import trainings
 from genlab.report.rows import Row
-from genlab.report.units import unit
 
 FRAMES = 12
 """Pictures of one run through its training."""
@@ -54,7 +53,7 @@ def _stored_samples(trained: Trained) -> list[tuple[int, str]]:
 def _frames(row: Row, trained: Trained, files: list[tuple[int, str]], album: Album) -> Iterator[Frame]:
     last = files[-1][0] or 1
     for examples, file in files:
-        seen = f"{examples:,} {unit(trained.record)}"
+        seen = f"{examples:,} {trained.unit[0]}"
         shown = album.shown(trained.run, file, f"Samples of {row.name} after {seen}")
         if shown:
             yield Frame(shown, round(examples / last, 4), seen)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.files import digest
+from genlab.report.units import unit_of
 from genlab.runs.folder import NotARun, Run, open_run, shown_path
 from genlab.runs.headline import SCORES, Headline, headline_of, named
 from genlab.runs.metrics_file import short_name
@@ -41,11 +42,6 @@ class Evaluation:
     def score(self) -> float:
         """The headline's value."""
         return self.values[self.headline.key]
-
-    @property
-    def fid(self) -> float:
-        """The same, by the name that it had when there was no other."""
-        return self.score
 
 
 @dataclass(frozen=True)
@@ -93,11 +89,6 @@ class Trained:
             return part(json.loads(self.run.environment.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return {}
-
-    @property
-    def settings(self) -> str:
-        """The configuration as text, for people to read."""
-        return self.config
 
     @cached_property
     def settings_digest(self) -> str:
@@ -224,21 +215,6 @@ def score(values: dict[str, Any], metric: str) -> tuple[str, float] | None:
     """Returns the full name and value of a metric given by its short name, such as `fid` for `fid@797`."""
     found = named(metric).found_in(values)
     return None if found is None else (found[0].rsplit("/", 1)[-1], found[1])
-
-
-def unit_of(spec: dict[str, Any]) -> tuple[str, str]:
-    """Returns what examples of a record's `spec` are counted in, short and in words, as `DataSpec.unit` does.
-
-    A word for all where there is no spec.
-    """
-    if "shape" not in spec:
-        return "ex", "examples"
-    if spec.get("source") is not None:
-        return "pairs", "pairs"
-    if not spec.get("levels", 256):
-        return "pt", "points"
-    is_grid = isinstance(spec["shape"], list) and len(spec["shape"]) == 3
-    return ("img", "images") if is_grid else ("tok", "tokens")
 
 
 def _run_folders(path: Path) -> Iterator[Path]:

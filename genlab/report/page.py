@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import resources
 from typing import Any
 
@@ -15,23 +15,24 @@ from markupsafe import Markup
 import genlab
 from genlab.report import curves, fairness
 from genlab.report.adjectives import QUALITIES, beside_measurements
-from genlab.report.columns import COLUMNS, Cell, filled, heading
+from genlab.report.columns import Cell, chosen, filled, heading
 from genlab.report.comparison import FLOOR, Comparison
 from genlab.report.galleries import films, gallery, others
 from genlab.report.gather import Trained, part
 from genlab.report.pictures import Album
-from genlab.report.points import headline_of, trainings
+from genlab.report.points import Places, by_evaluations, place_of
 from genlab.report.provenance import data_of, provenance
 from genlab.report.rows import (
     COLLAPSE_DUPLICATES,
     COLLAPSE_FACTOR,
     COLLAPSE_RECALL,
+    Row,
     collapse,
     how_it_ended,
 )
-from genlab.report.units import unit
-from genlab.report.verdict import verdict
+from genlab.report.verdict import of_group
 from genlab.runs.environment import without_private
+from genlab.runs.headline import Headline
 
 
 def page(comparison: Comparison) -> str:
@@ -48,7 +49,6 @@ def page(comparison: Comparison) -> str:
             parts=parts,
             title=_title(comparison),
             facts=_facts(comparison),
-            headline=headline_of(comparison),
             version=genlab.__version__,
             style=Markup(style),
             script=Markup(script),
@@ -91,46 +91,94 @@ def _policy(script: str) -> str:
 
 def _title(comparison: Comparison) -> str:
     models = len(comparison.all_rows)
-    names = [part(row.first.record, "data").get("name") for row in comparison.all_rows]
-    data = ", ".join(dict.fromkeys(str(name) for name in names if name)) or "unknown data"
-    return f"{models} model{'s' if models != 1 else ''} on {data}"
+    return f"{models} model{'s' if models != 1 else ''} on {_data(comparison.all_rows)}"
+
+
+def _data(rows: Iterable[Row]) -> str:
+    names = [part(row.first.record, "data").get("name") for row in rows]
+    return ", ".join(dict.fromkeys(str(name) for name in names if name)) or "unknown data"
 
 
 def _facts(comparison: Comparison) -> str:
     trained = {trained.run.path for row in comparison.all_rows for trained in row.runs}
-    equal = dict(fairness.held_equal(comparison.rows))
+    equal = dict(fairness.held_equal([row for group in comparison.groups for row in group.rows]))
     budget = equal.get("budget") and f"{equal['budget']} each"
     return " · ".join(filter(None, [f"{len(trained)} trainings", budget, equal.get("hardware")]))
 
 
-# The sections, each as the values that page.html shows; one without values is left out
+# The sections, each as the values that page.html shows; one without values is left out. What depends on the
+# score comes as a list, one of each score with its title.
+
+Titled = list[tuple[str, Any]]
 
 
-def _verdict(comparison: Comparison, album: Album) -> dict[str, Any]:
-    return {"lines": verdict(comparison), "chart": curves.forest(comparison)}
+def _of_groups(comparison: Comparison, of: Callable[[Comparison, Places], Any]) -> Titled:
+    """Returns what can be had of each group."""
+    places = place_of(comparison)
+    made = [(_about(group.headline, group.rows), of(group, places)) for group in comparison.groups]
+    return [(title, found) for title, found in made if found]
+
+
+def _of_trainings(comparison: Comparison, of: Callable[[Headline, list[Row], Places], Any]) -> Titled:
+    """Returns what can be had of the trainings that were evaluated by each score."""
+    places = place_of(comparison)
+    made = [(_about(led, rows), of(led, rows, places)) for led, rows in by_evaluations(comparison).items()]
+    return [(title, found) for title, found in made if found]
+
+
+def _about(headline: Headline, rows: Iterable[Row]) -> str:
+    return f"{headline.title} on {_data(rows)}"
+
+
+def _verdict(comparison: Comparison, album: Album) -> Titled:
+    return _of_groups(
+        comparison,
+        lambda group, places: {"lines": of_group(group), "chart": curves.forest(group, places)},
+    )
 
 
 def _fairness(comparison: Comparison, album: Album) -> dict[str, Any]:
-    apart = [(row.name, "; ".join(map(str, fields))) for row, fields in comparison.apart]
-    boxes = [
-        ("Held equal", fairness.held_equal(comparison.rows), "sound"),
-        ("Not held equal", fairness.not_held_equal(comparison.rows), "unequal"),
-        ("Set apart, not comparable", apart, "apart"),
-    ]
-    return {"boxes": [box for box in boxes if box[1]], "notes": list(map(without_private, comparison.notes))}
-
-
-def _table(comparison: Comparison, album: Album) -> dict[str, Any] | None:
-    if not comparison.all_rows:
-        return None
-    columns = filled(comparison.all_rows)
-    rows = [(row, False) for row in comparison.rows] + [(row, True) for row, _ in comparison.apart]
-    floor = [comparison.floor.get(column.key, Cell()) for column in columns[1:]]
+    apart = [(row.name, "; ".join(map(str, fields))) for row, fields in comparison.uncompared]
+    headlines = [group.headline for group in comparison.groups]
     return {
-        "columns": [(column, heading(column, comparison.rows)) for column in columns],
-        "rows": rows,
-        "floor": (FLOOR, floor) if comparison.floor else None,
+        "boxes": [
+            *_boxes(comparison, "Held equal", fairness.held_equal, "sound"),
+            *_boxes(comparison, "Not held equal", fairness.not_held_equal, "unequal"),
+            *([("Set apart, not comparable", apart, "apart")] if apart else []),
+        ],
+        "notes": list(map(without_private, comparison.notes)),
+        "by_logarithms": _listed((h.title for h in headlines if h.is_logarithmic), "and"),
+        "compared": _listed((f"log {h.title}" if h.is_logarithmic else h.title for h in headlines), "or"),
     }
+
+
+def _boxes(
+    comparison: Comparison, title: str, of: Callable[[list[Row]], Any], kind: str
+) -> list[tuple[str, Any, str]]:
+    found = _of_groups(comparison, lambda group, _: of(group.rows))
+    several = len(comparison.groups) > 1
+    return [(f"{title}: {about}" if several else title, lines, kind) for about, lines in found]
+
+
+def _listed(words: Iterable[str], last: str) -> str:
+    *first, end = [*words] or [""]
+    return f"{', '.join(first)} {last} {end}" if first else end
+
+
+def _table(comparison: Comparison, album: Album) -> Titled:
+    return _of_groups(comparison, lambda group, _: _table_of(group))
+
+
+def _table_of(group: Comparison) -> dict[str, Any] | None:
+    rows = [*((row, False) for row in group.rows), *((row, True) for row in group.own_apart)]
+    columns = filled([row for row, _ in rows])
+    floor = [group.floor.get(column.key, Cell()) for column in columns[1:]]
+    told = {
+        "columns": [(column, heading(column, group.rows)) for column in columns],
+        "rows": rows,
+        "floor": (FLOOR, floor) if group.floor else None,
+    }
+    return told if rows else None
 
 
 def _adjectives(comparison: Comparison, album: Album) -> dict[str, Any] | None:
@@ -139,26 +187,34 @@ def _adjectives(comparison: Comparison, album: Album) -> dict[str, Any] | None:
 
 
 def _stability(comparison: Comparison, album: Album) -> dict[str, Any] | None:
-    rows = trainings(comparison)
-    columns = [column for column in COLUMNS if column.key in ("stability", "best", "last", "wobble")]
-    troubles = [f"{t.name}: {text}" for row in rows for t in row.runs if (text := _trouble(t))]
-    limits = {"factor": COLLAPSE_FACTOR, "recall": COLLAPSE_RECALL, "duplicates": COLLAPSE_DUPLICATES}
+    by_score = by_evaluations(comparison)
+    rows = [row for of_score in by_score.values() for row in of_score]
     told = {
-        "rows": rows,
-        "columns": columns,
-        "troubles": troubles,
-        "chart": curves.seeds(comparison),
-        **limits,
+        "groups": _of_trainings(comparison, _stability_of),
+        "troubles": [f"{t.name}: {text}" for row in rows for t in row.runs if (text := _trouble(t))],
+        "scores": _listed((headline.title for headline in by_score), "or"),
+        "factor": COLLAPSE_FACTOR,
+        "recall": COLLAPSE_RECALL,
+        "duplicates": COLLAPSE_DUPLICATES,
     }
     return told if rows else None
+
+
+def _stability_of(headline: Headline, rows: list[Row], places: Places) -> dict[str, Any]:
+    columns = chosen(["stability", "best", "last", "wobble"])[1:]
+    kept = [column for column in columns if any(column.cell(row).text for row in rows)]
+    return {
+        "columns": [(column, heading(column, rows)) for column in kept],
+        "rows": rows,
+        "chart": curves.seeds(headline, rows, places),
+    }
 
 
 def _trouble(trained: Trained) -> str:
     if how_it_ended(trained) in ("diverged", "failed"):
         return f"{trained.status}. {trained.record.get('error') or ''}".strip()
     flags = [f for f in part(trained.record, "health").get("flags") or [] if isinstance(f, dict)]
-    words = unit(trained.record)
-    told = [f"after {f.get('examples_seen')} {words}: {f.get('problem')}" for f in flags]
+    told = [f"after {f.get('examples_seen')} {trained.unit[0]}: {f.get('problem')}" for f in flags]
     reason = collapse(trained)
     return "; ".join([*([f"collapsed, {reason}"] if reason else []), *told[-1:]])
 
@@ -175,10 +231,10 @@ _PARTS: dict[str, Callable[[Comparison, Album], Any]] = {
     "fairness": _fairness,
     "table": _table,
     "adjectives": _adjectives,
-    "time": lambda comparison, _: curves.against_time(comparison),
-    "examples": lambda comparison, _: curves.against_examples(comparison),
-    "steps": lambda comparison, _: curves.against_steps(comparison),
-    "speed": lambda comparison, _: curves.pareto(comparison),
+    "time": lambda comparison, _: _of_trainings(comparison, curves.against_time),
+    "examples": lambda comparison, _: _of_trainings(comparison, curves.against_examples),
+    "steps": lambda comparison, _: _of_groups(comparison, curves.against_steps),
+    "speed": lambda comparison, _: _of_groups(comparison, curves.pareto),
     "stability": _stability,
     "samples": films,
     "interpolations": gallery("interpolation", "Interpolations of"),

@@ -62,7 +62,9 @@ class Album:
             file = inside(run.path, path)
             return Shown(alt, _text(file)) if file.suffix == ".txt" else self._picture(file, alt)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow tells damage by any of them
-            self.problems.append(f"The picture {path} of {run.experiment}/{run.name} is left out: {error}")
+            self.problems.append(
+                f"The picture {path} of {run.experiment}/{run.name} is left out: {_reason(error)}"
+            )
             return None
 
     def _picture(self, file: Path, alt: str) -> Shown:
@@ -73,6 +75,11 @@ class Album:
         self._places[digest] = f"picture{len(self._places)}"
         source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         return Shown(alt, source=source, id=self._places[digest], size=size)
+
+
+def _reason(error: Exception) -> str:
+    # The system's own sentence names the whole path, which is private.
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _text(file: Path) -> str:

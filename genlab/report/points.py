@@ -14,26 +14,9 @@ from typing import Any, NamedTuple
 from genlab.report import fairness
 from genlab.report.comparison import Comparison
 from genlab.report.gather import Evaluation, number, part, score
-from genlab.report.intervals import Interval, log_interval, t_interval
+from genlab.report.intervals import Interval, interval
 from genlab.report.rows import Row, how_it_ended
-
-
-class Headline(NamedTuple):
-    """The score that a comparison leads with."""
-
-    key: str
-    title: str
-    lower_is_better: bool
-    is_logarithmic: bool
-
-
-def headline_of(comparison: Comparison) -> Headline:
-    """Returns the score that the rows of a comparison share."""
-    return Headline("fid", "FID", True, True)
-
-
-def _value(evaluation: Evaluation, headline: Headline) -> float | None:
-    return evaluation.fid
+from genlab.runs.headline import Headline
 
 
 class Point(NamedTuple):
@@ -80,8 +63,12 @@ def trainings(comparison: Comparison) -> list[Row]:
     return list(kept.values())
 
 
-def place_of(comparison: Comparison) -> dict[Path, int]:
-    """Returns a number for each training: it has the same colour in every chart."""
+Places = dict[Path, int]
+"""A number for each training, which has the same colour in every chart."""
+
+
+def place_of(comparison: Comparison) -> Places:
+    """Returns the places of all trainings, in the order of their rows."""
     paths = dict.fromkeys(row.first.run.path for row in comparison.all_rows)
     return {path: place for place, path in enumerate(paths)}
 
@@ -95,11 +82,21 @@ def short_names(rows: Sequence[Row]) -> list[str]:
     return [row.name.replace(row.first.experiment, short[row.first.experiment], 1) for row in rows]
 
 
-def scored(comparison: Comparison) -> list[tuple[Row, Interval]]:
+def by_evaluations(comparison: Comparison) -> dict[Headline, list[Row]]:
+    """Returns the trainings by the score of their own evaluations; those without any are in their group."""
+    of_group = {
+        id(row): group.headline for group in comparison.groups for row in (*group.rows, *group.own_apart)
+    }
+    found: dict[Headline, list[Row]] = {}
+    for row in trainings(comparison):
+        found.setdefault(row.stability.headline or of_group[id(row)], []).append(row)
+    return found
+
+
+def scored(group: Comparison) -> list[tuple[Row, Interval]]:
     """Returns the comparable rows that have the headline's score, with its interval over seeds."""
-    headline = headline_of(comparison)
-    rows = [(row, row.over_seeds("values", headline.key)) for row in comparison.rows]
-    return [(row, found) for row, found in rows if found and can_be_drawn(found.value, headline)]
+    rows = [(row, row.over_seeds(*group.column.place)) for row in group.rows]
+    return [(row, found) for row, found in rows if found and can_be_drawn(found.value, group.headline)]
 
 
 def can_be_drawn(value: float, headline: Headline) -> bool:
@@ -110,18 +107,23 @@ def can_be_drawn(value: float, headline: Headline) -> bool:
 # Against speed
 
 
-def with_speed(comparison: Comparison) -> list[tuple[Row, float, Interval]]:
+def with_speed(group: Comparison) -> list[tuple[Row, float, Interval]]:
     """Returns the rows that have a score and a speed, with the milliseconds of one sample and the score."""
-    rows = [(row, row.over_seeds("speed", "ms_per_sample"), found) for row, found in scored(comparison)]
+    rows = [(row, row.over_seeds("speed", "ms_per_sample"), found) for row, found in scored(group)]
     return [(row, ms.value, found) for row, ms, found in rows if ms and ms.value > 0]
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Returns the places of the points that no other one beats in both numbers, from left to right."""
-    order = sorted(range(len(points)), key=lambda n: points[n])
+def frontier(points: Sequence[tuple[float, float]], headline: Headline) -> list[int]:
+    """Returns the places of the points that no other one beats in both numbers, from left to right.
+
+    Args:
+        points: What is the better the lower, and a score.
+        headline: What the score is.
+    """
+    costs = [(x, headline.cost(y)) for x, y in points]
     kept: list[int] = []
-    for place in order:
-        if not kept or points[place][1] < points[kept[-1]][1]:
+    for place in sorted(range(len(points)), key=costs.__getitem__):
+        if not kept or costs[place][1] < costs[kept[-1]][1]:
             kept.append(place)
     return kept
 
@@ -129,34 +131,34 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
 # Against steps
 
 
-def by_sampler(comparison: Comparison) -> list[Series]:
+def by_sampler(group: Comparison) -> list[Series]:
     """Returns score against network evaluations of one sample, for weights sampled in several ways."""
     found: dict[str, dict[float, Point]] = {}
-    for name, point in [*_of_rows(comparison), *_of_speed_files(comparison)]:
+    for name, point in [*_of_rows(group), *_of_speed_files(group)]:
         found.setdefault(name, {}).setdefault(point.x, point)  # a row's has an interval and comes first
     ways = Counter(name.partition("/")[0] for name, points in found.items() for _ in points)
     several = {name: points for name, points in found.items() if ways[name.partition("/")[0]] > 1}
     return [Series(name, place, sorted(several[name].values())) for place, name in enumerate(several)]
 
 
-def _of_rows(comparison: Comparison) -> Iterator[tuple[str, Point]]:
-    names = _names(comparison)
-    for row, found in scored(comparison):
+def _of_rows(group: Comparison) -> Iterator[tuple[str, Point]]:
+    names = _names(group)
+    for row, found in scored(group):
         nfe = row.over_seeds("speed", "nfe")
         if nfe and nfe.value > 0:
             yield _sampler(names[row.name]), Point(nfe.value, found.value, found.low, found.high)
 
 
-def _of_speed_files(comparison: Comparison) -> Iterator[tuple[str, Point]]:
-    names, headline = _names(comparison), headline_of(comparison)
-    for row in comparison.rows:
+def _of_speed_files(group: Comparison) -> Iterator[tuple[str, Point]]:
+    names = _names(group)
+    for row in group.rows:
         for line in _speed_lines(row):
-            if point := _speed_point(line, headline):
+            if point := _speed_point(line, group.headline):
                 yield f"{names[row.name]}/{str(line.get('sampler', '')).lower()}", point
 
 
-def _names(comparison: Comparison) -> dict[str, str]:
-    return dict(zip((row.name for row in comparison.rows), short_names(comparison.rows), strict=True))
+def _names(group: Comparison) -> dict[str, str]:
+    return dict(zip((row.name for row in group.rows), short_names(group.rows), strict=True))
 
 
 def _sampler(name: str) -> str:
@@ -193,9 +195,10 @@ def _speed_point(line: dict[str, Any], headline: Headline) -> Point | None:
 
 def ends(row: Row, headline: Headline) -> list[End]:
     """Returns how each training of a row ended, of those that were evaluated."""
-    best = min if headline.lower_is_better else max
     found = [(t, [y for _, y in _curve(t.evaluations, headline)]) for t in row.runs]
-    return [End(str(t.seed), how_it_ended(t), values[-1], best(values)) for t, values in found if values]
+    return [
+        End(str(t.seed), how_it_ended(t), values[-1], headline.best(values)) for t, values in found if values
+    ]
 
 
 def over_seeds(row: Row, headline: Headline, where: Callable[[Evaluation], float]) -> list[Point]:
@@ -208,7 +211,7 @@ def over_seeds(row: Row, headline: Headline, where: Callable[[Evaluation], float
 
 
 def _curve(evaluations: Sequence[Evaluation], headline: Headline) -> list[tuple[Evaluation, float]]:
-    found = [(evaluation, _value(evaluation, headline)) for evaluation in evaluations]
+    found = [(e, e.values.get(headline.key)) for e in evaluations]
     return [(e, value) for e, value in found if value is not None and can_be_drawn(value, headline)]
 
 
@@ -216,5 +219,5 @@ def _mean(
     reached: list[tuple[Evaluation, float]], headline: Headline, where: Callable[[Evaluation], float]
 ) -> Point:
     values = [value for _, value in reached]
-    interval = log_interval if headline.is_logarithmic else t_interval
-    return Point(fmean(where(e) for e, _ in reached), interval(values).value, min(values), max(values))
+    mean = interval(values, headline.is_logarithmic).value
+    return Point(fmean(where(e) for e, _ in reached), mean, min(values), max(values))

@@ -33,7 +33,7 @@ def _told_of_data(data: dict[str, Any]) -> Pairs:
 def provenance(comparison: Comparison) -> list[tuple[str, Pairs, str]]:
     """Returns the name of each training, how each of its seeds came about, and the configuration."""
     return [
-        (row.name, [pair for trained in row.runs for pair in _facts_of(trained)], row.first.settings)
+        (row.name, [pair for trained in row.runs for pair in _facts_of(trained)], row.first.config)
         for row in trainings(comparison)
     ]
 
@@ -44,9 +44,7 @@ def _facts_of(trained: Trained) -> Pairs:
         "command": _command(trained),
         "test": " ".join(["genlab test", trained.name, *map(str, trained.entry().get("arguments") or [])]),
         "versions": _versions(trained),
-        "machine": ", ".join(
-            str(v) for n in ("cpu", "device", "platform") if (v := trained.environment.get(n))
-        ),
+        "machine": _machine(trained),
         "hashes": _hashes(trained),
     }
     return [(f"seed {trained.seed}, {name}", fact) for name, fact in facts.items() if fact]

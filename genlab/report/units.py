@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from genlab.report.gather import part
 
+def unit_of(spec: dict[str, Any]) -> tuple[str, str]:
+    """Returns what examples of a record's `spec` are counted in, short and in words, as `DataSpec.unit` does.
 
-def unit(record: dict[str, Any]) -> str:
-    """Returns the unit of a run's examples, img, pt, tok or pairs; "examples" where none is recorded."""
-    spec = part(record, "spec")
+    A word for all where there is no spec.
+    """
     shape = spec.get("shape")
     if not isinstance(shape, list):
-        return "examples"
-    if spec.get("source"):
-        return "pairs"
-    return "pt" if not spec.get("levels") else "img" if len(shape) == 3 else "tok"
+        return "ex", "examples"
+    if spec.get("source") is not None:
+        return "pairs", "pairs"
+    if not spec.get("levels", 256):
+        return "pt", "points"
+    return ("img", "images") if len(shape) == 3 else ("tok", "tokens")

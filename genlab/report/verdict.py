@@ -17,7 +17,7 @@ _Compared = list[tuple[Row, Difference | None]]
 
 def verdict(comparison: Comparison) -> list[str]:
     """Returns what the headlines of the comparable rows say, in sentences: of each group what is its own."""
-    return [line for group in comparison.groups for line in _of_group(group)]
+    return [line for group in comparison.groups for line in of_group(group)]
 
 
 def short_verdict(comparison: Comparison, most: int) -> list[str]:
@@ -52,7 +52,8 @@ def labelled(comparison: Comparison) -> list[str]:
     return [LABELLED] if any(row.uses_labels for row in comparison.all_rows) else []
 
 
-def _of_group(group: Comparison) -> list[str]:
+def of_group(group: Comparison) -> list[str]:
+    """Returns what the headline of one group's rows says, in sentences."""
     scored = _scored(group)
     if not scored:
         return ["No comparable row has a score yet."]

@@ -122,7 +122,8 @@ class Run:
             NotARun: The file is missing or is not a JSON object.
         """
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
+            text = self.record.read_text(encoding="utf-8")
+            record = json.loads(text, object_hook=in_todays_words)
         except (OSError, ValueError) as error:
             raise NotARun(
                 f"{self.record} cannot be read ({_reason(error)}); restore it or remove the run."
@@ -130,6 +131,19 @@ class Run:
         if not isinstance(record, dict):
             raise NotARun(f"{self.record} must hold a JSON object; restore it or remove the run.")
         return record
+
+    def require_todays_model(self) -> None:
+        """Refuses a run of a version whose settings and checkpoints had other names.
+
+        Raises:
+            ValueError: With what can still be done with it.
+        """
+        version = str(self.read().get("genlab", ""))
+        if version.startswith("0.1."):
+            raise ValueError(
+                f"{self.path} was trained by genlab {version}, whose settings and checkpoints this version "
+                f"does not read: compare and report it, and load it with that version or train it again."
+            )
 
     def update(self, **fields: Any) -> None:
         """Merges fields into the record in one step; a dictionary is merged into the one already there."""
@@ -158,6 +172,13 @@ class Run:
     @property
     def _lock(self) -> Path:
         return self.path / "lock.json"
+
+
+def in_todays_words(entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns a JSON object of a record with the names that version 0.1 had for examples replaced."""
+    if entry.keys() == {"images", "seconds"}:  # a budget
+        return {"examples": entry["images"], "seconds": entry["seconds"]}
+    return {"examples_seen" if name == "images_seen" else name: value for name, value in entry.items()}
 
 
 def outputs_root() -> Path:

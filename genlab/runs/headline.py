@@ -30,6 +30,11 @@ class Headline:
     unit: str = ""
 
     @property
+    def label(self) -> str:
+        """As it stands above a column or beside an axis, with its unit."""
+        return f"{self.title} {self.unit}".strip()
+
+    @property
     def best_is(self) -> str:
         """Where the best is found: "lowest" or "highest"."""
         return "lowest" if self.lower_is_better else "highest"

@@ -1,7 +1,8 @@
 """One training process per run folder, proven by the kernel and explained by a file.
 
-The kernel's lock (flock) ends with its process, however that dies, so a stale lock needs no guessing. The
-file's text says who holds it; it decides only where the kernel cannot, between machines.
+The kernel's lock ends with its process, however that dies, so a stale one needs no guessing. It is taken on a
+hidden file that stays; a text file beside it says who holds it, and decides only where the kernel cannot,
+between machines.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from genlab.files import write_json
 
 _PATIENCE = 1.0  # seconds: somebody who lists runs may hold the lock for an instant
+_GLANCE = 0.2  # seconds: so may somebody else who lists them, and who lists waits so long for each live run
 
 
 class RunIsLive(ValueError):  # noqa: N818 - reads as the sentence it is
@@ -25,95 +29,57 @@ class RunIsLive(ValueError):  # noqa: N818 - reads as the sentence it is
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Holds the lock file for the length of the block.
+    """Holds the lock for the length of the block; the file says so.
 
     Raises:
         RunIsLive: Another living process holds it, or one on another machine that cannot be asked.
     """
-    if sys.platform == "win32":  # no flock there
-        yield
-        return
-    file = _acquire(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
+    with _kernel_lock(path, _PATIENCE) as is_ours:
+        if not is_ours or _is_foreign(_holder(path)):
+            raise RunIsLive(_explain(path, _holder(path)))
+        write_json(path, {"host": platform.node(), "pid": os.getpid(), "boot": _boot()})
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def is_held(path: Path) -> bool:
-    """Returns whether a process that may be alive holds the lock file."""
-    try:
-        with path.open("rb") as file:
-            return not _flock(file, shared=True) or _is_foreign(_holder(file))
-    except FileNotFoundError:
+    """Returns whether a process that may be alive holds the lock of this file."""
+    if not path.exists():
         return False
+    with _kernel_lock(path, _GLANCE) as is_free:
+        return not is_free or _is_foreign(_holder(path))
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Lets one process at a time through the block, as far as the file system can lock a folder."""
-    if sys.platform == "win32":
+    """Lets one process at a time through the block, as far as the file system can lock."""
+    with _kernel_lock(folder / "record", -1.0):
         yield
-        return
-    import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)
+
+@contextmanager
+def _kernel_lock(path: Path, patience: float) -> Iterator[bool]:
+    """Yields whether the lock beside a file could be taken; without patience waits for ever."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        with suppress(OSError):  # some network file systems do not lock folders
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _acquire(path: Path) -> IO[bytes]:
-    give_up = time.monotonic() + _PATIENCE
-    while True:
-        file = path.open("a+b")
-        if _flock(file) and _is_current(file, path) and not _is_foreign(_holder(file)):
-            _sign(file)
-            return file
-        holder = _holder(file)
-        file.close()
-        if _is_foreign(holder) or time.monotonic() > give_up:
-            raise RunIsLive(_explain(path, holder))
-        time.sleep(0.02)
-
-
-def _flock(file: IO[bytes], shared: bool = False) -> bool:
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        lock.acquire(timeout=patience, poll_interval=0.02)
+        is_ours = True
+    except Timeout:
+        is_ours = False
     except OSError:  # a file system without locks: training there unprotected is better than not at all
-        return True
-    return True
-
-
-def _is_current(file: IO[bytes], path: Path) -> bool:
-    # The last holder may have removed the file between our opening and our locking it.
+        is_ours = True
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        yield is_ours
+    finally:
+        lock.release()
 
 
-def _sign(file: IO[bytes]) -> None:
-    file.truncate(0)
-    file.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "boot": _boot()}).encode() + b"\n")
-    file.flush()
-
-
-def _holder(file: IO[bytes]) -> dict[str, Any]:
-    file.seek(0)
+def _holder(path: Path) -> dict[str, Any]:
     try:
-        holder = json.loads(file.read())
-    except ValueError:
+        holder = json.loads(path.read_text())
+    except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab import files
-from genlab.runs.folder import Run
+from genlab.runs.folder import Run, in_todays_words
 
 _POSITION = ("examples_seen", "step", "seconds")
 
@@ -75,7 +75,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes) -> dict[str, Any]:
-    row = json.loads(line)
+    row = json.loads(line, object_hook=in_todays_words)
     if not isinstance(row, dict) or "examples_seen" not in row:
         raise ValueError("not a line of metrics")
     return row

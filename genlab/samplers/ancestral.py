@@ -35,8 +35,8 @@ class Ancestral(Sampler):
         before = None
         for number, t, s in steps(levels):
             estimate, v = denoise.with_variance(x, t)
-            to_x, to_x_t, _ = posterior(t, s)
-            x = to_x * estimate + to_x_t * x
+            step = posterior(t, s)
+            x = step.to_x * estimate + step.to_x_t * x
             if s.sigma > 0.0:
                 std = torch.exp(0.5 * reverse_log_variance(t, s, v, self.wide, before)).to(x)
                 x = x + std * noise("step", number)
@@ -71,7 +71,7 @@ class DDIM(Sampler):
     ) -> Tensor:
         for number, t, s in steps(levels):
             estimate = denoise(x, t)
-            variance = self.eta**2 * posterior(t, s)[2]
+            variance = self.eta**2 * posterior(t, s).variance
             kept = math.sqrt(s.sigma**2 - variance)
             x = s.alpha * estimate + kept * noise_of(x, estimate, t)
             if variance > 0.0:

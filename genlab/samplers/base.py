@@ -72,6 +72,14 @@ class Sampler(ABC):
         num_steps = max(1, round(strength * (len(levels) - 1)))
         return levels[-num_steps - 1 :]
 
+    def passes(self, process: Process) -> int:
+        """Returns how often the denoiser is asked for one sample."""
+        return self.passes_in(len(self.grid.levels(process)) - 1)
+
+    def passes_in(self, num_steps: int) -> int:
+        """Returns how often it is asked in so many steps: once in each, unless a sampler says otherwise."""
+        return num_steps
+
     @abstractmethod
     def walk(
         self, process: Process, denoise: Denoiser, x: Tensor, levels: list[Level], noise: Noise

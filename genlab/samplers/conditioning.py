@@ -38,6 +38,9 @@ class RePaint(Sampler):
             raise ValueError(f"num_resamplings must be at least 1, got {num_resamplings}.")
         self.known, self.mask, self.num_resamplings = known, mask, num_resamplings
 
+    def passes_in(self, num_steps: int) -> int:
+        return (num_steps - 1) * self.num_resamplings + 1
+
     def walk(
         self, process: Process, denoise: Denoiser, x: Tensor, levels: list[Level], noise: Noise
     ) -> Tensor:
@@ -70,6 +73,9 @@ class FromImage(Sampler):
     def __init__(self, image: Tensor, sampler: Sampler, strength: float = 0.5) -> None:
         super().__init__(sampler.grid)
         self.image, self.sampler, self.strength = image, sampler, strength
+
+    def passes(self, process: Process) -> int:
+        return self.sampler.passes_in(len(self.sampler.levels_from(process, self.strength)) - 1)
 
     def __call__(self, process: Process, denoise: Denoiser, noise: Noise) -> Tensor:
         levels = self.sampler.levels_from(process, self.strength)

@@ -52,6 +52,9 @@ class Heun(Sampler):
     def __init__(self, grid: Grid | None = None) -> None:
         super().__init__(grid or RatioGrid())
 
+    def passes_in(self, num_steps: int) -> int:
+        return 2 * num_steps - 1
+
     def walk(
         self, process: Process, denoise: Denoiser, x: Tensor, levels: list[Level], noise: Noise
     ) -> Tensor:
@@ -110,6 +113,9 @@ class RungeKutta(Sampler):
     def __init__(self, num_steps: int = 50) -> None:
         super().__init__(RatioGrid(num_steps + 1))
         self.num_steps = num_steps
+
+    def passes_in(self, num_steps: int) -> int:
+        return 4 * self.num_steps + 1
 
     def walk(
         self, process: Process, denoise: Denoiser, x: Tensor, levels: list[Level], noise: Noise

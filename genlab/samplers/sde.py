@@ -78,6 +78,9 @@ class PredictorCorrector(Sampler):
             )
         self.snr, self.num_corrections = snr, num_corrections
 
+    def passes_in(self, num_steps: int) -> int:
+        return num_steps * (1 + self.num_corrections) - self.num_corrections
+
     def walk(
         self, process: Process, denoise: Denoiser, x: Tensor, levels: list[Level], noise: Noise
     ) -> Tensor:
@@ -113,6 +116,9 @@ class AnnealedLangevin(Sampler):
         if num_steps < 1 or step <= 0.0:
             raise ValueError(f"num_steps must be at least 1 and step positive, got {num_steps} and {step}.")
         self.num_steps, self.step = num_steps, step
+
+    def passes_in(self, num_steps: int) -> int:
+        return num_steps * self.num_steps + 1
 
     def walk(
         self, process: Process, denoise: Denoiser, x: Tensor, levels: list[Level], noise: Noise

@@ -1,6 +1,7 @@
 """The work of genlab's side of a benchmark against other libraries, one function a job.
 
-Each takes the job's numbers (`batch`, `features`, `steps`, ...) and returns what does one round of it.
+Imported from the project's root as `benchmarks.genlab_jobs`. Each takes the job's numbers (`batch`,
+`features`, `steps`, ...) and returns what does one round of it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,52 @@
+"""The extractors by the names that users give them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genlab.metrics.classifier_extractor import load_classifier_extractor, read_header
+from genlab.metrics.features import Extractor, MissingWeights
+from genlab.metrics.inception import load_inception
+from genlab.metrics.inception_weights import find_weights
+
+
+def load_extractor(source: str | Path) -> Extractor:
+    """Returns the extractor that a user named.
+
+    Args:
+        source: "inception", "inception:/path/weights.pth", "digits" (ships with the package), an extractor's
+            .safetensors file, or the folder of a run that trained one.
+    """
+    name, _, path = str(source).partition(":")
+    if name == "inception":
+        return load_inception(find_weights(path or None))
+    return load_classifier_extractor(_extractor_file(source))
+
+
+def extractor_available(source: str | Path) -> str | None:
+    """Returns None if the extractor can be had, else the reason and the remedy; to be asked before training.
+
+    Inception's weights are downloaded by this question if need be: only that proves that they can be had.
+    """
+    name, _, path = str(source).partition(":")
+    try:
+        if name == "inception":
+            find_weights(path or None)
+        else:
+            read_header(_extractor_file(source))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _extractor_file(source: str | Path) -> Path:
+    if str(source) == "digits":
+        return Path(__file__).parent / "weights" / "digits.safetensors"
+    path = Path(source).expanduser()
+    path = path / "extractor.safetensors" if path.is_dir() else path
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    raise MissingWeights(
+        f"There is no extractor {source!s}: {path} is not there. Give inception, inception:/path/file.pth, "
+        "digits, a .safetensors file of an extractor, or the folder of a run that trained one."
+    )
