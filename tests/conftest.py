@@ -82,14 +82,13 @@ def short_measures():
     from genlab.evaluation import examine, latent_space
     from genlab.evaluation.speed import measure_speed
     from genlab.families import diffusion
-    from genlab.samplers.ode import encode
 
     @contextmanager
     def short():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(latent_space, "FEW", 16)
             patch.setattr(latent_space, "NUM_POINTS", 3)
-            patch.setattr(diffusion, "encode", lambda process, denoise, x, _: encode(process, denoise, x, 4))
+            patch.setattr(diffusion, "LATENT_STEPS", 4)
             patch.setattr(examine, "measure_speed", partial(measure_speed, seconds=0.05))
             yield
 
