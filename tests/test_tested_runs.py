@@ -183,7 +183,7 @@ def change_checkpoint(run):
 
 def change_config(run):
     config = yaml.safe_load(run.config.read_text())
-    config["evaluate"]["seed"] = 1
+    config["evaluate"]["drawing"]["seed"] = 1
     run.config.write_text(yaml.safe_dump(config))
 
 
