@@ -240,18 +240,41 @@ def test_an_extractor_that_cannot_be_had_is_said_before_training_and_training_go
     assert values and not any("fid" in name for name in values)
 
 
+TRAININGS = """
+import json, os, sys
+import genlab.cli.training  # once for all trainings
+from genlab.cli.main import main
+for line in sys.stdin:
+    training = os.fork()
+    if not training:
+        os.environ["GENLAB_OUTPUTS"], *arguments = json.loads(line)
+        sys.exit(main(arguments))
+    print(training, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(training, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def trainings():
+    """A process that trains in one of its own for each line of arguments; tells its number and exit code."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", TRAININGS], **pipes, text=True, bufsize=1) as process:
+        yield process
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(number, code, small, genlab_command):
-    command = [sys.executable, "-m", "genlab", "fit", *map(str, small), "--budget.examples", "100000000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not list(
-        Path(os.environ["GENLAB_OUTPUTS"]).glob("*/*/checkpoints/last.ckpt")
-    ):
-        time.sleep(0.1)
-    process.send_signal(number)
-    assert process.wait(30) == code
-    run = list_runs()[-1]
+def test_a_signal_ends_the_run_with_a_checkpoint_and_its_exit_code(
+    number, code, small, tmp_path, trainings, genlab_command
+):
+    arguments = ["fit", *map(str, small), "--budget.examples", "100000000", "--run_name", "stopped"]
+    print(json.dumps([str(tmp_path), *arguments]), file=trainings.stdin)
+    training, deadline = int(trainings.stdout.readline()), time.monotonic() + 90
+    folder = tmp_path / "dcgan_digits" / "stopped"
+    while time.monotonic() < deadline and not (folder / "checkpoints/last.ckpt").exists():
+        time.sleep(0.05)
+    os.kill(training, number)
+    assert int(trainings.stdout.readline()) == code
+    run = open_run(folder)
     assert run.status == "stopped"
     seen = run.read()["examples_seen"]
     assert torch.load(run.last_checkpoint, weights_only=True)["examples_seen"] == seen
