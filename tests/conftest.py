@@ -1,6 +1,8 @@
 """Every test has its own outputs and cache, and one thread."""
 
 import os
+import shutil
+from contextlib import contextmanager
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow each other down twentyfold
 
@@ -32,6 +34,65 @@ def genlab_command(capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    """Trains by the command line, once for the same options; returns the folder, which nothing changes."""
+    from genlab.cli.main import main
+    from genlab.runs.folder import list_runs
+
+    found = {}
+
+    def train(*options):
+        options = tuple(str(option) for option in options)
+        if options not in found:
+            folder = tmp_path_factory.mktemp("trained")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("GENLAB_OUTPUTS", str(folder))
+                patch.setenv("GENLAB_CACHE", str(folder / "cache"))
+                patch.setenv("GENLAB_RUN", "")
+                assert main(["fit", *options]) == 0
+            found[options] = list_runs(folder)[-1].path
+        return found[options]
+
+    return train
+
+
+@pytest.fixture
+def copy_of_trained(trained_once, tmp_path):
+    """Returns the folder of such a run among the test's own outputs, to be tested and changed."""
+
+    def copy(*options):
+        run = trained_once(*options)
+        target = tmp_path / "outputs" / run.parent.name / run.name
+        return target if target.exists() else shutil.copytree(run, target)
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def short_measures():
+    """Makes a test of a run short: its speed by few draws, its latent space by few images.
+
+    A context, for fixtures of any scope. Encoding by a diffusion model takes 16 network evaluations, not 200.
+    """
+    from functools import partial
+
+    from genlab.evaluation import examine, latent_space
+    from genlab.evaluation.speed import measure_speed
+    from genlab.families import diffusion
+
+    @contextmanager
+    def short():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(latent_space, "FEW", 16)
+            patch.setattr(latent_space, "NUM_POINTS", 3)
+            patch.setattr(diffusion, "LATENT_STEPS", 4)
+            patch.setattr(examine, "measure_speed", partial(measure_speed, seconds=0.05))
+            yield
+
+    return short
 
 
 @pytest.fixture(scope="session")

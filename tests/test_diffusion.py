@@ -9,7 +9,7 @@ import pytest
 import torch
 from short_training import train
 
-from genlab import bench
+from benchmarks import genlab_jobs as bench
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import Gaussian1D
 from genlab.evaluation.given import given_for

@@ -48,23 +48,46 @@ def small_version(path, folder, tiny_extractor):
         config["data"] = {"class_path": "RandomData", "init_args": arguments}
         if spec.kind == "image":
             config.setdefault("evaluate", {})["extractor"] = str(tiny_extractor(spec.shape[0]))
+    config.setdefault("evaluate", {}).update(num_samples=4, num_test_samples=4)
     target = folder / path.name
     target.write_text(yaml.safe_dump(shortened(config)))
     return target
 
 
+MOST = {
+    **dict.fromkeys(("base_channels", "hidden_channels", "num_features", "code_dim", "num_codes"), 8),
+    **dict.fromkeys(("num_layers", "num_couplings", "num_components", "num_draws", "num_heads"), 2),
+    "num_blocks": 1,
+    "width": 16,
+    "hidden": 16,
+    "channels": 8,
+    "num_groups": 4,
+    "latent_dim": 8,
+}
+"""The largest sizes of networks: what is tested are their kinds and connections."""
+
+
+def small_size(name, value):
+    if name not in MOST or isinstance(value, str | dict | None):
+        return value
+    return [min(part, MOST[name]) for part in value] if isinstance(value, list) else min(value, MOST[name])
+
+
 def shortened(config):
-    """The same with a walk of two steps from noise to data, and a U-Net of a quarter of its width."""
+    """The same with small networks, a walk of two steps from noise to data, and bounds of few samples."""
     if isinstance(config, list):
         return [shortened(part) for part in config]
     if not isinstance(config, dict):
         return config
-    config = {name: shortened(part) for name, part in config.items()}
-    kind, arguments = config.get("class_path"), config.get("init_args", {})
+    config = {name: small_size(name, shortened(part)) for name, part in config.items()}
+    kind = config.get("class_path")
+    arguments = config.setdefault("init_args", {}) if kind else {}
     if kind == "UNet":
-        arguments["channels"] = [max(8, width // 4) for width in arguments["channels"]]
-    if str(kind).endswith("Grid") or kind in ("ProbabilityFlow", "AnnealedLangevin"):
+        arguments |= {"num_blocks": 1, "num_groups": 4}
+    if str(kind).endswith("Grid") or kind in ("ProbabilityFlow", "AnnealedLangevin", "Glow"):
         arguments["num_steps"] = 2
+    if kind == "VAE":
+        arguments["bound"] = {**arguments.get("bound", {}), "num_test_samples": 2}
     if kind == "Diffusion":
         bound = {"class_path": "VariationalBound"}
         arguments.setdefault("likelihood", bound).setdefault("init_args", {})

@@ -12,6 +12,7 @@ CODES = (
 )
 UNET = (
     *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
+    *("--model.network.init_args.attention", "[]", "--variants", "{}"),
     *("--model.sampler.init_args.grid.init_args.num_steps", "2"),
 )
 # An epoch has 15 batches of 64; each run goes on to 30, and is stopped at so many examples before.
@@ -46,6 +47,7 @@ def options_of(tiny_extractor):
         *("--config", f"experiments/{experiment}.yaml", "--extractor", tiny_extractor(1)),
         *("--evaluate.num_samples", "16", "--samples.num", "4", "--trainer.log_every_n_steps", "1"),
         *("--trainer.accelerator", "cpu", "--budget.evaluate_every", "640"),
+        *("--trainer.limit_val_batches", "2"),
     )
 
 

@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import two_processes
 
-# One worker, so that the two trainings of a fixture are not made twice.
+from genlab.cli.main import main
+
+# One worker, so that the trainings are not made twice.
 pytestmark = pytest.mark.xdist_group("several_processes")
 
 TESTS = Path(__file__).parent
@@ -27,30 +31,97 @@ SGD = tuple(
 )
 
 
+GAN = (*MLP, *SGD, "--model.balance.penalty", "R1", "--model.balance.discriminator_steps", "2")
+DIFFUSION = (
+    *("--model.network.init_args.channels", "[8]", "--model.network.init_args.num_groups", "4"),
+    *("--model.network.init_args.attention", "[]", "--variants", "{}"),
+    *("--model.sampler.init_args.grid.init_args.num_steps", "3", "--model.objective.dequantise", "true"),
+    *("--model.given", "[label]", "--model.guidance.dropout", "0.3", "--model.optimizer.lr", "0.1"),
+    *("--model.optimizer", "torch.optim.SGD", "--model.half_life", "200"),
+)
 FLOW = (
     *("--model.bijection.num_steps", "2", "--model.bijection.network.hidden_channels", "8"),
     *("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.02", "--model.schedule.warmup", "0"),
 )
+CODES = (
+    *("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"),
+    *("--model.encoder.init_args.base_channels", "4", "--model.decoder.init_args.base_channels", "4"),
+    *("--model.codebook.init_args.reset_below", "0.9", "--data.flip", "true"),
+)
+"""Dead codes start anew in the first batch and after it."""
+
+FAMILIES = {"dcgan_digits": GAN, "ddpm_digits": DIFFUSION, "glow_digits": FLOW, "vqvae_digits": CODES}
+"""Without batch norm and with plain SGD, so that two processes can be compared with one."""
+
+JOINED = ("--data.batch_size", "64")
+SPLIT = ("--data.batch_size", "32", "--trainer.devices", "2")
+TEST = (
+    *("--variants", json.dumps({"same": {"model.balance.discriminator_steps": 3}})),
+    *("--evaluate.num_test_samples", "31", "--trainer.accelerator", "cpu", "--trainer.devices"),
+)
 
 
-def fit(folder, extractor, *options, experiment="dcgan_digits"):
-    """Trains in processes of its own; returns the run's folder."""
-    folder.mkdir()
+def fit_arguments(experiment, extractor, *options):
+    return [
+        *("fit", "--config", f"experiments/{experiment}.yaml", "--run_name", "run"),
+        *("--allow", "rank_weights", "--trainer.callbacks+=rank_weights.SaveWeights"),
+        *("--extractor", str(extractor), "--evaluate.num_samples", "31", "--samples.num", "4"),
+        *("--budget.examples", "640", "--budget.evaluate_every", "320", "--trainer.accelerator", "cpu"),
+        *options,
+    ]
+
+
+def in_processes(command, **more):
     environment = {
         **os.environ,
-        "GENLAB_OUTPUTS": str(folder),
-        "GENLAB_TEST_FOLDER": str(folder),
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
         "OMP_NUM_THREADS": "1",
+        **more,
     }
-    command = [sys.executable, "-m", "genlab", "fit", "--config", f"experiments/{experiment}.yaml"]
-    command += ["--allow", "rank_weights", "--trainer.callbacks+=rank_weights.SaveWeights"]
-    command += ["--extractor", str(extractor), "--evaluate.num_samples", "31", "--samples.num", "4"]
-    command += ["--budget.examples", "640", "--budget.evaluate_every", "320", "--trainer.accelerator", "cpu"]
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
-    (record,) = folder.glob("*/*/run.json")
-    return record.parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_extractor, short_measures):
+    """Every family in one process with batches of 64, and in two with 32 each; the GAN is tested by both."""
+    folder, extractor = tmp_path_factory.mktemp("processes"), tiny_extractor(1)
+    commands = []
+    with pytest.MonkeyPatch.context() as patch, short_measures():
+        for name in ("GENLAB_RUN", "GENLAB_ALLOW", "PL_GLOBAL_SEED"):
+            patch.setenv(name, "")
+        patch.setenv("GENLAB_CACHE", str(folder / "cache"))
+        for experiment, options in FAMILIES.items():
+            one, two = folder / "one" / experiment, folder / "two" / experiment
+            for path in (one, two):
+                path.mkdir(parents=True)
+            patch.setenv("GENLAB_OUTPUTS", str(one))
+            patch.setenv("GENLAB_TEST_FOLDER", str(one))
+            assert main(fit_arguments(experiment, extractor, *options, *JOINED)) == 0
+            split = fit_arguments(experiment, extractor, *options, *SPLIT)
+            commands.append((split, str(two), f"{experiment}/run"))
+        run = folder / "one" / "dcgan_digits" / "dcgan_digits" / "run"
+        tested = shutil.copytree(run, folder / "tested")
+        assert main(["test", str(run), "--allow", "rank_weights", *TEST, "1"]) == 0
+        arguments = ["test", str(tested), "--allow", "rank_weights", *TEST, "2"]
+        commands.append((arguments, str(folder), "tested"))
+        in_processes([two_processes.__file__, json.dumps(commands)])
+    return folder
+
+
+def ranks_of(trained, experiment):
+    """What each of the two processes holds at the end of training."""
+    return [torch.load(trained / "two" / experiment / f"rank{rank}.pt") for rank in range(2)]
+
+
+def of_one(trained, experiment):
+    return torch.load(trained / "one" / experiment / "rank0.pt")
+
+
+def runs_of(trained, experiment):
+    return [trained / number / experiment / experiment / "run" for number in ("one", "two")]
 
 
 def last_scores(run):
@@ -58,56 +129,30 @@ def last_scores(run):
     return {name: value for name, value in rows[-1].items() if name.startswith("val/")}
 
 
-def record_after_test(run, *options):
-    """Tests a run in processes of its own; returns its record."""
-    environment = {
-        **os.environ,
-        "GENLAB_TEST_FOLDER": str(run),
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "genlab", "test", str(run), "--allow", "rank_weights"]
-    command += ["--trainer.accelerator", "cpu", "--evaluate.num_test_samples", "31"]
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return json.loads((run / "run.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def joined_and_split(tmp_path_factory, tiny_extractor):
-    """One process with batches of 64, and two with 32 each; without batch norm, and with plain SGD."""
-    folder = tmp_path_factory.mktemp("processes")
-    options = (*MLP, *SGD, "--model.balance.penalty", "R1", "--model.balance.discriminator_steps", "2")
-    one = fit(folder / "one", tiny_extractor(1), *options)
-    two = fit(
-        folder / "two", tiny_extractor(1), *options, "--data.batch_size", "32", "--trainer.devices", "2"
-    )
-    return folder, one, two
-
-
-def test_two_processes_hold_bit_equal_parameters_after_training(joined_and_split):
-    folder, _, _ = joined_and_split
-    a, b = (torch.load(folder / "two" / f"rank{rank}.pt") for rank in range(2))
+@pytest.mark.parametrize("experiment", FAMILIES)
+def test_two_processes_hold_bit_equal_parameters_and_buffers_after_training(experiment, trained):
+    a, b = ranks_of(trained, experiment)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_two_processes_train_as_one_on_the_joined_batch(joined_and_split):
-    folder, _, _ = joined_and_split
-    one, two = (torch.load(folder / name / "rank0.pt") for name in ("one", "two"))
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
+@pytest.mark.parametrize(("experiment", "tolerance"), [("dcgan_digits", 1e-6), ("ddpm_digits", 1e-5)])
+def test_two_processes_train_as_one_on_the_joined_batch(experiment, tolerance, trained):
+    one, two = of_one(trained, experiment), ranks_of(trained, experiment)[0]
+    assert one.keys() == two.keys() and any("average" in name or "ema" in name for name in one)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < tolerance
 
 
-def test_two_processes_give_the_scores_of_one(joined_and_split):
-    _, one, two = joined_and_split
-    a, b = last_scores(one), last_scores(two)
+@pytest.mark.parametrize(("experiment", "tolerance"), [("dcgan_digits", 1e-5), ("ddpm_digits", 1e-4)])
+def test_two_processes_give_the_scores_of_one(experiment, tolerance, trained):
+    a, b = (last_scores(run) for run in runs_of(trained, experiment))
     assert a.keys() == b.keys() and any("fid" in name for name in a)
-    assert all(a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5) for name in a)
+    assert experiment != "ddpm_digits" or {"val/loss", "val/x_error@1"} <= a.keys()
+    assert all(a[name] == pytest.approx(b[name], rel=tolerance, abs=tolerance) for name in a)
 
 
-def test_two_processes_test_as_one_and_measure_what_one_measures(joined_and_split):
-    _, one, _ = joined_and_split
-    variants = ("--variants", json.dumps({"same": {"model.balance.discriminator_steps": 3}}))
-    alone, both = (record_after_test(one, *variants, "--trainer.devices", number) for number in ("1", "2"))
+def test_two_processes_test_as_one_and_measure_what_one_measures(trained):
+    one, _ = runs_of(trained, "dcgan_digits")
+    alone, both = (json.loads((run / "run.json").read_text()) for run in (one, trained / "tested"))
     assert alone["test"]["arguments"] != both["test"]["arguments"]
     for a, b in ((alone["test"], both["test"]), (alone["variants"]["same"], both["variants"]["same"])):
         assert a.keys() == b.keys() and a["values"].keys() == b["values"].keys()
@@ -118,92 +163,40 @@ def test_two_processes_test_as_one_and_measure_what_one_measures(joined_and_spli
         assert b["speed"]["nfe"] == 1 and b["pictures"]
 
 
-def test_two_processes_count_the_images_of_both(joined_and_split):
-    _, one, two = joined_and_split
-    counts = [json.loads((run / "run.json").read_text())["examples_seen"] for run in (one, two)]
+def test_two_processes_count_the_images_of_both(trained):
+    counts = [
+        json.loads((run / "run.json").read_text())["examples_seen"]
+        for run in runs_of(trained, "dcgan_digits")
+    ]
     assert counts == [640, 640]
 
 
-@pytest.fixture(scope="module")
-def joined_and_split_diffusion(tmp_path_factory, tiny_extractor):
-    """A diffusion model with labels, some of them hidden, in one process and in two."""
-    folder = tmp_path_factory.mktemp("diffusion")
-    options = (
-        *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
-        *("--model.sampler.init_args.grid.init_args.num_steps", "3", "--model.objective.dequantise", "true"),
-        *("--model.given", "[label]", "--model.guidance.dropout", "0.3", "--model.optimizer.lr", "0.1"),
-        *("--model.optimizer", "torch.optim.SGD", "--model.half_life", "200"),
-    )
-    one = fit(folder / "one", tiny_extractor(1), *options, experiment="ddpm_digits")
-    two = fit(
-        *(folder / "two", tiny_extractor(1), *options, "--data.batch_size", "32", "--trainer.devices", "2"),
-        experiment="ddpm_digits",
-    )
-    return folder, one, two
-
-
-def test_two_processes_train_a_diffusion_model_as_one_does(joined_and_split_diffusion):
-    folder, one, two = joined_and_split_diffusion
-    ranks = [torch.load(folder / "two" / f"rank{rank}.pt") for rank in range(2)]
-    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
-    alone = torch.load(folder / "one" / "rank0.pt")
-    assert any(name.startswith("average") for name in alone)
-    assert max(float((alone[name] - ranks[0][name]).abs().max()) for name in alone) < 1e-5
-    a, b = last_scores(one), last_scores(two)
-    assert a.keys() == b.keys() and {"val/loss", "val/x_error@1"} <= a.keys()
-    assert all(a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-4) for name in a)
-
-
-@pytest.fixture(scope="module")
-def joined_and_split_flows(tmp_path_factory, tiny_extractor):
-    """Glow in one process with batches of 64, and in two with 32 each."""
-    folder = tmp_path_factory.mktemp("flows")
-    for name, batch_size, devices in (("one", "64", "1"), ("two", "32", "2")):
-        options = ("--data.batch_size", batch_size, "--trainer.devices", devices)
-        fit(folder / name, tiny_extractor(1), *FLOW, *options, experiment="glow_digits")
-    return folder
-
-
-def test_a_flow_in_two_processes_holds_bit_equal_weights_and_statistics(joined_and_split_flows):
-    a, b = (torch.load(joined_and_split_flows / "two" / f"rank{rank}.pt") for rank in range(2))
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert all(a[name] for name in a if name.endswith("initialised"))
-
-
-def test_a_flow_in_two_processes_is_that_of_one_on_the_joined_batch(joined_and_split_flows):
-    one, two = (torch.load(joined_and_split_flows / name / "rank0.pt") for name in ("one", "two"))
+def test_a_flow_in_two_processes_is_that_of_one_on_the_joined_batch(trained):
+    one, two = of_one(trained, "glow_digits"), ranks_of(trained, "glow_digits")[0]
+    assert all(two[name] for name in two if name.endswith("initialised"))
     changed = [name for name in one if one[name].is_floating_point() and "average" not in name]
     assert any(name.endswith("log_scale") for name in changed)
     assert max(float((one[name] - two[name]).abs().max()) for name in changed) < 1e-5
 
 
+def test_two_processes_learn_the_codebook_and_the_networks_of_one(trained):
+    alone, first = of_one(trained, "vqvae_digits"), ranks_of(trained, "vqvae_digits")[0]
+    assert alone["codebook.num_updates"] == 10
+    assert all(torch.allclose(first[name], alone[name], atol=1e-5) for name in alone)
+    a, b = (last_scores(run) for run in runs_of(trained, "vqvae_digits"))
+    assert a["val/perplexity"] > 2 and all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a)
+
+
 def test_batch_norm_buffers_are_equal_before_an_evaluation(tmp_path, tiny_extractor):
-    fit(
-        *(tmp_path / "norm", tiny_extractor(1), *SMALL, "--data.batch_size", "32", "--trainer.devices", "2"),
-        *("--model.discriminator.init_args.norm", "batch"),
-    )
-    a, b = (torch.load(tmp_path / "norm" / f"buffers{rank}.pt") for rank in range(2))
+    """In two processes of which the first starts the second."""
+    options = (*SMALL, *SPLIT, "--model.discriminator.init_args.norm", "batch")
+    arguments = fit_arguments("dcgan_digits", tiny_extractor(1), *options)
+    folders = {"GENLAB_OUTPUTS": str(tmp_path), "GENLAB_TEST_FOLDER": str(tmp_path)}
+    in_processes(["-m", "genlab", *arguments], **folders)
+    assert len(list(tmp_path.glob("*/*/run.json"))) == 1
+    a, b = (torch.load(tmp_path / f"buffers{rank}.pt") for rank in range(2))
     running = [name for name in a if "running" in name]
     assert running and all(torch.equal(a[name], b[name]) for name in a)
-    weights = [torch.load(tmp_path / "norm" / f"rank{rank}.pt") for rank in range(2)]
+    weights = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     parameters = [name for name in weights[0] if name.endswith(("weight", "bias"))]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in parameters)
-
-
-def test_two_processes_learn_the_codebook_and_the_networks_of_one(tmp_path, tiny_extractor):
-    """With plain SGD; dead codes start anew in the first batch and after it."""
-    options = (
-        *("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"),
-        *("--model.encoder.init_args.base_channels", "4", "--model.decoder.init_args.base_channels", "4"),
-        *("--model.codebook.init_args.reset_below", "0.9", "--data.flip", "true"),
-    )
-    split = ("--data.batch_size", "32", "--trainer.devices", "2")
-    one = fit(tmp_path / "one", tiny_extractor(1), *options, experiment="vqvae_digits")
-    two = fit(tmp_path / "two", tiny_extractor(1), *options, *split, experiment="vqvae_digits")
-    alone = torch.load(tmp_path / "one" / "rank0.pt")
-    first, second = (torch.load(tmp_path / "two" / f"rank{rank}.pt") for rank in range(2))
-    assert alone["codebook.num_updates"] == 10
-    assert all(torch.equal(first[name], second[name]) for name in alone)
-    assert all(torch.allclose(first[name], alone[name], atol=1e-5) for name in alone)
-    a, b = last_scores(one), last_scores(two)
-    assert a["val/perplexity"] > 2 and all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a)

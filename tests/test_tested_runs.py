@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from PIL import Image
 
 import genlab
 from genlab.cli.main import main
-from genlab.evaluation import examine, latent_space
 from genlab.files import digest
 from genlab.report.film import film_of
 from genlab.runs import tests as stored
@@ -44,34 +42,20 @@ def fit_arguments(extractor, variants=VARIANTS):
     )
 
 
-def quick(patch):
-    """Makes a test of a diffusion model short: its encoding takes 200 network evaluations."""
-    patch.setattr(latent_space, "FEW", 16)
-    patch.setattr(latent_space, "NUM_POINTS", 3)
-    patch.setattr(examine, "measure_speed", partial(examine.measure_speed, seconds=0.05))
-
-
 @pytest.fixture(scope="module")
-def tested(tmp_path_factory, tiny_extractor):
+def tested(trained_once, tiny_extractor, short_measures):
     """The folder of a diffusion run with two variants, trained and tested."""
-    folder = tmp_path_factory.mktemp("tested")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENLAB_OUTPUTS", str(folder))
-        patch.setenv("GENLAB_CACHE", str(folder / "cache"))
-        patch.delenv("GENLAB_RUN", raising=False)
-        quick(patch)
-        assert main(fit_arguments(tiny_extractor(1))) == 0
-        run = list_runs(folder)[-1].path
-        patch.delenv("GENLAB_RUN", raising=False)
+    run = trained_once(*fit_arguments(tiny_extractor(1))[1:])
+    with short_measures():
         assert main(["test", str(run)]) == 0
     return run
 
 
 @pytest.fixture
-def run(tested, tmp_path, monkeypatch):
+def run(tested, tmp_path, short_measures):
     """A copy of the tested run, to be changed."""
-    quick(monkeypatch)
-    return Run(shutil.copytree(tested, tmp_path / "outputs" / tested.parent.name / tested.name))
+    with short_measures():
+        yield Run(shutil.copytree(tested, tmp_path / "outputs" / tested.parent.name / tested.name))
 
 
 def record_without(run, **fields):
@@ -199,7 +183,7 @@ def change_checkpoint(run):
 
 def change_config(run):
     config = yaml.safe_load(run.config.read_text())
-    config["evaluate"]["seed"] = 1
+    config["evaluate"]["drawing"]["seed"] = 1
     run.config.write_text(yaml.safe_dump(config))
 
 

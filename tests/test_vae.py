@@ -314,7 +314,7 @@ def test_untold_augmentation_adds_nothing_to_the_condition():
 
 
 def test_the_benchmarks_jobs_of_autoencoders_do_a_round():
-    from genlab import bench
+    from benchmarks import genlab_jobs as bench
 
     sizes = SimpleNamespace(batch=4, hidden=8, latent=2, lr=1e-3, steps=3, dim=4, codes=8, grid=2)
     assert bench.vae_step(sizes)["run"](0) == 3 * 4

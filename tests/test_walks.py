@@ -15,20 +15,24 @@ from genlab.runs.folder import list_runs
 from genlab.shapes import DataSpec
 
 DIGITS = DataSpec("digits", (1, 8, 8), levels=17)
+# One worker, so that a run is trained once.
+pytestmark = pytest.mark.xdist_group("walks")
+
 SMALL = (
-    *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
+    *("--model.network.init_args.channels", "[8]", "--model.network.init_args.num_groups", "4"),
+    *("--model.network.init_args.attention", "[]", "--variants", "{}"),
     *("--model.sampler.init_args.grid.init_args.num_steps", "3", "--samples.num", "4"),
-    *("--evaluate.num_samples", "16", "--budget.examples", "128", "--trainer.accelerator", "cpu"),
+    *("--model.likelihood", "VariationalBound", "--model.likelihood.grid", "UniformGrid"),
+    *("--model.likelihood.grid.num_steps", "2", "--evaluate.num_samples", "16"),
+    *("--budget.examples", "128", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1"),
 )
 
 
 @pytest.fixture
-def trained(tiny_extractor, genlab_command):
+def trained(tiny_extractor, copy_of_trained):
     def train(name, *more):
         config = ("--config", f"experiments/{name}.yaml", "--extractor", tiny_extractor(1))
-        code, _, error = genlab_command("fit", *config, *SMALL, *more)
-        assert code == 0, error
-        return list_runs()[-1].path
+        return copy_of_trained(*config, *SMALL, *more)
 
     return train
 
@@ -137,13 +141,13 @@ def test_commands_of_a_walk_refuse_what_they_cannot_do_in_one_line(trained, pict
         assert code == 2 and message in error and error.count("\n") == 1, error
 
 
-def test_a_model_without_a_walk_is_refused_with_the_remedy(trained, tiny_extractor, pictures, genlab_command):
+def test_a_model_without_a_walk_is_refused_with_the_remedy(
+    copy_of_trained, tiny_extractor, pictures, genlab_command
+):
     config = ("--config", "experiments/dcgan_digits.yaml", "--extractor", tiny_extractor(1))
     networks = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
     limits = ("--budget.examples", 64, "--evaluate.num_samples", 16, "--trainer.accelerator", "cpu")
-    code, _, error = genlab_command("fit", *config, *networks, *limits)
-    assert code == 0, error
-    run, image = list_runs()[-1].path, pictures["image"]
+    run, image = copy_of_trained(*config, *networks, *limits), pictures["image"]
     for arguments in (
         ("inpaint", run, image, pictures["mask"]), ("restore", run, image), ("speed", run),
         ("sample", run, "--image", image),
@@ -155,7 +159,7 @@ def test_a_model_without_a_walk_is_refused_with_the_remedy(trained, tiny_extract
 def test_a_sample_from_an_image_resembles_it_the_more_the_weaker_the_noise(
     trained, pictures, genlab_command, tmp_path
 ):
-    run = trained("ddpm_digits", "--model.sampler.init_args.grid.init_args.num_steps", "20")
+    run = trained("ddpm_digits", "--model.sampler.init_args.grid.init_args.num_steps", "10")
     original = np.asarray(Image.open(pictures["image"])).astype(float)
     distances = []
     for strength in (0.05, 1.0):
@@ -185,14 +189,15 @@ def test_speed_measures_every_sampler_at_every_price(trained, tiny_extractor, ge
     assert out.count("\n") == len(points) + 2
 
 
-def test_the_speed_of_a_sampler_is_scored_as_the_test_scores_it(trained, tiny_extractor, genlab_command):
+def test_the_speed_of_a_sampler_is_scored_as_the_test_scores_it(trained, short_measures, genlab_command):
     run = trained("ddpm_digits")
     arguments = ("--passes", 3, "--num_samples", 16, "--samplers", "DDIM, even")
     genlab_command("speed", run, *arguments)
     value = json.loads((run / "speed" / "speed.json").read_text())["points"][0]["value"]
-    code, out, error = genlab_command(
-        "test", run, "--evaluate.num_test_samples", 16, "--evaluate.num_likelihood", 2
-    )
+    with short_measures():
+        code, out, error = genlab_command(
+            "test", run, "--evaluate.num_test_samples", 16, "--evaluate.num_likelihood", 2
+        )
     assert code == 0, error
     (line,) = (line for line in out.splitlines() if line.startswith("fid@"))
     assert float(line.split()[1]) == pytest.approx(value, rel=1e-3)
