@@ -663,7 +663,7 @@ def test_slow_encoders_are_asked_for_fewer_codes():
 
 
 def test_known_factors_are_asked_of_the_codes_that_have_them():
-    data = Shapes(image_size=16, num_train=400, num_test=100)
+    data = Shapes(image_size=16, num_train=150, num_test=50)
     model = Patient(0)
     model.spec = data.spec
     latent, _ = measure_latent(model, data, None)
