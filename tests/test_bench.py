@@ -259,17 +259,17 @@ def test_experiments_are_found_by_family_and_data():
     assert list(files) == ["dcgan_digits", "vae_digits"]
 
 
-BENCH = ("bench", "digits", "--families", "gan", "--budget", "6400", "--evaluations", "4")
-QUICK = ("--", "--evaluate.num_samples=50", "--evaluate.num_test_samples=50", "--trainer.accelerator=cpu")
+BENCH = ("bench", "digits", "--families", "gan", "--budget", "1200", "--evaluations", "2")
+QUICK = ("--", "--evaluate.num_samples=20", "--evaluate.num_test_samples=20", "--trainer.accelerator=cpu")
 
 
 def test_a_bench_trains_tests_and_goes_on_with_more_seeds(genlab_command, tmp_path):
     code, _, error = genlab_command(*BENCH, "--seeds", 1, *QUICK)
     assert code == 0, error
-    folder = tmp_path / "outputs" / "bench" / "digits-6400"
+    folder = tmp_path / "outputs" / "bench" / "digits-1200"
     run = list_runs(folder)[0].read()
-    assert run["status"] == "finished" and run["examples_seen"] == 6400 and run["test"]["values"]
-    assert run["bench"]["budget"] == {"examples": 6400, "seconds": None}
+    assert run["status"] == "finished" and run["examples_seen"] == 1200 and run["test"]["values"]
+    assert run["bench"]["budget"] == {"examples": 1200, "seconds": None}
     code, _, error = genlab_command(*BENCH, "--seeds", 1, *QUICK)
     assert code == 0 and "1 of 1 are there already" in error
 
@@ -293,5 +293,5 @@ def values_after(folder, kills):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run(command, env=environment, cwd=ROOT, check=True)
-    records = [json.loads(run.record.read_text()) for run in list_runs(folder / "bench" / "digits-6400")]
+    records = [json.loads(run.record.read_text()) for run in list_runs(folder / "bench" / "digits-1200")]
     return {record["run"]: record["test"]["values"] for record in records}

@@ -301,7 +301,8 @@ def statistics_of_a_rank(rank, world_size, x, folder):
 def test_actnorm_of_two_processes_has_the_statistics_of_the_joined_batch(tmp_path):
     torch.manual_seed(0)
     x = 5 + 3 * torch.randn(9, 3, 2, 2, dtype=torch.float64)  # 5 items on one rank, 4 on the other
-    torch.multiprocessing.spawn(statistics_of_a_rank, (2, x, str(tmp_path)), nprocs=2)
+    options = {"nprocs": 2, "start_method": "fork"}  # without a second import
+    torch.multiprocessing.start_processes(statistics_of_a_rank, (2, x, str(tmp_path)), **options)
     alone = ActNorm(3).double()
     alone(x)
     for rank in range(2):
