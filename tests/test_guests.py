@@ -91,8 +91,9 @@ def test_pairs_walk_through_every_command(genlab_command, outputs, double_pictur
     with Image.open(folder / "grid.png") as grid, Image.open(double_pictures / "val" / "6.png") as pair:
         source, target = (np.asarray(grid)[40, 2 + place * 66 + 32] for place in (0, 2))
         expected = np.asarray(pair.resize((32, 16), Image.Resampling.BOX))[9, [24, 8]]
-    assert np.abs(source.astype(int) - expected[0]).max() <= 10  # resampled: beside the output stand its own source
-    assert np.abs(target.astype(int) - expected[1]).max() <= 10  # and its own target
+    # Beside the output stand its own source and its own target, resampled.
+    assert np.abs(source.astype(int) - expected[0]).max() <= 10
+    assert np.abs(target.astype(int) - expected[1]).max() <= 10
     page = tmp_path / "report.html"
     code, _, error = genlab_command("report", outputs, "-o", page)
     assert code == 0 and "PSNR" in page.read_text(), error
