@@ -1,6 +1,7 @@
 """The house: who may import whom, read from the syntax tree, and the habits of the repository."""
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -53,7 +54,12 @@ def modules(root):
     for path in sorted((root / "genlab").rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        yield name, path, ast.parse(path.read_text(encoding="utf-8"))
+        yield name, path, parsed(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def parsed(text):
+    return ast.parse(text)
 
 
 def imported_names(node, package):
@@ -64,16 +70,29 @@ def imported_names(node, package):
         parents = package[: len(package) - node.level + 1] if node.level else []
         module = ".".join([*parents, *filter(None, [node.module])])
         return [f"{module}.{alias.name}" for alias in node.names]
-    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+    if isinstance(node, ast.Call) and called(node.func) in ("import_module", "__import__"):
         return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
     return []
+
+
+def called(function):
+    return getattr(function, "attr", getattr(function, "id", ""))
 
 
 def imports(path, tree, nodes=None):
     """The names imported anywhere in a module, or by the given nodes of it."""
     root = next(parent for parent in path.parents if parent.name == "genlab").parent
     package = path.relative_to(root).parent.parts
-    return {name for node in nodes or ast.walk(tree) for name in imported_names(node, package)}
+    return all_imports(tree, package) if nodes is None else names_of(nodes, package)
+
+
+@functools.cache
+def all_imports(tree, package):
+    return names_of(ast.walk(tree), package)
+
+
+def names_of(nodes, package):
+    return {name for node in nodes for name in imported_names(node, package)}
 
 
 def room_of(name):
