@@ -53,8 +53,9 @@ format: install ## Put the code into the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# By file: each trains its runs once, in one process.
 test: install ## Run the default test-suite; ARGS="-k digits" selects
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: install ## Run the longer proofs
 	$(BIN)/pytest -m slow $(ARGS)

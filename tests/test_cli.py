@@ -17,9 +17,6 @@ from PIL import Image
 from genlab.cli.main import OTHERS, TRAINING
 from genlab.runs.folder import list_runs, open_run
 
-# One worker, so that a run is trained once.
-pytestmark = pytest.mark.xdist_group("cli")
-
 DIGITS = ("--config", "experiments/dcgan_digits.yaml")
 NETWORKS = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
 

@@ -20,9 +20,6 @@ from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
 from genlab.runs.folder import Run
 from genlab.shapes import DataSpec
 
-# One worker, so that a run is trained once.
-pytestmark = pytest.mark.xdist_group("latents")
-
 SMALL = ("--evaluate.num_samples", "16", "--evaluate.num_test_samples", "16", "--samples.num", "4")
 BUDGET = (
     *("--budget.examples", "128", "--budget.evaluate_every", "64", "--trainer.accelerator", "cpu"),

@@ -676,10 +676,6 @@ def opened(loaded):
     assert troubles == []  # no error, no warning, no request
 
 
-browsing = pytest.mark.xdist_group("browser")
-
-
-@browsing
 def test_the_report_opens_without_errors_or_requests(opened):
     tab = opened()
     assert tab.inner_text("h1") == "10 models on digits"
@@ -687,7 +683,6 @@ def test_the_report_opens_without_errors_or_requests(opened):
     tab.evaluate("Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))")
 
 
-@browsing
 def test_the_first_tab_leads_past_the_contents(opened):
     tab = opened()
     tab.keyboard.press("Tab")
@@ -698,7 +693,6 @@ def test_the_first_tab_leads_past_the_contents(opened):
     assert tab.evaluate("document.activeElement.id") == "content"
 
 
-@browsing
 def test_the_colour_scheme_is_the_readers_in_the_page_and_in_its_charts(opened):
     levels = {}
     for scheme in ("light", "dark"):
@@ -712,7 +706,6 @@ def test_the_colour_scheme_is_the_readers_in_the_page_and_in_its_charts(opened):
     assert max(ink) < 130 and min(dark_ink) > 150
 
 
-@browsing
 def test_the_page_never_scrolls_sideways_and_has_a_chart_for_every_width(opened):
     for width in (320, 390, 768, 1280):
         tab = opened(width)
@@ -726,7 +719,6 @@ def test_the_page_never_scrolls_sideways_and_has_a_chart_for_every_width(opened)
         assert inside
 
 
-@browsing
 def test_a_phone_sees_legible_labels_inside_their_charts(opened):
     texts = (
         opened(390)
@@ -749,7 +741,6 @@ def column(tab, name):
     return heads.nth(place), cells.evaluate_all("cells => cells.map(c => c.dataset.value)")
 
 
-@browsing
 def test_a_click_sorts_numbers_as_numbers_and_back(opened):
     tab = opened()
     head, before = column(tab, "ms/sample")
@@ -766,7 +757,6 @@ def test_a_click_sorts_numbers_as_numbers_and_back(opened):
     assert "ms/sample, descending" in tab.inner_text("#sorted")
 
 
-@browsing
 def test_the_keyboard_sorts_and_empty_cells_come_last(opened):
     tab = opened()
     head, before = column(tab, "bits/dim")
@@ -790,7 +780,6 @@ def shown_frames(tab):
     return tab.locator(".films img:visible").evaluate_all("i => i.map(x => x.dataset.seen)")
 
 
-@browsing
 def test_the_slider_goes_through_the_training_by_keyboard_and_click(opened):
     tab = opened()
     slider = tab.get_by_label("Share of the training")
@@ -819,7 +808,6 @@ def small(tab, hostile, tmp_path_factory):
     return tab
 
 
-@browsing
 @pytest.mark.parametrize(("width", "scheme", "details"), [(1280, "light", "true"), (390, "dark", "false")])
 def test_the_report_passes_an_accessibility_check(small, width, scheme, details):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
@@ -833,14 +821,12 @@ def test_the_report_passes_an_accessibility_check(small, width, scheme, details)
     assert opened.locator("section").count() >= 14 and troubles == []
 
 
-@browsing
 def test_no_script_of_a_name_runs(small):
     opened, troubles = small
     assert SCRIPT in opened.inner_text("table.sortable")
     assert opened.locator("img[src=x]").count() == 0 and troubles == []
 
 
-@browsing
 def test_a_repeated_picture_is_shown_from_its_first_copy(small):
     image = small[0].locator("#failures img")
     image.evaluate("i => (i.loading = 'eager', i.decode())")

@@ -13,9 +13,6 @@ import two_processes
 
 from genlab.cli.main import main
 
-# One worker, so that the trainings are not made twice.
-pytestmark = pytest.mark.xdist_group("several_processes")
-
 TESTS = Path(__file__).parent
 MLP = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
 SMALL = (

@@ -20,9 +20,6 @@ from genlab.runs import tests as stored
 from genlab.runs.folder import Run, list_runs
 from genlab.shapes import DataSpec
 
-# One worker, so that the run of the fixture is not made twice.
-pytestmark = pytest.mark.xdist_group("tested_runs")
-
 FIRST = {"model.sampler": "Ancestral", "model.sampler.grid": "UniformGrid", "model.sampler.grid.num_steps": 2}
 SECOND = {"model.sampler.grid.num_steps": 3}
 VARIANTS = {"ddpm-2": FIRST, "three steps": SECOND}

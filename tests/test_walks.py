@@ -15,9 +15,6 @@ from genlab.runs.folder import list_runs
 from genlab.shapes import DataSpec
 
 DIGITS = DataSpec("digits", (1, 8, 8), levels=17)
-# One worker, so that a run is trained once.
-pytestmark = pytest.mark.xdist_group("walks")
-
 SMALL = (
     *("--model.network.init_args.channels", "[8]", "--model.network.init_args.num_groups", "4"),
     *("--model.network.init_args.attention", "[]", "--variants", "{}"),
