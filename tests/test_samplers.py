@@ -1,5 +1,6 @@
 """Samplers on normal data, where the mean and the width of what comes out are computed, not estimated."""
 
+import functools
 import math
 from itertools import pairwise
 
@@ -57,12 +58,17 @@ def test_every_sampler_keeps_the_mean_exactly(process, num_steps, make):
     assert torch.allclose(mean, MEAN, rtol=0, atol=1e-12)
 
 
+@functools.cache
+def limit_of_many_steps(process, grid):
+    return moments(Heun(grid(3_000)), process)[1]
+
+
 def errors(make, process, numbers, grid=RatioGrid):
     """Largest relative distance of the width from its limit for many steps, and of it from the data's.
 
     The last step, from the smallest noise to the data, errs by the same whatever the number of the others.
     """
-    limit = moments(Heun(grid(3_000)), process)[1]
+    limit = limit_of_many_steps(process, grid)
     found = [((moments(make(grid(n)), process)[1] - limit).abs() / STD).max().item() for n in numbers]
     return found, relative_error(limit)
 
