@@ -292,7 +292,7 @@ class StandardGaussian(GaussianDenoiser):
 @pytest.mark.parametrize("process", [DiscreteChain(), VPSDE(), SubVPSDE(), VESDE(), EDM()], ids=named)
 def test_the_flows_likelihood_is_the_analytic_one(process):
     oracle, x = GaussianDenoiser(), MEAN + STD * torch.randn(5, 4).double()
-    found = ProbabilityFlow(400, num_probes=0).log_prob(x, oracle, process, no_draw)
+    found = ProbabilityFlow(200, num_probes=0).log_prob(x, oracle, process, no_draw)
     first, last = process.level(process.start), process.level(process.end)
     # The flow starts from the prior; carried through it, its width at the data is known too.
     scale = (oracle.marginal_variance(first) / oracle.marginal_variance(last)).sqrt()
@@ -308,7 +308,7 @@ def test_the_flows_likelihood_is_the_analytic_one(process):
 def test_the_flow_has_order_four():
     x, oracle = MEAN + STD * torch.randn(5, 4).double(), GaussianDenoiser()
     limit, a, b = (
-        ProbabilityFlow(n, num_probes=0).log_prob(x, oracle, EDM(), no_draw) for n in (1_000, 40, 80)
+        ProbabilityFlow(n, num_probes=0).log_prob(x, oracle, EDM(), no_draw) for n in (400, 40, 80)
     )
     assert math.log2((a - limit).abs().max() / (b - limit).abs().max()) == pytest.approx(4, abs=0.3)
 
@@ -330,9 +330,9 @@ def test_random_directions_estimate_the_divergence_without_bias():
 def test_the_flow_takes_images_and_probes():
     x = 0.1 + 0.4 * torch.randn(3, 1, 4, 4).double()
     arguments = (x, StandardGaussian(), VPSDE())
-    exact = ProbabilityFlow(100, num_probes=0).log_prob(*arguments, no_draw)
+    exact = ProbabilityFlow(20, num_probes=0).log_prob(*arguments, no_draw)
     # The Jacobian of a diagonal map is seen exactly in any random direction.
-    probed = ProbabilityFlow(100, num_probes=1).log_prob(*arguments, lambda name: torch.randn_like(x))
+    probed = ProbabilityFlow(20, num_probes=1).log_prob(*arguments, lambda name: torch.randn_like(x))
     assert torch.allclose(exact, probed) and exact.shape == (3,)
 
 
