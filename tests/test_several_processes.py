@@ -63,7 +63,7 @@ def fit_arguments(experiment, extractor, *options):
         *("fit", "--config", f"experiments/{experiment}.yaml", "--run_name", "run"),
         *("--allow", "rank_weights", "--trainer.callbacks+=rank_weights.SaveWeights"),
         *("--extractor", str(extractor), "--evaluate.num_samples", "31", "--samples.num", "4"),
-        *("--budget.examples", "640", "--budget.evaluate_every", "320", "--trainer.accelerator", "cpu"),
+        *("--budget.examples", "640", "--budget.evaluate_every", "640", "--trainer.accelerator", "cpu"),
         *options,
     ]
 
