@@ -12,7 +12,7 @@ from genlab.data.packed import Packed
 from genlab.data.random_images import RandomImages
 from genlab.evaluation.likelihood import score_likelihood
 from genlab.evaluation.pictures import as_pixels, grid
-from genlab.evaluation.score import find_score, reference_of, score, score_name
+from genlab.evaluation.score import reference_of, score, score_name
 from genlab.families.base import Model
 from genlab.metrics.base import Drawn, Reference
 from genlab.metrics.duplicates import DuplicateShare
@@ -23,6 +23,7 @@ from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
 from genlab.metrics.wasserstein import WassersteinDistance, wasserstein_1d
+from genlab.runs.headline import named
 from genlab.shapes import DataSpec, to_float, to_levels
 
 
@@ -134,12 +135,12 @@ def test_training_random_state_is_left_alone_by_scoring(digits):
 )
 def test_small_or_unequal_counts_are_said_in_the_name(num_real, num_fake, name):
     assert score_name("fid", num_real, num_fake) == name
-    assert find_score({f"val/{name}": 2.5}, "fid") == (f"val/{name}", 2.5)
+    assert named("fid").found_in({f"val/{name}": 2.5}) == (f"val/{name}", 2.5)
 
 
 def test_a_score_that_is_not_finite_is_not_found():
-    assert find_score({"val/fid@797": float("nan")}, "fid") is None
-    assert find_score({"val/kid@797": 1.0}, "fid") is None
+    assert named("fid").found_in({"val/fid@797": float("nan")}) is None
+    assert named("fid").found_in({"val/kid@797": 1.0}) is None
 
 
 def test_the_shipped_digits_extractor_knows_digits_it_has_not_seen(digits):

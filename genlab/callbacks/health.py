@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.record import find_recorder, say
-from genlab.evaluation.score import find_score
+from genlab.runs.headline import named
 
 
 class Health(Callback):
@@ -68,7 +68,7 @@ class Health(Callback):
 
     def signs(self, values: dict[str, float], of_model: Sequence[str]) -> dict[str, float]:
         """Returns recall, duplicates and the model's own signs, as far as they were measured."""
-        found = {name: find_score(values, name) for name in ("recall", "duplicates")}
+        found = {name: named(name).found_in(values) for name in ("recall", "duplicates")}
         signs = {name: pair[1] for name, pair in found.items() if pair is not None}
         for name in of_model:
             if f"val/{name}" in values:

@@ -265,6 +265,11 @@ def seeded_split(packed: Packed, num_test: int, seed: int) -> dict[str, Packed]:
     return {"train": packed.take(train), "test": packed.take(test)}
 
 
+def require_share(test_fraction: float) -> None:
+    """Refuses a held-out share that leaves one of the splits empty."""
+    _require(0.0 < test_fraction < 1.0, f"test_fraction must be in (0, 1), got {test_fraction}.")
+
+
 def _mirrored(images: Tensor, flip: Tensor | None) -> Tensor:
     return images if flip is None else torch.where(flip[:, None, None, None], images.flip(-1), images)
 

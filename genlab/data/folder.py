@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genlab.data.base import DataModule, seeded_split
+from genlab.data.base import DataModule, require_share, seeded_split
 from genlab.data.decode import Policy
 from genlab.data.packed import Packed, pack
 from genlab.data.sources import BadSource, Source, open_source
@@ -45,8 +45,7 @@ class ImageFolder(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        if not 0.0 < test_fraction < 1.0:
-            raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}.")
+        require_share(test_fraction)
         self.path, self.image_size = path, image_size
         self.policy = Policy(image_size, channels, background)
         self.num_test, self.test_fraction, self.labelled = num_test, test_fraction, labelled

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from genlab import randomness
-from genlab.data.base import DataModule, seeded_split
+from genlab.data.base import DataModule, require_share, seeded_split
 from genlab.data.decode import Policy
 from genlab.data.loading import Items
 from genlab.data.packed import MappedRows, Packed, pack, part_of
@@ -50,8 +50,7 @@ class PairedImages(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        if not 0.0 < test_fraction < 1.0:
-            raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}.")
+        require_share(test_fraction)
         self.path, self.source_path, self.side = path, source_path, side
         self.policy = Policy(image_size, channels, panels=2 if source_path is None else 1)
         self.test_fraction = test_fraction
@@ -192,8 +191,7 @@ class UnpairedImages(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        if not 0.0 < test_fraction < 1.0:
-            raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}.")
+        require_share(test_fraction)
         self.path, self.source_path, self.test_fraction = path, source_path, test_fraction
         self.policy = Policy(image_size, channels)
 

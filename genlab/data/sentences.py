@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from genlab.data.base import DataModule, stratified
+from genlab.data.base import DataModule, require_share, stratified
 from genlab.data.packed import Packed
 from genlab.data.sources import BadSource, siblings
 from genlab.data.text import read_utf8
@@ -155,8 +155,7 @@ class SentencePairs(PairData):
         self, path: str, source_path: str | None = None, test_fraction: float = 0.1, **base: Any
     ) -> None:
         super().__init__(**base)
-        if not 0.0 < test_fraction < 1.0:
-            raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}.")
+        require_share(test_fraction)
         self.path, self.source_path, self.test_fraction = path, source_path, test_fraction
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from genlab import randomness
-from genlab.data.base import DataModule
+from genlab.data.base import DataModule, require_share
 from genlab.data.loading import Items
 from genlab.data.packed import Packed
 from genlab.data.sources import BadSource
@@ -56,8 +56,7 @@ class TextData(DataModule):
         super().__init__(**base)
         if context < 1:
             raise ValueError(f"context must be at least 1 token, got {context}.")
-        if not 0.0 < test_fraction < 1.0:
-            raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}.")
+        require_share(test_fraction)
         self.context, self.kind, self.vocabulary_size = context, tokenizer, vocabulary_size
         self.test_fraction = test_fraction
 

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from genlab.data.base import DataModule
-from genlab.evaluation.score import find_score, score
+from genlab.evaluation.score import score
 from genlab.evaluation.speed import synchronise
 from genlab.families.capabilities import Denoises
 from genlab.metrics.features import Extractor
+from genlab.runs.headline import named
 from genlab.samplers.base import Sampler
 
 
@@ -94,6 +95,6 @@ def measure(
     """
     other = WithSampler(model, sampler)
     scores = score(other, data, extractor, metrics, num_samples, split, seed, batch_size)  # type: ignore[arg-type]
-    found = find_score(scores.values, "fid") or next(iter(scores.values.items()))
+    found = named("fid").found_in(scores.values) or next(iter(scores.values.items()))
     point = Point(name, other.passes, *found, other.seconds, num_samples / other.seconds)
     return point, scores.protocol

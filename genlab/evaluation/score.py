@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -23,7 +20,6 @@ from genlab.families.capabilities import Samples
 from genlab.metrics.base import Drawn, Reference, SampleMetric, needs_extractor
 from genlab.metrics.features import Extractor
 from genlab.metrics.reference import NUM_KEPT, Collector, cached_reference, collect
-from genlab.runs.metrics_file import short_name
 from genlab.shapes import DataSpec, observed, to_levels
 
 ENOUGH_IMAGES = 10_000
@@ -196,12 +192,8 @@ def text_decoder(spec: DataSpec) -> Callable[[Tensor], list[str]] | None:
     """Returns what makes texts of rows of tokens, each up to its end mark; None where tokens are no text."""
     if not spec.vocabulary:
         return None
-    tokenizer, end = tokenizer_of(spec.vocabulary), json.loads(spec.vocabulary).get("end")
-
-    def decode(rows: Tensor) -> list[str]:
-        return [tokenizer.decode(list(takewhile(lambda token: token != end, row))) for row in rows.tolist()]
-
-    return decode
+    tokenizer = tokenizer_of(spec.vocabulary)
+    return lambda rows: [tokenizer.decode(row) for row in rows.tolist()]
 
 
 def extractor_protocol(extractor: Extractor) -> dict[str, Any]:
@@ -292,11 +284,3 @@ def score_name(metric: str, num_real: int, num_fake: int) -> str:
     if min(num_real, num_fake) >= ENOUGH_IMAGES:
         return metric if num_real == num_fake else f"{metric}@{num_fake}"
     return f"{metric}@{num_fake}" if num_real == num_fake else f"{metric}@{num_fake}vs{num_real}"
-
-
-def find_score(values: dict[str, Any], metric: str) -> tuple[str, float] | None:
-    """Returns the full name and value of a metric given by its short name, such as `fid`."""
-    for name, value in values.items():
-        if short_name(name) == metric and math.isfinite(float(value)):
-            return name, float(value)
-    return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genlab.files import digest
 from genlab.runs.folder import Run
 
 LARGEST_SIDE = 1_400
@@ -69,12 +69,12 @@ class Album:
 
     def _picture(self, file: Path, alt: str) -> Shown:
         data, kind, size = encoded(file)
-        digest = hashlib.sha256(data).hexdigest()[:16]
-        if digest in self._places:
-            return Shown(alt, id=self._places[digest], size=size)
-        self._places[digest] = f"picture{len(self._places)}"
+        name = digest(data, 16)
+        if name in self._places:
+            return Shown(alt, id=self._places[name], size=size)
+        self._places[name] = f"picture{len(self._places)}"
         source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-        return Shown(alt, source=source, id=self._places[digest], size=size)
+        return Shown(alt, source=source, id=self._places[name], size=size)
 
 
 def _reason(error: Exception) -> str:
