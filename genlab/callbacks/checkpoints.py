@@ -13,12 +13,10 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from genlab.callbacks.record import find_recorder
-from genlab.families.base import Diverged
+from genlab.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged
 from genlab.files import replacing
 from genlab.runs.headline import Headline, headline_of, named
 
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 CHECK_CLOCK_EVERY = 50  # batches: the processes of a run agree on the time only by a collective
 
 

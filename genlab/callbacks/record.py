@@ -16,7 +16,8 @@ from torch import Tensor
 
 from genlab.callbacks.clock import TrainingClock
 from genlab.data.base import DataModule
-from genlab.families.base import Diverged, Model
+from genlab.errors import Diverged
+from genlab.families.base import Model
 from genlab.files import write_json, write_text
 from genlab.runs.environment import environment
 from genlab.runs.folder import Run

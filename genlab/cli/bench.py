@@ -15,13 +15,13 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from genlab.errors import EXIT_INTERRUPTED
 from genlab.runs import lock
 from genlab.runs.bench import TRIAL_FACTORS, Bench, Job, parse_budget
 from genlab.runs.environment import cores
 from genlab.runs.folder import outputs_root
 from genlab.runs.headline import headline_of
 
-EXIT_INTERRUPTED = 130
 ATTEMPTS = 2  # trainings of one job in one call: a second one in case something outside ended the first
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-EXIT_DATA = 3
+from genlab.errors import EXIT_DATA
 
 
 def data(arguments: list[str]) -> int:

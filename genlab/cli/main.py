@@ -13,10 +13,8 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import genlab
+from genlab.errors import EXIT_CODES, exit_code
 from genlab.runs.folder import Run, open_run
-
-EXIT_USAGE = 2
-EXIT_DIVERGED = 6
 
 TRAINING = {
     "fit": "train a model:                genlab fit --config experiments/dcgan_digits.yaml",
@@ -63,10 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader, such as `head`, has seen enough
     except Exception as error:
-        if debug or not is_for_users(error):
+        code = exit_code(error)
+        if debug or code is None:
             raise
         print(f"genlab: {error}", file=sys.stderr)
-        return EXIT_DIVERGED if type(error).__name__ == "Diverged" else EXIT_USAGE
+        return code
 
 
 def command(name: str) -> Callable[[list[str]], int]:
@@ -161,12 +160,6 @@ def take_allowed(arguments: list[str]) -> list[str]:
     return rest
 
 
-def is_for_users(error: Exception) -> bool:
-    """Returns whether an error speaks to the user; any other one is a defect and keeps its traceback."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ValueError", "FileNotFoundError", "Diverged", "MisconfigurationException"})
-
-
 def quieten() -> None:
     """Silences warnings about choices that genlab makes on purpose."""
     for text in (
@@ -197,6 +190,9 @@ def overview() -> str:
         "  --again                measure what `genlab test RUN` has measured before, too",
         "  --allow PACKAGE        let a configuration name classes of this package",
         "  --debug                show the traceback of an error",
+        "",
+        "Exit codes:",
+        *(f"  {code:<4}{meaning}" for code, meaning in EXIT_CODES.items()),
     ]
     return "\n".join(lines)
 

@@ -32,10 +32,6 @@ Condition = Literal["label", "source"]
 """What a model may be told of an item: its class, or what it comes with (an image, a sentence)."""
 
 
-class Diverged(RuntimeError):  # noqa: N818 - the word of the run's status
-    """A loss or a weight is no longer finite."""
-
-
 @dataclass(frozen=True)
 class Schedule:
     """How a learning rate follows the examples seen.
