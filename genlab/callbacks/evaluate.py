@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
-from torchmetrics import Metric
 
 from genlab.callbacks.record import find_recorder, say
 from genlab.data.base import DataModule
@@ -71,7 +70,7 @@ class Evaluate(Callback):
     def __init__(
         self,
         extractor: str = "inception",
-        metrics: dict[str, Metric] | None = None,
+        metrics: dict[str, SampleMetric] | None = None,
         num_samples: int = 2_048,
         num_test_samples: int = 10_000,
         split: str = "test",
