@@ -196,3 +196,13 @@ def test_a_run_configuration_that_is_damaged_is_named(copy_of_trained, genlab_co
     for command in ("sample", "test", "resume"):
         code, _, error = genlab_command(command, run)
         assert code == 2 and "config.yaml:2:1:" in error and error.count("\n") == 1, error
+
+
+def test_every_exit_code_is_named_by_the_help_and_by_the_security_page(genlab_command):
+    from genlab.errors import EXIT_CODES
+
+    _, out, _ = genlab_command("--help")
+    page = Path("SECURITY.md").read_text(encoding="utf-8")
+    for code, meaning in EXIT_CODES.items():
+        assert re.search(rf"^  {code} +{re.escape(meaning)}$", out, re.M)
+        assert f"| {code} | {meaning.split(':')[0]}" in page
