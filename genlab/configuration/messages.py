@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
+import sys
 from collections.abc import Sequence
 
 from genlab.configuration.trust import public_classes, refusal
@@ -113,7 +113,10 @@ def _nearest_parameter(name: str, class_path: str | None) -> str:
     if class_path is None:
         return ""
     module, _, class_name = class_path.rpartition(".")
-    cls = getattr(importlib.import_module(module), class_name)
+    # Never imported for the message's sake: the name may be the very one that is refused.
+    cls = getattr(sys.modules.get(module), class_name, None)
+    if not inspect.isclass(cls):
+        return ""
     names = [name for name in _parameters(cls) if name not in ("spec", "params", "base")]
     return _nearest(name.rsplit(".", 1)[-1], names) or f" It accepts: {', '.join(names)}."
 
