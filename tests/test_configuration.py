@@ -44,6 +44,7 @@ FAULTS = {
     "a misspelt section with a value": ("evaluat: {num_samples: 3}", "", "Did you mean 'evaluate'?"),
     "a misspelt empty key of the trainer": ("trainer: {precison: {}}", "", "Did you mean 'precision'?"),
     "a misspelt empty key of a group": ("budget: {exmples: {}}", "", "Did you mean 'examples'?"),
+    "a list in place of a section": ("trainer: [precision]", "", "a list in place of keys"),
     "a key of the parser's own": ("__path__: x", "", "no key '__path__'"),
 }
 

@@ -58,6 +58,8 @@ class Parser(LightningArgumentParser):
         self._require_known(config, dests, name)
         for section in ("trainer", *GROUPS):
             inner = [dest.removeprefix(f"{section}.") for dest in dests if dest.startswith(f"{section}.")]
+            if isinstance(config.get(section), list):
+                raise ValueError(f"{name}: {section} holds a list in place of keys.")
             if isinstance(config.get(section), dict):
                 self._require_known(config[section], inner, f"{name}: {section}")
 

@@ -123,6 +123,7 @@ class GenlabCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         values = self._values()
+        require_sections(values)
         check_objects(values)
         check_places(values["trainer"], self._old_run_folder())
         choose_precision(values)
@@ -355,6 +356,13 @@ def run_of(checkpoint: Path) -> Run | None:
         return open_run(checkpoint)
     except ValueError:
         return None
+
+
+def require_sections(values: Any) -> None:
+    """Refuses a section that holds a list or one value in place of keys, which the parser lets pass."""
+    for name in ("trainer", *GROUPS):
+        if not hasattr(values[name], "as_dict"):
+            raise ValueError(f"{name} must hold keys and values, got {values[name]!r}.")
 
 
 def choose_precision(values: Any) -> None:
