@@ -283,7 +283,7 @@ class GenlabCLI(LightningCLI):
         return str(self.run.path) if self.run is not None else os.environ.get("TMPDIR", "/tmp")
 
     def _prediction_folder(self) -> Path:
-        return self.run.path / "predictions" if self.run is not None else Path("predictions")
+        return self.run.output("predictions") if self.run is not None else Path("predictions")
 
     def _loggers(self, values: Any, configured: Any) -> list[Logger] | bool:
         loggers = [] if configured in (None, True, False) else _as_list(configured)

@@ -33,6 +33,7 @@ from genlab.report.rows import (
 from genlab.report.verdict import of_group
 from genlab.runs.environment import without_private
 from genlab.runs.headline import Headline
+from genlab.text import printable
 
 
 def page(comparison: Comparison) -> str:
@@ -55,12 +56,7 @@ def page(comparison: Comparison) -> str:
             policy=_policy(script),
         )
     )
-    return printable(text).lstrip()
-
-
-def printable(text: str) -> str:
-    """Returns a text whose control characters, which are no HTML, are replaced; line breaks and tabs stay."""
-    return re.sub(r"[^\n\t -~]", lambda m: m[0] if m[0].isprintable() else "\N{REPLACEMENT CHARACTER}", text)
+    return printable(text, keep="\n\t").lstrip()
 
 
 _FILES = ("page.css", "page.js")

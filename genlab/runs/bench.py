@@ -12,7 +12,6 @@ it was.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,8 @@ TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
 
 TRIAL_SEED = 1_000
 """Seed of the first trial, far from those of the runs that are compared."""
+
+_MOST = 1e15  # of seconds or examples: more is a slip of the finger
 
 TRIAL_FRACTION = 0.8
 """Share of the training split that a trial learns; it is scored against the other images."""
@@ -67,7 +68,7 @@ def parse_budget(text: str) -> Budget:
         number = float(text.removesuffix(unit))
     except ValueError:
         number = math.nan
-    if not 0.0 < number < math.inf or unit not in {**seconds, **examples}:
+    if not 0.0 < number < _MOST or unit not in {**seconds, **examples}:
         raise ValueError(
             f"--budget must be a time such as 90s or 5m, or examples such as 300k, got {text!r}."
         )
@@ -269,9 +270,17 @@ class Bench:
         if not self._file.exists():
             return {}
         try:
-            return dict(json.loads(self._file.read_text(encoding="utf-8")))
+            return _settings(files.parse_json(self._file.read_bytes()))
         except ValueError as error:
             raise ValueError(f"{self._file} is damaged ({error}): delete it, the runs stay.") from error
+
+
+def _settings(saved: Any) -> dict[str, Any]:
+    """Returns the content of a bench.json, refusing what no bench can have written."""
+    experiments = saved.get("experiments", {}) if isinstance(saved, dict) else None
+    if not isinstance(experiments, dict):
+        raise ValueError("it holds other things than a bench writes")
+    return saved
 
 
 def trial_costs(runs: Sequence[Run | None]) -> list[float]:
