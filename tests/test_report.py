@@ -832,12 +832,61 @@ def test_a_record_of_another_shape_breaks_no_table(tmp_path, field, value):
     csv_table(comparison)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, True, "1.0"])
-def test_a_score_that_is_no_number_is_an_empty_cell(tmp_path, value):
+def test_a_score_that_was_not_finite_is_an_empty_cell(tmp_path):
     write_seeds(tmp_path, "a", [1.0, 1.1])
-    write_run(tmp_path, record("a", seed=2, **{"test.values.fid@797": value}), pictures=False)
+    write_run(tmp_path, record("a", seed=2, **{"test.values.fid@797": None}), pictures=False)
     (line, _) = csv_rows(compare([tmp_path]))
     assert (float(line["fid"]), line["seeds"]) == (pytest.approx(math.sqrt(1.1)), "3")
+
+
+GARBAGE = {
+    "test": [1, 2],
+    "test.values": {"fid@797": [1.0]},
+    "test.values.fid@797": math.nan,
+    "test.values.kid@797": "1.0",
+    "test.values.recall@797": True,
+    "seed": {"a": 1},
+    "validation": [1.0],
+    "variants": {"ddim": "fast"},
+    "training_seconds": 10**30,
+    "examples_seen": "many",
+    "health": {"trend": {"recall": 1.0}},
+    "bench": [],
+    "parameters": math.inf,
+    "spec": {"shape": "8x8"},
+    "status": 7,
+    "data": {"name": {"deep": json.loads("[" * 200 + "]" * 200)}},
+}
+
+
+@pytest.mark.parametrize("command", ["runs", "compare", "report", "records"])
+def test_runs_whose_records_hold_garbage_are_named_and_the_others_are_shown(
+    tmp_path, command, genlab_command
+):
+    write_seeds(tmp_path, "good", [1.0, 1.1])
+    for number, (field, value) in enumerate(GARBAGE.items()):
+        made = changed(record(f"odd{number}"), {field: value})
+        write_run(tmp_path, made, pictures=False)
+    output = {"report": ("-o", tmp_path / "report.html"), "records": ("-o", tmp_path / "kept")}
+    code, out, error = genlab_command(command, tmp_path, *output.get(command, ()))
+    shown = (tmp_path / "report.html").read_text() if command == "report" else out
+    assert code == 0 and ("good" in shown or "2 records" in shown), error
+    for number, field in enumerate(GARBAGE):
+        (line,) = (line for line in (out + error).splitlines() if f"odd{number}/" in line)
+        assert line.startswith("! Left out:" if line in error.splitlines() else "Left out:"), line
+        assert "restore it or remove the run" in line, field
+
+
+def test_garbage_beside_a_record_breaks_nothing(tmp_path, genlab_command):
+    for number, text in enumerate(["[]", "5", "\x00", '"text"', "[" * 5000, '{"packages": [1], "git": 7}']):
+        run = write_run(tmp_path, record(f"a{number}"), pictures=False)
+        (run / "environment.json").write_text(text)
+        (run / "speed.json").write_text(text)
+        (run / "metrics.jsonl").write_text(f'{text} "val/fid"\n{{"val/fid@797": 1{"0" * 400}}}\n')
+    for command in (("compare",), ("report", "-o", tmp_path / "report.html"), ("runs",)):
+        code, out, error = genlab_command(*command, tmp_path)
+        shown = (tmp_path / "report.html").read_text() if command[0] == "report" else out
+        assert code == 0 and "a0" in shown and "a5" in shown, error
 
 
 def test_the_trials_of_a_bench_are_no_results(tmp_path):

@@ -26,6 +26,9 @@ LARGEST_SEED = 2**63 - 1
 FOLDER_CAP = 64
 """Images that are taken of a folder, the first ones by name."""
 
+LONGEST_NAME = 255
+"""Bytes of a file's name that file systems take."""
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """What a picture may be written as."""
 
@@ -134,6 +137,8 @@ def existing(text: str) -> Path:
         raise Wrong(_missing(found))
     if not os.access(found, os.R_OK):
         raise Wrong(f"{_shown(found)} may not be read: its permissions forbid it")
+    if not (os.path.isfile(found) or os.path.isdir(found)):
+        raise Wrong(f"{_shown(found)} is a pipe or a device")  # whose reading might never end
     return found
 
 
@@ -146,12 +151,22 @@ def folder(text: str) -> Path:
 
 
 def file(text: str) -> Path:
-    """Reads the path of a file that is there: no folder, pipe or device."""
+    """Reads the path of a file that is there."""
     found = existing(text)
     if os.path.isdir(found):
         raise Wrong(f"{_shown(found)} is a folder: name a file{_such_as(found)}")
-    if not os.path.isfile(found):
-        raise Wrong(f"{_shown(found)} is no file of its own but a pipe or a device")
+    return found
+
+
+def image(text: str) -> Path:
+    """Reads the path of an image file that can be decoded."""
+    from genlab.data.decode import BadImage, Policy, decode
+
+    found = file(text)
+    try:
+        decode(found.read_bytes(), _shown(found), Policy(None))
+    except BadImage as error:
+        raise Wrong(str(error)) from None
     return found
 
 
@@ -159,7 +174,7 @@ def images(text: str) -> list[Path]:
     """Reads an image's file, or a folder: its first images by name, at most FOLDER_CAP."""
     found = existing(text)
     if not os.path.isdir(found):
-        return [file(text)]
+        return [image(text)]
     inside = images_in(found)
     if not inside:
         raise Wrong(f"there are no images in the folder {_shown(found)} itself")
@@ -224,6 +239,8 @@ def _require_place(target: Path) -> None:
         place = place.parent
     if place != target.absolute() and not os.path.isdir(place):
         raise Wrong(f"{_shown(target)} cannot be made, since {_shown(place)} is no folder")
+    if long := [part for part in target.parts if len(os.fsencode(part)) > LONGEST_NAME]:
+        raise Wrong(f"the name {shortened(long[0], 40)} is longer than {LONGEST_NAME} bytes")
     if not os.access(place, os.W_OK):
         raise StorageError(f"{_shown(place)} may not be written: choose another place with --output.")
 

@@ -77,7 +77,11 @@ def refreshed(file: Path) -> str:
         comparison, columns = asked(options)
         return f"{place['begin']}\n{markdown(comparison, columns, options)}\n{place['end']}"
 
-    text, num = _BLOCK.subn(made, file.read_text(encoding="utf-8"))
+    try:
+        before = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no text in UTF-8.") from None
+    text, num = _BLOCK.subn(made, before)
     if not num:
         raise ValueError(
             f"{file} has no place for a table. Put one in, with the options in place of ...: "

@@ -58,9 +58,9 @@ def parser() -> argparse.ArgumentParser:
         prog="genlab inpaint", description="Fill the white part of a mask with what the model finds fitting."
     )
     add_run_options(parser)
-    parser.add_argument("image", type=read.file, help="image file")
+    parser.add_argument("image", type=read.image, help="image file")
     parser.add_argument(
-        "mask", type=read.file, help="image file of the same size: black is kept, white is filled"
+        "mask", type=read.image, help="image file of the same size: black is kept, white is filled"
     )
     parser.add_argument("-n", "--num", type=read.count(), default=7, help="different fillings (7)")
     parser.add_argument("--seed", type=read.seed, default=0, help="seed of the fillings (0)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.cli import arguments as read
@@ -95,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     add_device_options(parser)
     ends = parser.add_mutually_exclusive_group()
     ends.add_argument("--seeds", type=read.seed, nargs=2, default=(0, 1), help="sample 0 of two seeds (0 1)")
-    ends.add_argument("--images", type=read.file, nargs=2, help="two image files")
+    ends.add_argument("--images", type=read.image, nargs=2, help="two image files")
     parser.add_argument(
         "-n", "--num", type=read.count(2), default=10, help="images in the row, both ends included (10)"
     )
@@ -103,7 +102,9 @@ def parser() -> argparse.ArgumentParser:
         "--path", choices=("slerp", "lerp"), default="slerp", help="arc or straight line (slerp)"
     )
     parser.add_argument(
-        "--label", type=read.label, help="class of the images, for models trained with labels (of several runs: 0)"
+        "--label",
+        type=read.label,
+        help="class of the images, for models trained with labels (0 among several runs)",
     )
     parser.add_argument(
         "--output",

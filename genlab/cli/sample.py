@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
         help="draw nothing; the training's grids as a GIF (samples/training.gif)",
     )
     parser.add_argument("--batch_size", type=read.count(), default=100, help="samples drawn at a time (100)")
-    parser.add_argument("--image", type=read.file, help="begin with this image, noised (diffusion models)")
+    parser.add_argument("--image", type=read.image, help="begin with this image, noised (diffusion models)")
     parser.add_argument(
         "--strength",
         type=read.number(above=0.0, most=1.0),

@@ -12,6 +12,7 @@ from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
 from genlab.cli.model import add_run_options, load_walking
 from genlab.runs.folder import shown_path
+from genlab.text import shortened
 
 if TYPE_CHECKING:
     from genlab.runs.folder import Run
@@ -73,7 +74,8 @@ def chosen(model: Any, wanted: list[str] | None) -> dict[str, Any]:
         if not wanted or any(word.lower() in name.lower() for word in wanted)
     }
     if not found:
-        raise ValueError(f"No sampler is called {', '.join(wanted or [])}; there are {'; '.join(known)}.")
+        words = shortened(", ".join(wanted or []))
+        raise ValueError(f"--samplers: no sampler is called {words}; there are {'; '.join(known)}.")
     for word in wanted or []:
         named = [name for name in found if word.lower() in name.lower()]
         if len(named) > 1:

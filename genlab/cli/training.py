@@ -35,6 +35,7 @@ from genlab.evaluation.examine import entry_of
 from genlab.evaluation.load import check_weights, read_checkpoint
 from genlab.families.base import Model
 from genlab.report.test_table import table_of
+from genlab.runs.environment import secret_settings, without_secrets
 from genlab.runs.folder import Run, create_run, open_run, shown_path
 from genlab.runs.tests import stamp
 from genlab.runs.trust import check_class_paths
@@ -145,6 +146,7 @@ class GenlabCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         values = self._values()
+        refuse_secrets(plain(values["trainer"]))
         choose_precision(values)
         choose_strategy(values)
         if self.subcommand != "fit" and self.checkpoint is not None:
@@ -259,7 +261,7 @@ class GenlabCLI(LightningCLI):
         )
         kept = {name: value for name, value in config.items() if name not in COMMAND_KEYS}
         kept["data"] = with_absolute_paths(kept["data"])
-        return f"# genlab {genlab.__version__}\n" + yaml.safe_dump(kept, sort_keys=False)
+        return f"# genlab {genlab.__version__}\n" + yaml.safe_dump(without_secrets(kept), sort_keys=False)
 
     def is_trial(self) -> bool:
         """Returns whether this is a fast_dev_run, which leaves nothing behind."""
@@ -383,6 +385,20 @@ def run_of(checkpoint: Path) -> Run | None:
         return open_run(checkpoint)
     except ValueError:
         return None
+
+
+def refuse_secrets(trainer: Any) -> None:
+    """Refuses a secret among a trainer's settings: loggers write theirs into files of their own.
+
+    Raises:
+        ValueError: With the setting's place and the better way.
+    """
+    found = list(secret_settings({"trainer": trainer}))
+    if found:
+        raise ValueError(
+            f"{found[0]} is a secret, which the files of the run and of its logger would keep: leave it out "
+            "and give it in the environment, such as WANDB_API_KEY."
+        )
 
 
 def choose_precision(values: Any) -> None:

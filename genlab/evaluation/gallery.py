@@ -122,7 +122,7 @@ def train_images(data: DataModule, numbers: Tensor) -> Tensor:
 
 
 def save(pictures: dict[str, np.ndarray], folder: Path, root: Path) -> dict[str, str]:
-    """Writes pictures as PNG files into a run's folder; returns their paths as seen from the root, the run's."""
+    """Writes pictures as PNG files; returns their paths as seen from the root, their run's folder."""
     Run(root).output(*folder.relative_to(root).parts)  # anybody's run, which may hold links
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.png" for name in pictures}

@@ -219,7 +219,7 @@ def score(values: dict[str, Any], metric: str) -> tuple[str, float] | None:
 
 def _run_folders(path: Path, problems: list[str]) -> Iterator[Path]:
     place = Path(os.path.abspath(os.path.expanduser(path)))
-    if not place.is_dir():
+    if not os.path.isdir(place):
         yield open_run(path).path  # a file in a run, or an error that names the nearest runs
         return
     yield from _below(place, _DEPTH, problems)
