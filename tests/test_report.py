@@ -31,10 +31,10 @@ from genlab.report.comparison import compare
 from genlab.report.fairness import Incomparable
 from genlab.report.forms import csv_table, markdown_table, text_table
 from genlab.report.gather import gather
-from genlab.report.intervals import difference, log_interval, spread, t_interval
+from genlab.report.intervals import difference, holm, log_interval, spread, t_interval, told_apart
 from genlab.report.page import page
 from genlab.report.rows import COLLAPSE_FACTOR
-from genlab.report.verdict import remarks, short_verdict, verdict
+from genlab.report.verdict import DEQUANTISED, legend, remarks, short_verdict, verdict
 from genlab.runs.folder import NotARun, Run
 from genlab.runs.settings import facts_of
 
@@ -114,6 +114,67 @@ def test_differences_of_equal_models_are_ties_as_often_as_they_say():
     b = np.exp(0.4 * rng.normal(size=(3000, 3)))
     ties = [difference(list(x), list(y), logs=True).outcome == "tie" for x, y in zip(a, b, strict=True)]
     assert np.mean(ties) == pytest.approx(0.95, abs=0.016)
+
+
+def test_holms_correction_is_that_of_a_hand_computation():
+    # 4 pairs: 0.005 * 4, 0.01 * 3, then 0.03 * 2 = 0.06, which 0.04 * 1 may not undercut.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([0.02]) == [0.02] and holm([]) == []
+
+
+def test_the_p_value_of_a_difference_is_that_of_welchs_test():
+    from scipy.stats import ttest_ind
+
+    a, b = [1.22, 1.17, 1.28], [1.50, 1.44, 1.71, 1.39, 1.62]
+    assert difference(a, b).p == pytest.approx(ttest_ind(a, b, equal_var=False).pvalue, rel=1e-9)
+    assert difference([1.0, 1.0], [1.0, 1.0]).p == 1.0 and difference([1.0, 1.0], [2.0, 2.0]).p == 0.0
+    assert difference([1.0], [2.0, 3.0]).p is None
+
+
+def test_of_many_equal_models_one_is_called_another_as_rarely_as_said():
+    rng = np.random.default_rng(2)
+    wrong = {"alone": 0, "together": 0}
+    for _ in range(400):
+        first, *others = np.exp(0.1 * rng.normal(size=(12, 5))).tolist()
+        found = [difference(other, first, logs=True) for other in others]
+        wrong["alone"] += any(one.outcome != "tie" for one in found)
+        wrong["together"] += any(one.outcome != "tie" for one in told_apart(found))
+    assert wrong["alone"] > 80 and wrong["together"] < 33  # of 400: 5 % are 20, with 3 standard errors
+
+
+def test_a_difference_that_eleven_pairs_do_not_bear_is_a_tie(tmp_path):
+    a, b = [1.0, 1.1, 1.2], [1.35, 1.4, 1.3]
+    assert 0.005 < difference(b, a, logs=True).p < 0.05
+    write_seeds(tmp_path, "a", a)
+    write_seeds(tmp_path, "b", b)
+    assert any(line.startswith("b has") for line in verdict(compare([tmp_path])))
+    for number in range(10):
+        write_seeds(tmp_path, f"c{number}", [1.0 + number / 50, 1.1, 1.25])
+    comparison = compare([tmp_path], rank="fid")
+    (line,) = (line for line in verdict(comparison) if line.startswith("Tied with it"))
+    assert "corrected for 11 pairs" in line and " b," in f"{line.rstrip('.')},"
+    ranks = dict(zip([row.name for row in comparison.rows], comparison.ranks(comparison.ranked), strict=True))
+    assert ranks["b"] == "1"
+    assert any("Holm" in line for line in remarks(comparison))
+
+
+def test_rows_at_the_edge_of_the_learning_rates_tried_are_named(tmp_path):
+    factors = {"inside": 1.0, "low": 1 / 3, "high": 3.0}
+    for name, factor in factors.items():
+        write_run(tmp_path, record(name, **{"bench.learning_rate_factor": factor}), pictures=False)
+    write_run(tmp_path, record("untried", **{"bench.tuning_trials": 1}), pictures=False)
+    (line,) = (line for line in legend(compare([tmp_path])) if "learning rates" in line)
+    assert "low" in line and "high" in line and "inside" not in line and "untried" not in line
+
+
+def test_a_bound_by_dequantisation_is_told_from_the_exact_density(tmp_path):
+    for name, estimator in {"flow": "uniform dequantisation, k = 4", "vae": "bound, k = 64"}.items():
+        made = record(name)
+        made["test"]["values"]["bits_per_dim"] = 2.0
+        made["test"]["protocol"]["likelihood"] = {**LIKELIHOOD, "kind": "<=", "estimator": estimator}
+        write_run(tmp_path, made, pictures=False)
+    (line,) = (line for line in legend(compare([tmp_path])) if line.startswith("≤"))
+    assert line == f"≤ is an upper bound. Of flow {DEQUANTISED}."
 
 
 def test_the_lower_of_two_models_is_called_lower():
@@ -681,7 +742,7 @@ def test_the_distance_of_a_linear_score_is_a_difference_with_its_interval(tmp_pa
 def test_a_tie_of_a_linear_score_is_one_of_its_values(tmp_path):
     write_scores(tmp_path, "a", "bleu", [30.0, 31.0, 32.0])
     write_scores(tmp_path, "b", "bleu", [30.5, 31.0, 31.2])
-    tied = "Tied with it (the 95 % interval of the difference of BLEU contains 0): b."
+    tied = "Tied with it (no difference of BLEU that a test at 5 % finds): b."
     assert tied in verdict(compare([tmp_path]))
 
 

@@ -112,7 +112,7 @@ def name(text: str) -> str:
         plain = folder_name(text)
     except ValueError:
         plain = ""
-    if plain != text:
+    if plain != text or not text:
         raise Wrong(f"must be a plain name, of letters, digits, _ . and -, got {_got(text)}")
     return text
 

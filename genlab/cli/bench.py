@@ -19,10 +19,12 @@ from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
 from genlab.errors import EXIT_INTERRUPTED
 from genlab.runs import lock
-from genlab.runs.bench import TRIAL_FACTORS, Bench, Job, parse_budget
+from genlab.runs.bench import Bench, Job, parse_budget
 from genlab.runs.environment import cores
 from genlab.runs.folder import outputs_root
 from genlab.runs.headline import headline_of
+from genlab.runs.settings import TRIAL_FACTORS
+from genlab.text import shortened
 
 MOST_SEEDS, MOST_JOBS = 1_000, 256
 ATTEMPTS = 2  # trainings of one job in one call: a second one in case something outside ended the first
@@ -192,7 +194,7 @@ def experiment_files(folder: Path, data: str, families: str | None) -> dict[str,
         if name not in there:
             near = difflib.get_close_matches(name, there, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there)}."
-            raise ValueError(f"There is no {folder / f'{name}_{data}.yaml'}: {hint}")
+            raise ValueError(f"There is no {folder / f'{shortened(name)}_{data}.yaml'}: {hint}")
     return {there[name].stem: there[name] for name in asked}
 
 

@@ -17,7 +17,7 @@ from genlab.report.columns import COLUMNS, Column, chosen
 from genlab.report.comparison import Comparison
 from genlab.report.comparison import compare as compared
 from genlab.report.forms import as_markdown, csv_table, groups, markdown_table, text_table
-from genlab.report.verdict import labelled, remarks, short_verdict
+from genlab.report.verdict import legend, remarks, short_verdict
 from genlab.runs.folder import outputs_root
 from genlab.text import printable
 
@@ -62,7 +62,7 @@ def told(comparison: Comparison, most: int | None) -> list[str]:
     """Returns the sentences below a table: all, or as many as there is room for."""
     if most is None:
         return remarks(comparison)
-    return short_verdict(comparison, most) + labelled(comparison)
+    return short_verdict(comparison, most) + legend(comparison)
 
 
 def refreshed(file: Path) -> str:

@@ -25,10 +25,9 @@ from genlab import files
 from genlab.files import digest
 from genlab.runs.folder import NotARun, Run, folder_name, open_run
 from genlab.runs.headline import headline_of
+from genlab.runs.settings import TRIAL_FACTORS
 from genlab.runs.tests import variants_of
-
-TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
-"""What the trials of an experiment multiply its learning rates by, in this order."""
+from genlab.text import shortened
 
 TRIAL_SEED = 1_000
 """Seed of the first trial, far from those of the runs that are compared."""
@@ -70,7 +69,7 @@ def parse_budget(text: str) -> Budget:
         number = math.nan
     if not 0.0 < number < _MOST or unit not in {**seconds, **examples}:
         raise ValueError(
-            f"--budget must be a time such as 90s or 5m, or examples such as 300k, got {text!r}."
+            f"--budget must be a time such as 90s or 5m, or examples such as 300k, got {shortened(text)!r}."
         )
     return (
         Budget(seconds=number * seconds[unit]) if unit in seconds else Budget(round(number * examples[unit]))
