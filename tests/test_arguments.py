@@ -53,10 +53,8 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
     ("interpolate {run} --images {image} VALUE", NO_IMAGE, {2}),
     ("sample {run} --checkpoint VALUE", (*NO_FILE, "binary.bin"), {2, 4}),
     ("sample {run} --device VALUE", (*WORDS, "cuda:99", "cuda:-1"), {2}),
-    *[
-        (f"{command} {{run}} --extractor VALUE", ("", "missing", "text.txt", "inception:nothing"), {2, 5})
-        for command in ("neighbours", "speed")
-    ],
+    ("neighbours {run} --extractor VALUE", ("", "missing", "text.txt"), {2, 5}),
+    ("speed {run} --extractor VALUE", ("", "inception:nothing"), {2, 5}),
     *[
         (f"{command} {{run}} {option} VALUE", values, {2})
         for option, values, commands in (
@@ -72,7 +70,7 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
             ("--shrink", (*COUNTS, "1"), "restore"),
             ("--passes", COUNTS, "speed"),
             ("--num_samples", (*COUNTS, "1"), "speed"),
-            ("--samplers", WORDS, "speed"),
+            ("--samplers", ("", "nothing"), "speed"),
             ("--path", WORDS, "interpolate"),
             ("--strength", (*NUMBERS, "0", "1.1"), "sample"),
             ("--length", COUNTS, "sample"),

@@ -1034,6 +1034,32 @@ def test_the_markdown_has_every_comparable_row_and_its_cells(comparison):
     assert cells[-1][0] == "training split (floor)"
 
 
+FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+COMMANDS = "\x1b]0;title\x07\x1b[2Ja\u202eb\u2066c\u200fd\x9be\u2028f"
+
+
+def test_no_text_of_a_record_commands_a_terminal_or_turns_a_line_around(tmp_path, genlab_command):
+    """In whatever is printed: tables, sentences, warnings, errors."""
+    fields = {"precision": COMMANDS, "error": COMMANDS, "data.name": COMMANDS, "device": COMMANDS}
+    for seed in range(2):
+        write_run(tmp_path / "runs", record(COMMANDS, seed=seed, **fields), pictures=False)
+    variants = {COMMANDS: entry(9.0, **{"protocol.split": COMMANDS})}
+    write_run(tmp_path / "runs", record("b", variants=variants), pictures=False)
+    odd = write_run(tmp_path / "runs", record(COMMANDS, seed=7), pictures=False)
+    (odd / "run.json").write_text("{}" * 2)
+    runs = tmp_path / "runs"
+    for command in (
+        *(("runs", runs), ("compare", runs), ("compare", runs, "--csv"), ("compare", runs, "--markdown")),
+        *(("compare", runs, "--markdown", "--adjectives"), ("compare", runs, "--rank", "fid")),
+        *(("report", runs, "-o", tmp_path / "r.html"), ("records", runs, "-o", tmp_path / "kept")),
+        *(("test", odd), ("samples", odd, "--film"), ("data", "check", f"x{COMMANDS}")),
+    ):
+        _, out, error = genlab_command(*command)
+        page = (tmp_path / "r.html").read_text() if command[0] == "report" else ""
+        assert out or error
+        assert not any(FORBIDDEN.search(text) for text in (out, error, page)), command
+
+
 def test_no_name_can_break_out_of_a_markdown_cell(tmp_path):
     write_seeds(tmp_path, "a|b <script>alert(1)</script> [x](y) `z`", [1.0, 1.1])
     line = markdown_table(compare([tmp_path])).splitlines()[2]

@@ -248,7 +248,7 @@ def _read_into(gathered: Gathered, run: Run) -> None:
         for place in _READ:
             run.inside(place)
     except NotARun as error:
-        told = str(error).replace(str(run.record), shown_path(run.record))
+        told = str(error).replace(str(run.path), shown_path(run.path))
         gathered.problems.append(f"Left out: {told}")
         return
     status = str(record.get("status", "failed"))
