@@ -299,7 +299,10 @@ class GenlabCLI(LightningCLI):
             from pytorch_lightning.loggers import WandbLogger
 
             return WandbLogger(
-                name=f"{self.run.experiment}/{self.run.name}", save_dir=self.run.path, project="genlab"
+                name=f"{self.run.experiment}/{self.run.name}",
+                save_dir=self.run.path,
+                project="genlab",
+                settings=private_wandb(),
             )
         from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -385,6 +388,15 @@ def run_of(checkpoint: Path) -> Run | None:
         return open_run(checkpoint)
     except ValueError:
         return None
+
+
+def private_wandb() -> Any:
+    """Returns wandb's settings without what it would gather of user, home and machine."""
+    import wandb
+
+    switches = ("x_disable_meta", "x_disable_machine_info", "disable_git", "disable_code")
+    known: dict[str, Any] = {name: True for name in switches if name in wandb.Settings.model_fields}
+    return wandb.Settings(**known, host="machine", username="user")
 
 
 def refuse_secrets(trainer: Any) -> None:
