@@ -157,6 +157,8 @@ def test_whatever_is_given_by_mistake_is_answered_in_one_line(
         option = line.split()[line.split().index("VALUE") - 1]
         if option.startswith("--") and value.isprintable() and "{" not in value:
             assert option in said[-1] or value.split(":")[-1][:20] in said[-1], error
+        if value == "missing":
+            assert re.search(r"there is no|is not there", said[-1], re.IGNORECASE), error
     assert sorted(places.rglob("*")) == before
 
 

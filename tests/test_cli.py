@@ -207,7 +207,7 @@ def test_a_secret_of_a_logger_is_refused_before_anything_keeps_it():
 
     logger = {"class_path": "WandbLogger", "dict_kwargs": {"settings": {"api_key": "c4n4ry-5ecret"}}}
     for given, place in ((logger, "logger"), ([logger], "logger[0]")):
-        with pytest.raises(ValueError, match="is a secret.*WANDB_API_KEY") as refused:
+        with pytest.raises(ValueError, match=r"is a secret.*WANDB_API_KEY") as refused:
             refuse_secrets({"logger": given})
         assert f"trainer.{place}.dict_kwargs.settings.api_key" in str(refused.value)
         assert "c4n4ry" not in str(refused.value)

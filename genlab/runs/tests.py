@@ -18,6 +18,7 @@ import genlab
 from genlab.files import digest
 from genlab.runs.environment import command_line
 from genlab.runs.folder import Run
+from genlab.text import shortened
 
 DIGEST_LENGTH = 16
 
@@ -69,9 +70,14 @@ def read_config(run: Run) -> dict[str, Any]:
     """
     try:
         config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{run.config} cannot be read ({error}); restore it.") from error
-    return config if isinstance(config, dict) else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = shortened(" ".join(str(error).split()), 200)
+        raise ValueError(f"{run.config} cannot be read ({reason}); restore it.") from error
+    sections = config if isinstance(config, dict) else {}
+    for name in ("model", "data", "evaluate", "variants"):
+        if not isinstance(sections.get(name) or {}, dict):
+            raise ValueError(f"{run.config} is no configuration of a run: {name} has no keys; restore it.")
+    return sections
 
 
 def variants_of(run: Run) -> dict[str, dict[str, Any]]:
