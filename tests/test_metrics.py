@@ -792,4 +792,6 @@ def test_a_file_that_is_no_extractor_is_refused_and_runs_nothing(tmp_path, monke
                 warnings.simplefilter("ignore")
                 load_extractor(source)
             assert exit_code(error.value) == 5 and "\n" not in str(error.value)
+    for name in ("list", "no-spec", "text-spec"):  # said before a training by the header alone
+        assert "not an extractor" in extractor_available(tmp_path / f"{name}.safetensors")
     assert not (tmp_path / "marker").exists()
