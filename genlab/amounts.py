@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from genlab.text import shortened
+
 COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -30,5 +32,5 @@ def _number(amount: str | float, units: dict[str, float], what: str) -> float:
     except (ValueError, KeyError):
         number = math.nan
     if isinstance(amount, bool) or not math.isfinite(number):
-        raise ValueError(f"must be {what}, got {amount!r}")
+        raise ValueError(f"must be {what}, got {shortened(str(amount))!r}")
     return number

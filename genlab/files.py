@@ -7,10 +7,12 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_LONGEST_INTEGER = 19  # characters; of 64 bits, sign included
 
 
 def cache_folder(*parts: str) -> Path:
@@ -54,6 +56,42 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Replaces a JSON file in one step."""
     write_text(target, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Returns the value of a JSON text that may be anybody's.
+
+    Numbers that JSON does not have (NaN, infinity) or that no measurement is (integers of more than 64 bits,
+    1e999) are refused, and whatever else is wrong is a ValueError, too.
+
+    Raises:
+        ValueError: It is none; in a few words why.
+    """
+    try:
+        return json.loads(
+            text, object_hook=object_hook, parse_constant=_no_number, parse_int=_integer, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is no text in UTF-8") from None
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST_INTEGER:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
 
 
 def plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOOR = {"families.capabilities", "families.base", "families.players", "families.weights"}
 """What every family stands on; no family imports another one's file."""
 
-SHARED = {"shapes", "randomness", "files", "errors", "amounts"}
+SHARED = {"shapes", "randomness", "files", "errors", "amounts", "text"}
 ARROWS = {
     "losses": set(),
     "processes": {"losses"},
@@ -182,7 +182,7 @@ def walk_module_level(node):
 
 
 def starts_at_once(name):
-    light = name == "genlab.__version__" or room_of(name) in ("", "errors", "files", "runs", "report")
+    light = name == "genlab.__version__" or room_of(name) in ("", "errors", "files", "text", "runs", "report")
     return light if is_within(name, "genlab") else name.split(".")[0] in sys.stdlib_module_names
 
 

@@ -245,8 +245,11 @@ def test_a_training_that_outlived_its_queue_is_waited_for(plan):
         (("digits", "--families", "gan,dcgam"), "did you mean dcgan"),
         (("digits",), "Say what to compare"),
         (("faces", "--families", "gan"), "no experiment on 'faces'"),
-        (("digits", "--families", "gan", "--seeds", "0"), "--seeds must be at least 1"),
-        (("digits", "--families", "gan", "--trials", "99"), "--trials can be at most"),
+        (
+            ("digits", "--families", "gan", "--seeds", "0"),
+            "--seeds: must be a whole number from 1",
+        ),
+        (("digits", "--families", "gan", "--trials", "99"), "--trials: must be a whole number from 1 to 5"),
     ],
 )
 def test_a_wrong_request_says_what_there_is(arguments, message):

@@ -145,14 +145,19 @@ def test_training_takes_numbers_too_small_to_matter_for_zero(small, genlab_comma
     assert torch.tensor(1e-38) * 0.1 == 0
 
 
-def test_numbers_and_pictures_reach_wandb_offline_and_tensorboard(small, genlab_command, monkeypatch):
+def test_numbers_and_pictures_reach_wandb_offline_and_tensorboard(
+    small, genlab_command, monkeypatch, tmp_path
+):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
     code, _, error = genlab_command("fit", *small, "--log_to", "[wandb, tensorboard]")
     assert code == 0, error
     run = list_runs()[-1].path
     assert list(run.glob("wandb/offline-run-*/*.wandb"))
     assert list(run.glob("wandb/offline-run-*/files/media/images/samples_*.png"))
+    files = [path for path in run.glob("wandb/**/*") if path.is_file() and path.name != "debug.log"]
+    assert len(files) > 2 and not any(str(tmp_path).encode() in path.read_bytes() for path in files)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -195,6 +200,18 @@ def test_a_mistake_gets_a_short_error_with_its_remedy(mistake, genlab_command):
     assert code == 2
     assert expected in message
     assert len(message) < 700 and message.count("\n") < 4, message
+
+
+def test_a_secret_of_a_logger_is_refused_before_anything_keeps_it():
+    from genlab.cli.training import refuse_secrets
+
+    logger = {"class_path": "WandbLogger", "dict_kwargs": {"settings": {"api_key": "c4n4ry-5ecret"}}}
+    for given, place in ((logger, "logger"), ([logger], "logger[0]")):
+        with pytest.raises(ValueError, match=r"is a secret.*WANDB_API_KEY") as refused:
+            refuse_secrets({"logger": given})
+        assert f"trainer.{place}.dict_kwargs.settings.api_key" in str(refused.value)
+        assert "c4n4ry" not in str(refused.value)
+    refuse_secrets({"logger": {"class_path": "CSVLogger", "init_args": {"name": "token", "version": None}}})
 
 
 def test_a_configuration_cannot_run_foreign_code(genlab_command, tmp_path, monkeypatch):

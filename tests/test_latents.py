@@ -206,22 +206,21 @@ def test_models_whose_latents_are_noise_interpolate_between_seeds_and_images(
     assert code == 0, error
 
 
-def test_several_runs_interpolate_in_rows_of_one_picture(trained, tmp_path, monkeypatch, genlab_command):
+def test_several_runs_interpolate_in_rows_of_one_picture(trained, genlab_command):
     runs = {trained("vae_digits"): (), trained("cvae_digits"): ("--label", 3)}
     alone = []
     for run, label in runs.items():
         _, out, error = genlab_command("interpolate", run, "-n", 3, *label)
         alone.append(np.asarray(Image.open(out.strip())))
-    other = tmp_path / "elsewhere"
-    other.mkdir()
-    monkeypatch.chdir(other)
     code, out, error = genlab_command("interpolate", *runs, "-n", 3, "--label", 3)
-    assert code == 0 and out.strip() == "interpolation_seeds0-1_slerp.png", error
-    together = np.asarray(Image.open(other / out.strip()))
+    vae, cvae = runs
+    assert code == 0 and out.strip() == str(vae / "samples/interpolation_seeds0-1_slerp_of_2_runs.png"), error
+    together = np.asarray(Image.open(out.strip()))
     assert together.shape == (2 + 2 * 66, 2 + 3 * 66)
     assert np.array_equal(together[:68], alone[0]) and np.array_equal(together[66:], alone[1])
-    vae, cvae = runs
     assert f"Rows: vae_digits/{vae.name}, cvae_digits/{cvae.name}" in error
+    code, out, error = genlab_command("interpolate", *runs, "-n", 3)  # class 0, if none is said
+    assert code == 0 and not np.array_equal(together[66:], np.asarray(Image.open(out.strip()))[66:]), error
     code, _, error = genlab_command("interpolate", vae, "--label", 3)
     assert code == 2 and "trained without labels" in error
 

@@ -1,8 +1,13 @@
+import io
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
+import tarfile
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +18,7 @@ from random_inception import random_inception_weights
 from safetensors.torch import save_file
 from torch import nn
 
+from genlab.errors import MetricError, exit_code
 from genlab.files import digest, replacing
 from genlab.metrics import inception_weights
 from genlab.metrics.base import Drawn, Reference, chosen_rows
@@ -729,3 +735,63 @@ def test_a_named_weights_file_is_taken_with_a_warning_if_it_is_not_the_public_on
     with pytest.raises(MissingWeights, match="does not hold"):
         load_inception(other)
     assert "missing" in extractor_available("inception:/nowhere.pth")
+
+
+class _Marks:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (str(self.marker), "w"))
+
+
+def _no_weights(folder):
+    """Files that are no weights, and headers that no extractor has."""
+    harmful = pickle.dumps(_Marks(folder / "marker"))
+    contents = {"pickle": harmful, "empty": b"", "text": b"weights", "number": pickle.dumps(5)}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("archive/data.pkl", harmful)
+        archive.writestr("archive/version", "3")
+    contents["zip"] = out.getvalue()
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name in ("pickle", "storages", "tensors"):
+            member = tarfile.TarInfo(name)
+            member.size = len(harmful)
+            archive.addfile(member, io.BytesIO(harmful))
+    contents["tar"] = out.getvalue()
+    for name, content in contents.items():
+        (folder / f"{name}.safetensors").write_bytes(content)
+    network = {"network": "genlab.networks.classifier.ConvClassifier", "init_args": {}, "name": "x"}
+    spec = {"name": "x", "shape": [1, 8, 8], "num_classes": 4}
+    headers = {
+        "list": [1],
+        "no-spec": network,
+        "text-spec": {**network, "spec": "x"},
+        "odd-spec": {**network, "spec": {**spec, "shape": "eight"}},
+        "no-weights": {**network, "spec": spec},
+        "odd-arguments": {**network, "spec": spec, "init_args": {"num_features": "x"}},
+        "foreign": {**network, "spec": spec, "network": "os.system"},
+        "no-class": {**network, "spec": spec, "network": "genlab.networks.classifier.torch"},
+        "deep": {**network, "spec": spec, "network": "genlab.networks..x"},
+    }
+    for name, header in headers.items():
+        save_file({"a": torch.zeros(1)}, folder / f"{name}.safetensors", {"genlab": json.dumps(header)})
+    return sorted(folder.glob("*.safetensors"))
+
+
+def test_a_file_that_is_no_extractor_is_refused_and_runs_nothing(tmp_path, monkeypatch):
+    for path in _no_weights(tmp_path):
+        by_variable = path.name in ("zip.safetensors", "pickle.safetensors")
+        monkeypatch.setenv("GENLAB_INCEPTION_WEIGHTS", str(path))
+        for source in (path, f"inception:{path}", *(["inception"] if by_variable else [])):
+            with warnings.catch_warnings(), pytest.raises(MetricError) as error:
+                warnings.simplefilter("ignore")
+                load_extractor(source)
+            assert exit_code(error.value) == 5 and "\n" not in str(error.value)
+    for name in ("list", "no-spec", "text-spec"):  # said before a training by the header alone
+        assert "not an extractor" in extractor_available(tmp_path / f"{name}.safetensors")
+    assert not (tmp_path / "marker").exists()

@@ -79,14 +79,14 @@ def hostile(tmp_path_factory):
         "device": f'"><img src=x onerror={SCRIPT}>',
         "data.name": SCRIPT,
         "data.preprocessing": {SCRIPT: SCRIPT},
-        "bench.tuning_trials": SCRIPT,
+        "precision": SCRIPT,
         "test.copies": {**copies(), "threshold": SCRIPT},
         "test.latent": {"type": SCRIPT, "disentanglement": {SCRIPT: 0.1}},
         "test.arguments": [SCRIPT],
         "test.checkpoint_digest": SCRIPT,
         "test.pictures": {"interpolation": f"{SCRIPT}.png", "failures": f"../{SCRIPT}.png", SCRIPT: "a.txt"},
         "variants": {SCRIPT: entry(2.0, **{"protocol.split": SCRIPT})},
-        "health.flags": [{"examples_seen": SCRIPT, "problem": SCRIPT}],
+        "health.flags": [{"examples_seen": 7, "problem": SCRIPT}],
     }
     for seed in range(2):
         folder = write_run(root, record(SCRIPT, seed=seed, **fields), pictures=False)
@@ -168,7 +168,8 @@ def test_a_run_named_like_a_script_is_text(hostile):
 
 def test_names_break_between_words_and_are_escaped():
     assert breakable("a_b/c<i>") == "a_<wbr>b/<wbr>c&lt;i&gt;"
-    assert printable("a\x1b[2J\tb\n\x00\u2028é") == "a\N{REPLACEMENT CHARACTER}[2J\tb\n" + "\ufffd" * 2 + "é"
+    shown = printable("a\x1b[2J\tb\n\x00\u2028é\u202e", keep="\n\t")
+    assert shown == "a\N{REPLACEMENT CHARACTER}[2J\tb\n" + "\ufffd" * 2 + "é\ufffd"
 
 
 def test_the_page_names_commands_versions_and_hashes(html):
@@ -202,8 +203,8 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(chart, "drawn", lambda *_: Markup(""))
 
 
-def test_records_of_other_shapes_make_a_page(tmp_path, undrawn):
-    odd = (None, 5, "text", [1, None], {"a": {"b": None}}, {"fid@797": "nan"})
+def test_records_of_other_shapes_make_a_page_or_are_named(tmp_path, undrawn):
+    odd = (None, {}, 5, "text", [1, None], {"a": {"b": None}}, {"fid@797": "nan"})
     fields = [
         "test",
         "test.values",
@@ -221,8 +222,10 @@ def test_records_of_other_shapes_make_a_page(tmp_path, undrawn):
             made = record(f"odd_{field}{odd.index(value)}", **{field: value})
             write_run(tmp_path, made, curve=[2.0], pictures=False)
     comparison = compare([tmp_path])
-    assert len(comparison.all_rows) > 20
-    assert page(comparison).count("odd_") > 100
+    left_out = [note for note in comparison.notes if "Left out" in note]
+    assert len(comparison.all_rows) > 20 and len(left_out) > 20
+    text = page(comparison)
+    assert all(f"odd_{field}{number}" in text for field in fields for number in range(len(odd)))
 
 
 def test_the_command_writes_the_same_page_in_another_process_without_torch(bench, html, tmp_path):

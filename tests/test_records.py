@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from comparison_runs import record, write_bench, write_run
 
 from genlab.cli.compare import refreshed
+from genlab.errors import StorageError
 from genlab.report.comparison import compare
 from genlab.report.forms import csv_table, markdown_table
 from genlab.report.gather import gather
@@ -111,7 +113,7 @@ def test_the_readme_is_short_and_says_what_the_whole_comparison_says(monkeypatch
     table = [line for line in lines if line.startswith("|")]
     said = [line for line in lines if line.startswith("- ")]
     assert {line.replace("\\|", "").count("|") for line in table} == {7}  # six columns
-    assert 3 <= len(said) <= 5 and all(line in whole for line in said if "The others" not in line)
+    assert 3 <= len(said) <= 8 and all(line in whole for line in said if "The others" not in line)
 
 
 def test_the_facts_of_a_kept_record_are_those_of_its_configuration():
@@ -121,6 +123,91 @@ def test_the_facts_of_a_kept_record_are_those_of_its_configuration():
         kept = json.loads(path.read_text(encoding="utf-8"))
         assert kept.items() >= facts_of((path.parent / "config.yaml").read_text(encoding="utf-8")).items()
         assert kept["budget"] == {**kept["bench"]["budget"], "evaluations": 8}
+
+
+LINKED = ("config.yaml", "environment.json", "metrics.jsonl", "run.json", "samples", "speed")
+
+
+@pytest.mark.parametrize("command", ["records", "report", "compare", "runs"])
+def test_runs_with_a_link_out_of_their_folder_are_named_and_left_out(command, tmp_path, genlab_command):
+    """Whatever reads runs: what a link points to may be private, and copies and reports are passed on."""
+    write_run(tmp_path / "runs", record("good"))
+    for number, name in enumerate(LINKED):
+        run = write_run(tmp_path / "runs", record(f"odd{number}"))
+        private, place = tmp_path / f"private{number}", run / name
+        if place.exists():
+            place.rename(private)
+        else:
+            private.mkdir()
+        place.symlink_to(private)
+    output = {"records": ("-o", tmp_path / "kept"), "report": ("-o", tmp_path / "r.html")}
+    code, out, error = genlab_command(command, tmp_path / "runs", *output.get(command, ()))
+    assert code == 0, error
+    left_out = [line for line in (out + error).splitlines() if "Left out" in line]
+    read = ["run.json"] if command == "runs" else LINKED  # a list reads nothing else
+    assert len(left_out) == len(read)
+    for name in read:
+        place = f"odd{LINKED.index(name)}/{run.name}/{name}"
+        assert any(f"{place} leads out of the run's folder by a link" in line for line in left_out)
+    if command == "records":
+        assert [path.parent.name for path in (tmp_path / "kept").glob("*/*")] == ["good"]
+
+
+def test_a_run_that_is_itself_a_link_is_a_run(tmp_path, genlab_command):
+    run = write_run(tmp_path / "disk", record("far"))
+    (tmp_path / "runs" / "far").mkdir(parents=True)
+    (tmp_path / "runs" / "far" / "linked").symlink_to(run)
+    code, out, error = genlab_command("compare", tmp_path / "runs")
+    assert code == 0 and "far" in out and "Left out" not in out, error
+    assert Run(tmp_path / "runs" / "far" / "linked").output("samples").is_dir()
+
+
+@pytest.mark.parametrize("link", ["samples", "samples/seed0", "samples/seed0/grid.png"])
+def test_nothing_is_written_through_a_link_of_a_run(link, tmp_path):
+    run = Run(write_run(tmp_path, record("a"), pictures=False))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place = run.path / link
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(elsewhere / "grid.png" if place.suffix else elsewhere)
+    with pytest.raises(ValueError, match="leads out of the run's folder by a link"):
+        run.output("samples", "seed0")
+    place.unlink()
+    (run.path / "b").mkdir()
+    place.symlink_to(run.path / "b")  # within the run
+    assert run.output("samples", "seed0").is_relative_to(run.path)
+
+
+def test_a_folder_that_may_not_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    run = Run(write_run(tmp_path, record("a"), pictures=False))
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(StorageError, match=r"may not be written.*--output"):
+        run.output("samples", "seed0")
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_copied_run_is_found_wherever_it_lies(depth, tmp_path, genlab_command):
+    run = write_run(tmp_path / "outputs", record("original"))
+    copy = shutil.copytree(run, tmp_path / "copies" / "a" / "copy")
+    root = (copy, copy.parent, copy.parent.parent)[depth]
+    for command in ("runs", "compare"):
+        code, out, error = genlab_command(command, root)
+        assert code == 0 and "original" in out, error
+
+
+def test_a_grid_that_is_cut_short_is_named_and_left_out_of_the_film(tmp_path, genlab_command):
+    run = Run(write_run(tmp_path, record("a")))
+    grids = sorted(run.samples.glob("*.png"))
+    grids[1].write_bytes(grids[1].read_bytes()[:200])
+    (run.samples / "samples_0abc.png").write_text("not a grid")
+    code, out, error = genlab_command("samples", run.path, "--film")
+    assert code == 0 and "2 frames" in error and out.strip().endswith("training.gif")
+    (line,) = (line for line in error.splitlines() if line.startswith("! "))
+    assert grids[1].name in line and "is left out" in line
+    for grid in grids:
+        grid.write_bytes(b"")
+    code, _, error = genlab_command("samples", run.path, "--film")
+    assert code == 2 and "No grid in" in error and error.count("\n") == 1
 
 
 def test_a_file_without_a_place_for_a_table_is_told_how_to_make_one(tmp_path, genlab_command):

@@ -31,10 +31,10 @@ from genlab.report.comparison import compare
 from genlab.report.fairness import Incomparable
 from genlab.report.forms import csv_table, markdown_table, text_table
 from genlab.report.gather import gather
-from genlab.report.intervals import difference, log_interval, spread, t_interval
+from genlab.report.intervals import difference, holm, log_interval, spread, t_interval, told_apart
 from genlab.report.page import page
 from genlab.report.rows import COLLAPSE_FACTOR
-from genlab.report.verdict import remarks, short_verdict, verdict
+from genlab.report.verdict import DEQUANTISED, legend, remarks, short_verdict, verdict
 from genlab.runs.folder import NotARun, Run
 from genlab.runs.settings import facts_of
 
@@ -114,6 +114,67 @@ def test_differences_of_equal_models_are_ties_as_often_as_they_say():
     b = np.exp(0.4 * rng.normal(size=(3000, 3)))
     ties = [difference(list(x), list(y), logs=True).outcome == "tie" for x, y in zip(a, b, strict=True)]
     assert np.mean(ties) == pytest.approx(0.95, abs=0.016)
+
+
+def test_holms_correction_is_that_of_a_hand_computation():
+    # 4 pairs: 0.005 * 4, 0.01 * 3, then 0.03 * 2 = 0.06, which 0.04 * 1 may not undercut.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([0.02]) == [0.02] and holm([]) == []
+
+
+def test_the_p_value_of_a_difference_is_that_of_welchs_test():
+    from scipy.stats import ttest_ind
+
+    a, b = [1.22, 1.17, 1.28], [1.50, 1.44, 1.71, 1.39, 1.62]
+    assert difference(a, b).p == pytest.approx(ttest_ind(a, b, equal_var=False).pvalue, rel=1e-9)
+    assert difference([1.0, 1.0], [1.0, 1.0]).p == 1.0 and difference([1.0, 1.0], [2.0, 2.0]).p == 0.0
+    assert difference([1.0], [2.0, 3.0]).p is None
+
+
+def test_of_many_equal_models_one_is_called_another_as_rarely_as_said():
+    rng = np.random.default_rng(2)
+    wrong = {"alone": 0, "together": 0}
+    for _ in range(400):
+        first, *others = np.exp(0.1 * rng.normal(size=(12, 5))).tolist()
+        found = [difference(other, first, logs=True) for other in others]
+        wrong["alone"] += any(one.outcome != "tie" for one in found)
+        wrong["together"] += any(one.outcome != "tie" for one in told_apart(found))
+    assert wrong["alone"] > 80 and wrong["together"] < 33  # of 400: 5 % are 20, with 3 standard errors
+
+
+def test_a_difference_that_eleven_pairs_do_not_bear_is_a_tie(tmp_path):
+    a, b = [1.0, 1.1, 1.2], [1.35, 1.4, 1.3]
+    assert 0.005 < difference(b, a, logs=True).p < 0.05
+    write_seeds(tmp_path, "a", a)
+    write_seeds(tmp_path, "b", b)
+    assert any(line.startswith("b has") for line in verdict(compare([tmp_path])))
+    for number in range(10):
+        write_seeds(tmp_path, f"c{number}", [1.0 + number / 50, 1.1, 1.25])
+    comparison = compare([tmp_path], rank="fid")
+    (line,) = (line for line in verdict(comparison) if line.startswith("Tied with it"))
+    assert "corrected for 11 pairs" in line and " b," in f"{line.rstrip('.')},"
+    ranks = dict(zip([row.name for row in comparison.rows], comparison.ranks(comparison.ranked), strict=True))
+    assert ranks["b"] == "1"
+    assert any("Holm" in line for line in remarks(comparison))
+
+
+def test_rows_at_the_edge_of_the_learning_rates_tried_are_named(tmp_path):
+    factors = {"inside": 1.0, "low": 1 / 3, "high": 3.0}
+    for name, factor in factors.items():
+        write_run(tmp_path, record(name, **{"bench.learning_rate_factor": factor}), pictures=False)
+    write_run(tmp_path, record("untried", **{"bench.tuning_trials": 1}), pictures=False)
+    (line,) = (line for line in legend(compare([tmp_path])) if "learning rates" in line)
+    assert "low" in line and "high" in line and "inside" not in line and "untried" not in line
+
+
+def test_a_bound_by_dequantisation_is_told_from_the_exact_density(tmp_path):
+    for name, estimator in {"flow": "uniform dequantisation, k = 4", "vae": "bound, k = 64"}.items():
+        made = record(name)
+        made["test"]["values"]["bits_per_dim"] = 2.0
+        made["test"]["protocol"]["likelihood"] = {**LIKELIHOOD, "kind": "<=", "estimator": estimator}
+        write_run(tmp_path, made, pictures=False)
+    (line,) = (line for line in legend(compare([tmp_path])) if line.startswith("≤"))
+    assert line == f"≤ is an upper bound. Of flow {DEQUANTISED}."
 
 
 def test_the_lower_of_two_models_is_called_lower():
@@ -681,7 +742,7 @@ def test_the_distance_of_a_linear_score_is_a_difference_with_its_interval(tmp_pa
 def test_a_tie_of_a_linear_score_is_one_of_its_values(tmp_path):
     write_scores(tmp_path, "a", "bleu", [30.0, 31.0, 32.0])
     write_scores(tmp_path, "b", "bleu", [30.5, 31.0, 31.2])
-    tied = "Tied with it (the 95 % interval of the difference of BLEU contains 0): b."
+    tied = "Tied with it (no difference of BLEU that a test at 5 % finds): b."
     assert tied in verdict(compare([tmp_path]))
 
 
@@ -832,12 +893,61 @@ def test_a_record_of_another_shape_breaks_no_table(tmp_path, field, value):
     csv_table(comparison)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, True, "1.0"])
-def test_a_score_that_is_no_number_is_an_empty_cell(tmp_path, value):
+def test_a_score_that_was_not_finite_is_an_empty_cell(tmp_path):
     write_seeds(tmp_path, "a", [1.0, 1.1])
-    write_run(tmp_path, record("a", seed=2, **{"test.values.fid@797": value}), pictures=False)
+    write_run(tmp_path, record("a", seed=2, **{"test.values.fid@797": None}), pictures=False)
     (line, _) = csv_rows(compare([tmp_path]))
     assert (float(line["fid"]), line["seeds"]) == (pytest.approx(math.sqrt(1.1)), "3")
+
+
+GARBAGE = {
+    "test": [1, 2],
+    "test.values": {"fid@797": [1.0]},
+    "test.values.fid@797": math.nan,
+    "test.values.kid@797": "1.0",
+    "test.values.recall@797": True,
+    "seed": {"a": 1},
+    "validation": [1.0],
+    "variants": {"ddim": "fast"},
+    "training_seconds": 10**30,
+    "examples_seen": "many",
+    "health": {"trend": {"recall": 1.0}},
+    "bench": [],
+    "parameters": math.inf,
+    "spec": {"shape": "8x8"},
+    "status": 7,
+    "data": {"name": {"deep": json.loads("[" * 200 + "]" * 200)}},
+}
+
+
+@pytest.mark.parametrize("command", ["runs", "compare", "report", "records"])
+def test_runs_whose_records_hold_garbage_are_named_and_the_others_are_shown(
+    tmp_path, command, genlab_command
+):
+    write_seeds(tmp_path, "good", [1.0, 1.1])
+    for number, (field, value) in enumerate(GARBAGE.items()):
+        made = changed(record(f"odd{number}"), {field: value})
+        write_run(tmp_path, made, pictures=False)
+    output = {"report": ("-o", tmp_path / "report.html"), "records": ("-o", tmp_path / "kept")}
+    code, out, error = genlab_command(command, tmp_path, *output.get(command, ()))
+    shown = (tmp_path / "report.html").read_text() if command == "report" else out
+    assert code == 0 and ("good" in shown or "2 records" in shown), error
+    for number, field in enumerate(GARBAGE):
+        (line,) = (line for line in (out + error).splitlines() if f"odd{number}/" in line)
+        assert line.startswith("! Left out:" if line in error.splitlines() else "Left out:"), line
+        assert "restore it or remove the run" in line, field
+
+
+def test_garbage_beside_a_record_breaks_nothing(tmp_path, genlab_command):
+    for number, text in enumerate(["[]", "5", "\x00", '"text"', "[" * 5000, '{"packages": [1], "git": 7}']):
+        run = write_run(tmp_path, record(f"a{number}"), pictures=False)
+        (run / "environment.json").write_text(text)
+        (run / "speed.json").write_text(text)
+        (run / "metrics.jsonl").write_text(f'{text} "val/fid"\n{{"val/fid@797": 1{"0" * 400}}}\n')
+    for command in (("compare",), ("report", "-o", tmp_path / "report.html"), ("runs",)):
+        code, out, error = genlab_command(*command, tmp_path)
+        shown = (tmp_path / "report.html").read_text() if command[0] == "report" else out
+        assert code == 0 and "a0" in shown and "a5" in shown, error
 
 
 def test_the_trials_of_a_bench_are_no_results(tmp_path):
@@ -922,6 +1032,32 @@ def test_the_markdown_has_every_comparable_row_and_its_cells(comparison):
     assert "FID@797" in cells[0]
     assert [line[0].removesuffix(" †") for line in cells[2:-1]] == [row.name for row in comparison.rows]
     assert cells[-1][0] == "training split (floor)"
+
+
+FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+COMMANDS = "\x1b]0;title\x07\x1b[2Ja\u202eb\u2066c\u200fd\x9be\u2028f"
+
+
+def test_no_text_of_a_record_commands_a_terminal_or_turns_a_line_around(tmp_path, genlab_command):
+    """In whatever is printed: tables, sentences, warnings, errors."""
+    fields = {"precision": COMMANDS, "error": COMMANDS, "data.name": COMMANDS, "device": COMMANDS}
+    for seed in range(2):
+        write_run(tmp_path / "runs", record(COMMANDS, seed=seed, **fields), pictures=False)
+    variants = {COMMANDS: entry(9.0, **{"protocol.split": COMMANDS})}
+    write_run(tmp_path / "runs", record("b", variants=variants), pictures=False)
+    odd = write_run(tmp_path / "runs", record(COMMANDS, seed=7), pictures=False)
+    (odd / "run.json").write_text("{}" * 2)
+    runs = tmp_path / "runs"
+    for command in (
+        *(("runs", runs), ("compare", runs), ("compare", runs, "--csv"), ("compare", runs, "--markdown")),
+        *(("compare", runs, "--markdown", "--adjectives"), ("compare", runs, "--rank", "fid")),
+        *(("report", runs, "-o", tmp_path / "r.html"), ("records", runs, "-o", tmp_path / "kept")),
+        *(("test", odd), ("samples", odd, "--film"), ("data", "check", f"x{COMMANDS}")),
+    ):
+        _, out, error = genlab_command(*command)
+        page = (tmp_path / "r.html").read_text() if command[0] == "report" else ""
+        assert out or error
+        assert not any(FORBIDDEN.search(text) for text in (out, error, page)), command
 
 
 def test_no_name_can_break_out_of_a_markdown_cell(tmp_path):

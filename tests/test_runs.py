@@ -19,7 +19,7 @@ import pytest
 from genlab import files
 from genlab.report.table import metrics_table
 from genlab.runs import lock
-from genlab.runs.environment import PACKAGES, command_line, environment, without_private
+from genlab.runs.environment import PACKAGES, command_line, environment, secret_settings, without_private
 from genlab.runs.folder import STATUSES, NotARun, create_run, folder_name, list_runs, open_run
 from genlab.runs.lock import RunIsLive
 from genlab.runs.metrics_file import MetricsFile, read_metrics
@@ -448,6 +448,21 @@ CANARY = "c4n4ry-5ecret"
         ["--data.path", f"https://example.org/faces.zip?size=3&token={CANARY}"],
         ["--header", f"Authorization: Bearer {CANARY}"],
         ["-p", "from-the-environment"],
+        ["--accessKeyId", CANARY],
+        ["--accessKeyId=" + CANARY],
+        ["-p", CANARY],
+        [f"--signed=https://example.org/x.zip?X-Amz-Date=1&X-Amz-Signature={CANARY}&size=3"],
+        [f"https://example.org/x.zip?sv=1&sig={CANARY}"],
+        [f"https://example.org/x.zip?anything={CANARY * 3}"],
+        [f"--cookie=session={CANARY}; other={CANARY}"],
+        ["--header", f"Cookie: a={CANARY}; b={CANARY}"],
+        ["--token", "--" + CANARY],
+        ["--tokens", CANARY],
+        ["--pat", CANARY],
+        ["--trainer.logger", f'{{"awsAccessKeyId": "{CANARY}", "name": "x"}}'],
+        [f"sk-{CANARY}"],
+        ["--note", f"uses sk-proj-{CANARY} now"],
+        ["ghp_" + "a1" * 18 + "#" + "from-the-environment"],
     ],
 )
 def test_no_secret_of_the_command_line_is_kept(arguments, monkeypatch):
@@ -474,10 +489,50 @@ def test_the_working_directory_is_no_secret(name, monkeypatch):
         "--seed",
         "--monkey",
         "--num-tokens",
+        "--tokens",
+        "--model.max_new_tokens",
+        "--keys",
+        "--path",
+        "--pattern",
+        "--passes",
+        "--signal",
+        "--prompt=ROMEO: the key, my lord?",
+        "--data.path=https://example.org/faces.zip?size=3&page=2",
+        "--data.tokenizer=bpe",
+        "--model.sk-net",
     ],
 )
 def test_ordinary_options_are_kept(argument):
     assert command_line(["genlab", "fit", argument, "7"]) == ["genlab", "fit", argument, "7"]
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+        "hf_" + "abcdefghij" * 3 + "abcd",
+        "AKIAIOSFODNN7EXAMPLE",
+        "github_pat_11ABCDEFG0_abcdefgh",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc",
+    ],
+)
+def test_a_token_is_known_by_its_form_wherever_it_stands(token):
+    for text in (token, f"--note={token}", f"see {token}, or not", f"https://x.org/{token}/a"):
+        assert token[-6:] not in without_private(text) and "***" in without_private(text)
+
+
+def test_text_of_any_length_is_searched_in_a_moment():
+    start = time.monotonic()
+    for text in ("a" * 200_000, "a=" * 100_000, "a:" * 100_000, "?a=b&" * 40_000, "eyJ" * 60_000):
+        without_private(text)
+    assert time.monotonic() - start < 5
+
+
+def test_secret_settings_of_a_configuration_are_found_by_their_place():
+    arguments = {"api_key": CANARY, "name": "x", "num_tokens": 3, "token": None}
+    logger = {"class_path": "W", "init_args": arguments}
+    config = {"trainer": {"logger": [logger]}, "data": {"init_args": {"tokenizer": "bpe", "keys": ["a"]}}}
+    assert list(secret_settings(config)) == ["trainer.logger[0].init_args.api_key"]
 
 
 def test_neither_the_user_nor_the_home_folder_is_kept(monkeypatch):

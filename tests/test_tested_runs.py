@@ -341,4 +341,4 @@ def test_neighbours_of_samples_are_listed_and_shown_the_nearest_first(run, genla
     with Image.open(run.samples / "neighbours_seed3.png") as picture:
         assert path.endswith("neighbours_seed3.png") and picture.size[0] > 4 * 64
     code, _, error = genlab_command("neighbours", run.path, "-n", "0")
-    assert code == 2 and "-n must be at least 1" in error
+    assert code == 2 and "-n/--num: must be a whole number from 1" in error

@@ -124,15 +124,21 @@ def test_commands_of_a_walk_refuse_what_they_cannot_do_in_one_line(trained, pict
     run, image = trained("ddpm_digits"), pictures["image"]
     for arguments, message in (
         (("restore", run, image), "Say what to take out: --noise"),
-        (("restore", run, image, "--shrink", 3), "must be at least 2 and divide the side 8, got 3"),
-        (("restore", run, image, "--noise", -1), "must not be negative"),
-        (("restore", run, image, "--blur", -1), "width of a blur must be positive"),
+        (("restore", run, image, "--shrink", 3), "must divide the side 8, got 3"),
+        (
+            ("restore", run, image, "--noise", -1),
+            "--noise: must be a number at least 0 and at most 1000",
+        ),
+        (("restore", run, image, "--blur", -1), "--blur: must be a number above 0"),
         (("inpaint", run, image, pictures["grey"]), "is grey"),
-        (("inpaint", run, image, pictures["mask"], "-n", 0), "-n must be at least 1"),
+        (("inpaint", run, image, pictures["mask"], "-n", 0), "-n/--num: must be a whole number from 1"),
         (("inpaint", run, image, pictures["mask"], "--label", 3), "trained without labels"),
-        (("sample", run, "--image", image, "--strength", 2), "strength must be in (0, 1], got 2.0"),
-        (("speed", run, "--samplers", "magic"), "No sampler is called magic; there are DDIM"),
-        (("speed", run, "--passes", 0), "--passes must be at least 1"),
+        (
+            ("sample", run, "--image", image, "--strength", 2),
+            "--strength: must be a number above 0 and at most 1",
+        ),
+        (("speed", run, "--samplers", "magic"), "no sampler is called magic; there are DDIM"),
+        (("speed", run, "--passes", 0), "--passes: must be a whole number from 1"),
     ):
         code, _, error = genlab_command(*arguments)
         assert code == 2 and message in error and error.count("\n") == 1, error

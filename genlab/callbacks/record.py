@@ -166,7 +166,7 @@ def log_image(trainer: Any, key: str, picture: np.ndarray, examples_seen: int) -
     recorder = find_recorder(trainer)
     if recorder is None or not trainer.is_global_zero:
         return None
-    path = recorder.run.samples / f"{key}_{examples_seen:010d}.png"
+    path = recorder.run.inside("samples", f"{key}_{examples_seen:010d}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
     for logger in trainer.loggers:

@@ -15,13 +15,18 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.errors import EXIT_INTERRUPTED
 from genlab.runs import lock
-from genlab.runs.bench import TRIAL_FACTORS, Bench, Job, parse_budget
+from genlab.runs.bench import Bench, Job, parse_budget
 from genlab.runs.environment import cores
 from genlab.runs.folder import outputs_root
 from genlab.runs.headline import headline_of
+from genlab.runs.settings import TRIAL_FACTORS
+from genlab.text import shortened
 
+MOST_SEEDS, MOST_JOBS = 1_000, 256
 ATTEMPTS = 2  # trainings of one job in one call: a second one in case something outside ended the first
 
 
@@ -168,16 +173,6 @@ def plan_of(options: argparse.Namespace, extra: list[str]) -> Bench:
     Raises:
         ValueError: An experiment that is not there, or a number that makes no sense.
     """
-    for name, value, low in (
-        ("seeds", options.seeds, 1),
-        ("trials", options.trials, 1),
-        ("jobs", options.jobs, 1),
-        ("evaluations", options.evaluations, 1),
-    ):
-        if value < low:
-            raise ValueError(f"--{name} must be at least {low}, got {value}.")
-    if options.trials > len(TRIAL_FACTORS):
-        raise ValueError(f"--trials can be at most {len(TRIAL_FACTORS)}, got {options.trials}.")
     budget = parse_budget(options.budget)
     files = experiment_files(options.experiments, options.data, options.families)
     name = options.name or f"{options.data}-{options.budget}"
@@ -199,29 +194,48 @@ def experiment_files(folder: Path, data: str, families: str | None) -> dict[str,
         if name not in there:
             near = difflib.get_close_matches(name, there, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there)}."
-            raise ValueError(f"There is no {folder / f'{name}_{data}.yaml'}: {hint}")
+            raise ValueError(f"There is no {folder / f'{shortened(name)}_{data}.yaml'}: {hint}")
     return {there[name].stem: there[name] for name in asked}
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab bench",
         description="Train and test experiments under one budget, several seeds each. Killed and started "
         "again, it goes on where it was. Options after -- go to every `genlab fit`.",
     )
-    parser.add_argument("data", help="the data's name, the end of the experiments' names (digits)")
-    parser.add_argument("--families", help="the beginnings of the experiments' names: gan,vae,realnvp")
-    parser.add_argument("--budget", default="90s", help="training alone, 90s or 5m, or examples, 300k (90s)")
-    parser.add_argument("--seeds", type=int, default=5, help="runs for each experiment (5)")
     parser.add_argument(
-        "--trials", type=int, default=1, help="learning rates tried for each experiment before (1: its own)"
+        "data", type=read.name, help="the data's name, the end of the experiments' names (digits)"
     )
-    parser.add_argument("--evaluations", type=int, default=8, help="scores while a run trains (8)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each its share of cores (1)")
-    parser.add_argument("--name", help="name of the comparison (<data>-<budget>)")
     parser.add_argument(
-        "--experiments", type=Path, default=Path("experiments"), help="folder of the YAML files (experiments)"
+        "--families", type=read.words, help="the beginnings of the experiments' names: gan,vae,realnvp"
+    )
+    parser.add_argument(
+        "--budget", type=read.words, default="90s", help="training alone, 90s or 5m, or examples, 300k (90s)"
+    )
+    parser.add_argument(
+        "--seeds", type=read.count(most=MOST_SEEDS), default=5, help="runs for each experiment (5)"
+    )
+    parser.add_argument(
+        "--trials",
+        type=read.count(most=len(TRIAL_FACTORS)),
+        default=1,
+        help="learning rates tried for each experiment before (1: its own)",
+    )
+    parser.add_argument("--evaluations", type=read.count(), default=8, help="scores while a run trains (8)")
+    parser.add_argument(
+        "--jobs",
+        type=read.count(most=MOST_JOBS),
+        default=1,
+        help="runs at a time, each its share of cores (1)",
+    )
+    parser.add_argument("--name", type=read.name, help="name of the comparison (<data>-<budget>)")
+    parser.add_argument(
+        "--experiments",
+        type=read.folder,
+        default=Path("experiments"),
+        help="folder of the YAML files (experiments)",
     )
     return parser
 

@@ -11,13 +11,15 @@ import textwrap
 from pathlib import Path
 
 from genlab import files
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.report.columns import COLUMNS, Column, chosen
 from genlab.report.comparison import Comparison
 from genlab.report.comparison import compare as compared
 from genlab.report.forms import as_markdown, csv_table, groups, markdown_table, text_table
-from genlab.report.table import printable
-from genlab.report.verdict import labelled, remarks, short_verdict
+from genlab.report.verdict import legend, remarks, short_verdict
 from genlab.runs.folder import outputs_root
+from genlab.text import printable
 
 _BLOCK = re.compile(
     r"(?P<begin><!-- genlab compare (?P<options>[^\n]*?) -->\n).*?(?P<end><!-- end of genlab compare -->)",
@@ -33,7 +35,7 @@ def compare(arguments: list[str]) -> int:
         files.write_text(options.refresh, refreshed(options.refresh))
         print(f"{options.refresh} has the tables of today's records.")
         return 0
-    comparison, columns = read(options)
+    comparison, columns = asked(options)
     if options.csv:
         print(csv_table(comparison, columns), end="")
         tell(comparison.notes)
@@ -44,7 +46,7 @@ def compare(arguments: list[str]) -> int:
     return 0
 
 
-def read(options: argparse.Namespace) -> tuple[Comparison, list[Column] | None]:
+def asked(options: argparse.Namespace) -> tuple[Comparison, list[Column] | None]:
     """Returns the comparison of the runs that were named, and the columns that were asked for."""
     comparison = compared(options.runs or [outputs_root()], options.rank)
     return comparison, chosen(options.columns.replace(" ", "").split(",")) if options.columns else None
@@ -60,7 +62,7 @@ def told(comparison: Comparison, most: int | None) -> list[str]:
     """Returns the sentences below a table: all, or as many as there is room for."""
     if most is None:
         return remarks(comparison)
-    return short_verdict(comparison, most) + labelled(comparison)
+    return short_verdict(comparison, most) + legend(comparison)
 
 
 def refreshed(file: Path) -> str:
@@ -72,10 +74,14 @@ def refreshed(file: Path) -> str:
 
     def made(place: re.Match[str]) -> str:
         options = parser().parse_args(shlex.split(place["options"]))
-        comparison, columns = read(options)
+        comparison, columns = asked(options)
         return f"{place['begin']}\n{markdown(comparison, columns, options)}\n{place['end']}"
 
-    text, num = _BLOCK.subn(made, file.read_text(encoding="utf-8"))
+    try:
+        before = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no text in UTF-8.") from None
+    text, num = _BLOCK.subn(made, before)
     if not num:
         raise ValueError(
             f"{file} has no place for a table. Put one in, with the options in place of ...: "
@@ -110,24 +116,26 @@ def tell(notes: list[str]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab compare",
-        allow_abbrev=False,
         description="Put runs side by side: a row for each experiment and way to sample, over its seeds.",
         epilog="Columns: " + ", ".join(column.key for column in COLUMNS),
     )
     parser.add_argument(
         "runs",
-        type=Path,
+        type=read.path,
         nargs="*",
         help="run folders, folders of experiments, or roots ($GENLAB_OUTPUTS or ./outputs)",
     )
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="every number, with the ends of its interval")
     forms.add_argument("--markdown", action="store_true", help="the table and its remarks for a README")
-    parser.add_argument("--columns", help="only these, separated by commas")
+    parser.add_argument("--columns", type=read.words, help="only these, separated by commas")
     parser.add_argument(
-        "--rank", metavar="COLUMN", help="rank by this column; refused where it would be unfair"
+        "--rank",
+        metavar="COLUMN",
+        type=read.words,
+        help="rank by this column; refused where it would be unfair",
     )
     parser.add_argument(
         "--adjectives",
@@ -137,13 +145,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--verdict",
         metavar="N",
-        type=int,
+        type=read.count(0),
         help="only the N sentences that say most below the table, in place of all remarks (0: none)",
     )
     parser.add_argument(
         "--refresh",
         metavar="FILE",
-        type=Path,
+        type=read.file,
         help="make the tables in a Markdown file anew, each between <!-- genlab compare OPTIONS --> and "
         "<!-- end of genlab compare -->",
     )

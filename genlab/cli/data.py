@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.errors import EXIT_DATA
 
 
 def data(arguments: list[str]) -> int:
     """Lists what a training would find: counts, sizes, formats, conversions, bad files, duplicates."""
-    parser = argparse.ArgumentParser(prog="genlab data", description="Look at images before use.")
+    parser = Parser(prog="genlab data", description="Look at images before use.")
     commands = parser.add_subparsers(required=True, metavar="check")
     checker = commands.add_parser("check", help="list counts, sizes, formats, bad files and duplicates")
-    checker.add_argument("path", type=Path, help="a folder, zip or tar of images")
+    checker.add_argument("path", type=read.existing, help="a folder, zip or tar of images")
     options = parser.parse_args(arguments)
     from genlab.data.check import check, print_report
 

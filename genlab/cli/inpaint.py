@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.cli.model import add_run_options, given_on_the_command_line, load_walking
 from genlab.runs.folder import shown_path
 
@@ -13,8 +14,6 @@ from genlab.runs.folder import shown_path
 def inpaint(arguments: list[str]) -> int:
     """Writes one picture with the holes and what the model fills them with, and single files."""
     options = parser().parse_args(arguments)
-    if options.num < 1:
-        raise ValueError(f"-n must be at least 1, got {options.num}.")
     model, run = load_walking(options)
     import torch
     from PIL import Image
@@ -23,6 +22,7 @@ def inpaint(arguments: list[str]) -> int:
     from genlab.evaluation.pictures import grid, write_samples
     from genlab.evaluation.restoration import read_mask
 
+    folder = options.output or run.output("inpainted", options.image.stem)
     x = read_images([options.image], model.spec).to(model.device)
     known = read_mask(options.mask, options.image, model.spec).to(model.device)
     index = torch.arange(options.num)
@@ -35,7 +35,6 @@ def inpaint(arguments: list[str]) -> int:
     )
     # Guidance keeps the known pixels nearly; what is known stays as it is.
     filled = known * x + (1.0 - known) * filled
-    folder = options.output or run.path / "inpainted" / options.image.stem
     write_samples(folder, list(range(options.num)), filled.cpu(), model.spec)
     rows = torch.cat([x, known * x, filled]).cpu()
     Image.fromarray(grid(rows, model.spec.levels)).save(folder / "grid.png")
@@ -55,18 +54,25 @@ def sampler(x: Any, known: Any, options: argparse.Namespace) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab inpaint", description="Fill the white part of a mask with what the model finds fitting."
     )
     add_run_options(parser)
-    parser.add_argument("image", type=Path, help="image file")
-    parser.add_argument("mask", type=Path, help="image file of the same size: black is kept, white is filled")
-    parser.add_argument("-n", "--num", type=int, default=7, help="different fillings (7)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the fillings (0)")
-    parser.add_argument("--steps", type=int, default=50, help="noise levels (50)")
+    parser.add_argument("image", type=read.image, help="image file")
     parser.add_argument(
-        "--resamplings", type=int, default=10, help="RePaint's steps at each level; 0: exact guidance (10)"
+        "mask", type=read.image, help="image file of the same size: black is kept, white is filled"
     )
-    parser.add_argument("--label", type=int, help="class to fill in, for models trained with labels")
-    parser.add_argument("--output", type=Path, help="folder of the files (<run>/inpainted/<image>)")
+    parser.add_argument("-n", "--num", type=read.count(), default=7, help="different fillings (7)")
+    parser.add_argument("--seed", type=read.seed, default=0, help="seed of the fillings (0)")
+    parser.add_argument("--steps", type=read.count(), default=50, help="noise levels (50)")
+    parser.add_argument(
+        "--resamplings",
+        type=read.count(0),
+        default=10,
+        help="RePaint's steps at each level; 0: exact guidance (10)",
+    )
+    parser.add_argument("--label", type=read.label, help="class to fill in, for models trained with labels")
+    parser.add_argument(
+        "--output", type=read.output_folder, help="folder of the files (<run>/inpainted/<image>)"
+    )
     return parser

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.cli.model import add_device_options, given_on_the_command_line, load
 from genlab.runs.folder import Run, shown_path
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 def interpolate(arguments: list[str]) -> int:
     """Draws a row of images for each run, from one end to the other."""
     options = parser().parse_args(arguments)
-    if options.num < 2:
-        raise ValueError(f"-n counts both ends and must be at least 2, got {options.num}.")
     loaded = [load(options, path) for path in options.runs]
     import torch
     from PIL import Image
@@ -26,10 +25,11 @@ def interpolate(arguments: list[str]) -> int:
     from genlab.evaluation.pictures import grid
 
     spec = require_one_shape(loaded)
-    rows = torch.cat([walk(model, run, options).cpu() for model, run in loaded])
     ends = "images" if options.images else "seeds{}-{}".format(*options.seeds)
-    folder = loaded[0][1].samples if len(loaded) == 1 else Path()
-    file = options.output or folder / f"interpolation_{ends}_{options.path}.png"
+    several = f"_of_{len(loaded)}_runs" if len(loaded) > 1 else ""
+    name = f"interpolation_{ends}_{options.path}{several}.png"
+    file = options.output or loaded[0][1].output("samples", name)
+    rows = torch.cat([walk(model, run, options).cpu() for model, run in loaded])
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid(rows, spec.levels, columns=options.num)).save(file)
     if len(loaded) > 1:
@@ -60,8 +60,9 @@ def walk(model: Any, run: Run, options: argparse.Namespace) -> Any:
         raise ValueError(
             f"{run.path} is a {type(model).__name__}, which has no latent space to walk through."
         )
-    # Of several runs a label is for those that take one.
-    label = options.label if model.uses_labels or len(options.runs) == 1 else None
+    label = options.label
+    if len(options.runs) > 1:  # a label is for those that take one, which have class 0 without it
+        label = (label or 0) if model.uses_labels else None
     first, second = latents(model, label, options)
     z = {"lerp": lerp, "slerp": slerp}[options.path](first, second, options.num)
     return model.decode(z, **given_on_the_command_line(model, z, label, required=True))
@@ -86,22 +87,28 @@ def latents(model: Any, label: int | None, options: argparse.Namespace) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab interpolate", description="Walk between two samples or two images, a row for each run."
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    parser.add_argument("runs", type=read.path, nargs="+", help="run folders")
     add_device_options(parser)
     ends = parser.add_mutually_exclusive_group()
-    ends.add_argument("--seeds", type=int, nargs=2, default=(0, 1), help="sample 0 of two seeds (0 1)")
-    ends.add_argument("--images", type=Path, nargs=2, help="two image files")
+    ends.add_argument("--seeds", type=read.seed, nargs=2, default=(0, 1), help="sample 0 of two seeds (0 1)")
+    ends.add_argument("--images", type=read.image, nargs=2, help="two image files")
     parser.add_argument(
-        "-n", "--num", type=int, default=10, help="images in the row, both ends included (10)"
+        "-n", "--num", type=read.count(2), default=10, help="images in the row, both ends included (10)"
     )
     parser.add_argument(
         "--path", choices=("slerp", "lerp"), default="slerp", help="arc or straight line (slerp)"
     )
-    parser.add_argument("--label", type=int, help="class of the images, for models trained with labels")
     parser.add_argument(
-        "--output", type=Path, help="the picture's file (in <run>/samples; of several runs, here)"
+        "--label",
+        type=read.label,
+        help="class of the images, for models trained with labels (0 among several runs)",
+    )
+    parser.add_argument(
+        "--output",
+        type=read.output_file(*read.PICTURES),
+        help="the picture's file (in <run>/samples; of several runs, of the first)",
     )
     return parser

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import genlab
 from genlab.errors import EXIT_CODES, exit_code
 from genlab.runs.folder import Run, open_run
+from genlab.text import printable
 
 TRAINING = {
     "fit": "train a model:                genlab fit --config experiments/dcgan_digits.yaml",
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = exit_code(error)
         if debug or code is None:
             raise
-        print(f"genlab: {error}", file=sys.stderr)
+        print("genlab:", printable(str(error), keep="\n"), file=sys.stderr)
         return code
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genlab.cli import arguments as read
 from genlab.runs.folder import Run, open_run
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, Run]:
     """Returns the model of a run, and the run: the one that the options name if no path is given."""
-    import torch
-
     from genlab.cli.training import import_room, resolve_checkpoint
     from genlab.configuration.trust import MODEL_ROOMS
     from genlab.evaluation.load import load_run
@@ -23,8 +22,25 @@ def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, 
     for room in MODEL_ROOMS:
         import_room(room)
     run = open_run(path or options.run)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(options.device)
     return load_run(run, resolve_checkpoint(options.checkpoint), device), run
+
+
+def chosen_device(named: str | None) -> str:
+    """Returns the device that was named, CUDA where none was and there is one.
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    import torch
+
+    if named is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = named.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if int(number or 0) >= there[kind]:
+        raise ValueError(f"--device {named}: this machine has {there[kind]} devices of the kind {kind}.")
+    return named
 
 
 def load_walking(options: argparse.Namespace) -> tuple[Any, Run]:
@@ -90,11 +106,11 @@ def given_on_the_command_line(
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds what every command needs that works on a trained model."""
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=read.path, help="the run's folder")
     add_device_options(parser)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Adds which weights of a run are loaded, and where to."""
-    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the last one")
-    parser.add_argument("--device", help="cpu or cuda (cuda where there is one)")
+    parser.add_argument("--checkpoint", type=read.existing, help="another checkpoint than the last one")
+    parser.add_argument("--device", type=read.device, help="cpu or cuda (cuda where there is one)")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.cli.model import add_run_options, load
 from genlab.runs.folder import shown_path
 
@@ -15,8 +16,6 @@ COLUMNS = ("sample", "distance", "of_threshold", "training_images")
 def neighbours(arguments: list[str]) -> int:
     """Draws samples and shows each beside its nearest training images, the nearest sample first."""
     options = parser().parse_args(arguments)
-    if options.num < 1:
-        raise ValueError(f"-n must be at least 1, got {options.num}.")
     model, run = load(options)
     import torch
     from PIL import Image
@@ -34,6 +33,7 @@ def neighbours(arguments: list[str]) -> int:
 
     if not isinstance(model, Samples) or model.spec.kind != "image":
         raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot draw images.")
+    file = options.output or run.output("samples", f"neighbours_seed{options.seed}.png")
     import_room("data")
     extractor = load_extractor(options.extractor or read_config(run)["evaluate"]["extractor"]).to(
         model.device
@@ -48,7 +48,6 @@ def neighbours(arguments: list[str]) -> int:
     order = copies.distances[:, 0].argsort()
     numbers = train.index[copies.neighbours]
     images = gallery.train_images(examination.data, numbers[order])
-    file = options.output or run.path / "samples" / f"neighbours_seed{options.seed}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(gallery.neighbours(levels[order], images, model.spec.levels)).save(file)
     metrics_table(rows(order.tolist(), copies, numbers), COLUMNS).show()
@@ -76,13 +75,17 @@ def rows(order: list[int], copies: Any, numbers: Any) -> list[dict[str, Any]]:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab neighbours", description="Show samples beside their nearest training images."
     )
     add_run_options(parser)
-    parser.add_argument("-n", "--num", type=int, default=12, help="number of samples (12)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
-    parser.add_argument("--extractor", help="features to compare in (those of the run's scores)")
-    parser.add_argument("--batch_size", type=int, default=100, help="images at a time (100)")
-    parser.add_argument("--output", type=Path, help="the picture's file (in <run>/samples)")
+    parser.add_argument("-n", "--num", type=read.count(), default=12, help="number of samples (12)")
+    parser.add_argument("--seed", type=read.seed, default=0, help="of the samples (0)")
+    parser.add_argument(
+        "--extractor", type=read.words, help="features to compare in (those of the run's scores)"
+    )
+    parser.add_argument("--batch_size", type=read.count(), default=100, help="images at a time (100)")
+    parser.add_argument(
+        "--output", type=read.output_file(*read.PICTURES), help="the picture's file (in <run>/samples)"
+    )
     return parser

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.cli.model import add_run_options, given_on_the_command_line, load
 from genlab.runs.folder import shown_path
 
@@ -23,10 +24,10 @@ def reconstruct(arguments: list[str]) -> int:
 
     if not isinstance(model, Reconstructs):
         raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot encode images.")
+    folder = options.output or run.output("reconstructions")
     x = read_images(options.images, model.spec).to(model.device)
     given = given_on_the_command_line(model, torch.arange(len(x)), options.label, required=True)
     x_hat = reconstruct(model, x, given)
-    folder = options.output or run.path / "reconstructions"
     write_samples(folder, list(range(len(x))), x_hat.cpu(), model.spec)
     pairs = torch.stack([x, x_hat], dim=1).flatten(0, 1).cpu()
     columns = min(8, len(x)) * 2
@@ -44,11 +45,21 @@ def errors(x: Any, x_hat: Any) -> list[float]:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab reconstruct", description="Encode and decode images: pairs of original and result."
     )
     add_run_options(parser)
-    parser.add_argument("images", type=Path, nargs="+", help="image files")
-    parser.add_argument("--label", type=int, help="class of the images, for models trained with labels")
-    parser.add_argument("--output", type=Path, help="folder of the files (<run>/reconstructions)")
+    parser.add_argument(
+        "images",
+        type=read.images,
+        action=read.Images,
+        nargs="+",
+        help=f"image files; of a folder, its first {read.FOLDER_CAP} by name",
+    )
+    parser.add_argument(
+        "--label", type=read.label, help="class of the images, for models trained with labels"
+    )
+    parser.add_argument(
+        "--output", type=read.output_folder, help="folder of the files (<run>/reconstructions)"
+    )
     return parser

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.report.gather import gather
-from genlab.report.table import printable
 from genlab.runs.folder import shown_path
 from genlab.runs.records import keep_record
+from genlab.text import printable
 
 
 def records(arguments: list[str]) -> int:
@@ -26,16 +26,15 @@ def records(arguments: list[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab records",
-        allow_abbrev=False,
         description="Copy what `genlab compare` and `report` read of runs: no weights, no pictures, some "
         "kilobytes each. The copies can be compared like the runs.",
     )
     parser.add_argument(
-        "runs", type=Path, nargs="+", help="run folders, folders of experiments, benches, or roots"
+        "runs", type=read.path, nargs="+", help="run folders, folders of experiments, benches, or roots"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the copies")
+    parser.add_argument("-o", "--output", type=read.output_folder, required=True, help="folder of the copies")
     return parser

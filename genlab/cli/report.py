@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from genlab import files
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.report.comparison import compare
-from genlab.report.table import printable
 from genlab.runs.folder import outputs_root
+from genlab.text import printable
 
 
 def report(arguments: list[str]) -> int:
@@ -27,17 +28,23 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab report",
-        allow_abbrev=False,
         description="Compare runs in one HTML file that works offline.",
     )
     parser.add_argument(
-        "runs", type=Path, nargs="*", help="run folders, folders of experiments, or roots (all outputs)"
+        "runs",
+        type=read.path,
+        nargs="*",
+        help="run folders, folders of experiments, or roots (all outputs)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("report.html"), help="the file (report.html)"
+        "-o",
+        "--output",
+        type=read.output_file(),
+        default=Path("report.html"),
+        help="the file (report.html)",
     )
     return parser

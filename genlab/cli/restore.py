@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.cli.model import add_run_options, given_on_the_command_line, load_walking
 from genlab.runs.folder import shown_path
 
 SMALLEST_STD = 0.01
 """Noise, in values of [-1, 1], that an exact measurement is taken to have: about a level of a byte."""
+LARGEST = 1_000.0
+"""Noise in bytes and width of a blur in pixels: beyond it nothing of a picture is left."""
 
 
 def restore(arguments: list[str]) -> int:
     """Writes the given pictures beside the restored ones; with --degrade also how much was won."""
     options = parser().parse_args(arguments)
-    if options.noise < 0.0:
-        raise ValueError(f"--noise must not be negative, got {options.noise}.")
     model, run = load_walking(options)
     import torch
     from PIL import Image
@@ -27,6 +28,7 @@ def restore(arguments: list[str]) -> int:
     from genlab.processes.grids import RatioGrid
     from genlab.samplers.conditioning import Restoration
 
+    folder = options.output or run.output("restored")
     operator, std = operator_of(model, options), options.noise / 127.5
     truth, measured = measurement(model, operator, std, options)
     index = torch.arange(len(measured))
@@ -37,7 +39,6 @@ def restore(arguments: list[str]) -> int:
         clip=False,
         **given_on_the_command_line(model, index, options.label),
     )
-    folder = options.output or run.path / "restored"
     write_samples(folder, index.tolist(), restored.cpu(), model.spec)
     seen = torch.nn.functional.interpolate(measured, size=restored.shape[2:], mode="nearest").clamp(-1.0, 1.0)
     columns = [seen, restored] if truth is None else [truth, seen, restored]
@@ -63,8 +64,8 @@ def operator_of(model: Any, options: argparse.Namespace) -> Any:
         return Blur(options.blur)
     if options.shrink is not None:
         side = model.spec.shape[1]
-        if options.shrink < 2 or side % options.shrink:
-            raise ValueError(f"--shrink must be at least 2 and divide the side {side}, got {options.shrink}.")
+        if side % options.shrink:
+            raise ValueError(f"--shrink must divide the side {side}, got {options.shrink}.")
         return Shrink(options.shrink)
     if options.noise == 0.0:
         raise ValueError("Say what to take out: --noise BYTES, --blur PIXELS or --shrink FACTOR.")
@@ -92,23 +93,42 @@ def measurement(model: Any, operator: Any, std: float, options: argparse.Namespa
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab restore",
         description="Draw clean images that the given ones are noisy, blurred or small copies of.",
     )
     add_run_options(parser)
-    parser.add_argument("images", type=Path, nargs="+", help="image files")
-    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of the noise, in bytes")
+    parser.add_argument(
+        "images",
+        type=read.images,
+        action=read.Images,
+        nargs="+",
+        help=f"image files; of a folder, its first {read.FOLDER_CAP} by name",
+    )
+    parser.add_argument(
+        "--noise",
+        type=read.number(0.0, LARGEST),
+        default=0.0,
+        help="standard deviation of the noise, in bytes",
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--blur", type=float, help="width of their normal blur in pixels of the model's images")
-    what.add_argument("--shrink", type=int, help="how many times smaller they are than the model's images")
+    what.add_argument(
+        "--blur",
+        type=read.number(above=0.0, most=LARGEST),
+        help="width of their normal blur in pixels of the model's images",
+    )
+    what.add_argument(
+        "--shrink", type=read.count(2), help="how many times smaller they are than the model's images"
+    )
     parser.add_argument(
         "--degrade",
         action="store_true",
         help="the images are clean: spoil them first, then measure",
     )
-    parser.add_argument("--steps", type=int, default=50, help="noise levels (50)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the results, and of --degrade (0)")
-    parser.add_argument("--label", type=int, help="class of the images, for models trained with labels")
-    parser.add_argument("--output", type=Path, help="folder of the files (<run>/restored)")
+    parser.add_argument("--steps", type=read.count(), default=50, help="noise levels (50)")
+    parser.add_argument("--seed", type=read.seed, default=0, help="seed of the results, and of --degrade (0)")
+    parser.add_argument(
+        "--label", type=read.label, help="class of the images, for models trained with labels"
+    )
+    parser.add_argument("--output", type=read.output_folder, help="folder of the files (<run>/restored)")
     return parser

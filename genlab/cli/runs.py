@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
+import warnings
 from typing import Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.report.table import metrics_table
 from genlab.runs.folder import Run, list_runs, outputs_root
 from genlab.runs.headline import LOSS, headlines_of
+from genlab.text import printable
 
 COLUMNS = ("experiment", "run", "status", "examples_seen", "scores", "training")
 
 
 def runs(arguments: list[str]) -> int:
     """Prints one line for each run, the newest last."""
-    parser = argparse.ArgumentParser(prog="genlab runs", description="List the runs.")
+    parser = Parser(prog="genlab runs", description="List the runs.")
     parser.add_argument(
-        "root", type=Path, nargs="?", help="folder of the runs ($GENLAB_OUTPUTS or ./outputs)"
+        "root", type=read.folder, nargs="?", help="folder of the runs ($GENLAB_OUTPUTS or ./outputs)"
     )
     options = parser.parse_args(arguments)
-    found = list_runs(options.root)
+    with warnings.catch_warnings(record=True) as problems:
+        warnings.simplefilter("always")
+        found = list_runs(options.root)
+    for problem in problems:
+        print(f"! Left out: {printable(str(problem.message))}", file=sys.stderr)
     if not found:
         print(
             f"No runs in {options.root or outputs_root()} yet: genlab fit --config FILE makes one.",
@@ -35,10 +41,10 @@ def runs(arguments: list[str]) -> int:
 def row(run: Run) -> dict[str, Any]:
     """Returns what the list shows of a run."""
     record = run.read()
-    scores = record.get("test", {}).get("values") or record.get("validation") or {}
+    scores = (record.get("test") or {}).get("values") or record.get("validation") or {}
     seconds = record.get("training_seconds")
     return {
-        "experiment": run.experiment,
+        "experiment": record.get("experiment") or run.experiment,
         "run": run.name,
         "status": run.status,
         "examples_seen": record.get("examples_seen"),

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.cli.model import (
     add_run_options,
     data_of,
@@ -17,22 +19,23 @@ from genlab.cli.model import (
     require_walk,
 )
 from genlab.runs.folder import Run, open_run, shown_path
+from genlab.text import printable
 
 
 def sample(arguments: list[str]) -> int:
     """Draws numbered samples of a run: one grid and single files, or a text that goes on from a prompt."""
     options = parser().parse_args(arguments)
-    if options.num is not None and options.num < 1:
-        raise ValueError(f"-n must be at least 1, got {options.num}.")
     if options.film:
         return film(options)
+    if options.output is not None:
+        read.require(read.output_folder, options.output, "--output")
     model, run = load(options)
     if options.image:
         require_walk(model, run)
     require_samples(model, run)
     if model.spec.kind == "tokens":
         return write_texts(model, run, options)
-    folder = options.output or run.path / "samples" / f"seed{options.seed}"
+    folder = options.output or run.output("samples", f"seed{options.seed}")
     shown = write_files(model, folder, options, data_of(model, run))
     print(shown_path(shown))
     return 0
@@ -135,34 +138,52 @@ def film(options: argparse.Namespace) -> int:
     target = options.output
     if target is not None and target.suffix != ".gif":
         target = target / "training.gif"
-    path, num = film_of(open_run(options.run), target)
-    print(f"{num} frames", file=sys.stderr)
-    print(shown_path(path))
+    if target is not None:
+        read.require(read.output_file(".gif"), target, "--output")
+    film = film_of(open_run(options.run), target)
+    for problem in film.problems:
+        print(f"! {printable(problem)}", file=sys.stderr)
+    print(f"{film.num_frames} frames", file=sys.stderr)
+    print(shown_path(film.path))
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(prog="genlab sample", description="Draw samples of a run.")
+    parser = Parser(prog="genlab sample", description="Draw samples of a run.")
     add_run_options(parser)
-    parser.add_argument("-n", "--num", type=int, help="number of samples (64 images, 1 text)")
-    parser.add_argument("--seed", type=int, default=0, help="sample i of a seed is the same in any batch (0)")
-    parser.add_argument("--label", type=int, help="class to draw, for models trained with labels")
-    parser.add_argument("--output", type=Path, help="folder of the files (<run>/samples/seed<seed>)")
+    parser.add_argument("-n", "--num", type=read.count(), help="number of samples (64 images, 1 text)")
+    parser.add_argument(
+        "--seed", type=read.seed, default=0, help="sample i of a seed is the same in any batch (0)"
+    )
+    parser.add_argument("--label", type=read.label, help="class to draw, for models trained with labels")
+    parser.add_argument("--output", type=read.path, help="folder of the files (<run>/samples/seed<seed>)")
     parser.add_argument(
         "--film",
         action="store_true",
         help="draw nothing; the training's grids as a GIF (samples/training.gif)",
     )
-    parser.add_argument("--batch_size", type=int, default=100, help="samples drawn at a time (100)")
-    parser.add_argument("--image", type=Path, help="begin with this image, noised (diffusion models)")
+    parser.add_argument("--batch_size", type=read.count(), default=100, help="samples drawn at a time (100)")
+    parser.add_argument("--image", type=read.image, help="begin with this image, noised (diffusion models)")
     parser.add_argument(
-        "--strength", type=float, default=0.5, help="with --image: near 0 keeps it, 1 forgets it (0.5)"
+        "--strength",
+        type=read.number(above=0.0, most=1.0),
+        default=0.5,
+        help="with --image: near 0 keeps it, 1 forgets it (0.5)",
     )
     text = parser.add_argument_group("texts, printed as they are drawn")
     text.add_argument("--prompt", default="", help="what the text goes on from")
-    text.add_argument("--length", type=int, default=500, help="tokens to draw (500)")
-    text.add_argument("--temperature", type=float, default=1.0, help="near 0 takes the likeliest token (1)")
-    text.add_argument("--top_k", type=int, default=0, help="draw among so many likeliest tokens (0: all)")
-    text.add_argument("--top_p", type=float, default=1.0, help="draw among the likeliest of this mass (1)")
+    text.add_argument("--length", type=read.count(), default=500, help="tokens to draw (500)")
+    text.add_argument(
+        "--temperature", type=read.number(above=0.0), default=1.0, help="near 0 takes the likeliest token (1)"
+    )
+    text.add_argument(
+        "--top_k", type=read.count(0), default=0, help="draw among so many likeliest tokens (0: all)"
+    )
+    text.add_argument(
+        "--top_p",
+        type=read.number(above=0.0, most=1.0),
+        default=1.0,
+        help="draw among the likeliest of this mass (1)",
+    )
     return parser

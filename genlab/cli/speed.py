@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.cli.model import add_run_options, load_walking
 from genlab.runs.folder import shown_path
+from genlab.text import shortened
 
 if TYPE_CHECKING:
     from genlab.runs.folder import Run
@@ -18,20 +21,18 @@ if TYPE_CHECKING:
 def speed(arguments: list[str]) -> int:
     """Scores every sampler at every price; prints a table and keeps it as JSON and as a plot."""
     options = parser().parse_args(arguments)
-    if min(options.passes) < 1 or options.num_samples < 2:
-        raise ValueError("--passes must be at least 1 and --num_samples at least 2.")
     model, run = load_walking(options)
     from genlab.evaluation.load import load_data
     from genlab.metrics.extractors import extractor_available, load_extractor
     from genlab.report.table import metrics_table
     from genlab.runs.tests import read_config
 
+    folder = options.output or run.output("speed")
     source = options.extractor or read_config(run)["evaluate"]["extractor"]
     reason = extractor_available(source)
     if reason is not None:
         raise ValueError(f"No scores can be measured: {reason}")
     rows, protocol = measured(model, load_data(run), load_extractor(source), options)
-    folder = options.output or run.path / "speed"
     folder.mkdir(parents=True, exist_ok=True)
     found = {"run": run.name, "examples_seen": model.examples_seen, "protocol": protocol, "points": rows}
     (folder / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -73,7 +74,13 @@ def chosen(model: Any, wanted: list[str] | None) -> dict[str, Any]:
         if not wanted or any(word.lower() in name.lower() for word in wanted)
     }
     if not found:
-        raise ValueError(f"No sampler is called {', '.join(wanted or [])}; there are {'; '.join(known)}.")
+        words = shortened(", ".join(wanted or []))
+        raise ValueError(f"--samplers: no sampler is called {words}; there are {'; '.join(known)}.")
+    for word in wanted or []:
+        named = [name for name in found if word.lower() in name.lower()]
+        if len(named) > 1:
+            told = f"{word} is in {len(named)} names, all of which are measured: {'; '.join(named)}."
+            print(f"{told} More of a name chooses one.", file=sys.stderr)
     return found
 
 
@@ -105,17 +112,25 @@ def title(run: Run, model: Any) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab speed", description="FID against network passes, for every sampler that fits the model."
     )
     add_run_options(parser)
     parser.add_argument(
-        "--passes", type=int, nargs="+", default=[5, 10, 20, 50], help="network passes a sample (5 10 20 50)"
+        "--passes",
+        type=read.count(),
+        nargs="+",
+        default=[5, 10, 20, 50],
+        help="network passes a sample (5 10 20 50)",
     )
-    parser.add_argument("--samplers", nargs="+", help="words in the names of the samplers (all)")
-    parser.add_argument("--num_samples", type=int, default=797, help="samples for each score (797)")
-    parser.add_argument("--extractor", help="inception, digits, or a classifier's run (as in training)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples (0)")
-    parser.add_argument("--batch_size", type=int, default=100, help="samples drawn at a time (100)")
-    parser.add_argument("--output", type=Path, help="folder of the files (<run>/speed)")
+    parser.add_argument(
+        "--samplers", type=read.words, nargs="+", help="words in the names of the samplers (all)"
+    )
+    parser.add_argument("--num_samples", type=read.count(2), default=797, help="samples for each score (797)")
+    parser.add_argument(
+        "--extractor", type=read.words, help="inception, digits, or a classifier's run (as in training)"
+    )
+    parser.add_argument("--seed", type=read.seed, default=0, help="seed of the samples (0)")
+    parser.add_argument("--batch_size", type=read.count(), default=100, help="samples drawn at a time (100)")
+    parser.add_argument("--output", type=read.output_folder, help="folder of the files (<run>/speed)")
     return parser

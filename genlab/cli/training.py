@@ -34,6 +34,7 @@ from genlab.evaluation.examine import entry_of
 from genlab.evaluation.load import check_weights, read_checkpoint
 from genlab.families.base import Model
 from genlab.report.test_table import table_of
+from genlab.runs.environment import secret_settings, without_secrets
 from genlab.runs.folder import Run, create_run, open_run, shown_path
 from genlab.runs.tests import stamp
 
@@ -126,6 +127,7 @@ class GenlabCLI(LightningCLI):
         require_sections(values)
         check_objects(values)
         check_places(values["trainer"], self._old_run_folder())
+        refuse_secrets(plain(values["trainer"]))
         choose_precision(values)
         choose_strategy(values)
         if self.subcommand != "fit" and self.checkpoint is not None:
@@ -244,7 +246,7 @@ class GenlabCLI(LightningCLI):
         )
         kept = {name: value for name, value in config.items() if name not in COMMAND_KEYS}
         kept["data"] = with_absolute_paths(kept["data"])
-        return f"# genlab {genlab.__version__}\n" + yaml.safe_dump(kept, sort_keys=False)
+        return f"# genlab {genlab.__version__}\n" + yaml.safe_dump(without_secrets(kept), sort_keys=False)
 
     def is_trial(self) -> bool:
         """Returns whether this is a fast_dev_run, which leaves nothing behind."""
@@ -268,7 +270,7 @@ class GenlabCLI(LightningCLI):
         return str(self.run.path) if self.run is not None else os.environ.get("TMPDIR", "/tmp")
 
     def _prediction_folder(self) -> Path:
-        return self.run.path / "predictions" if self.run is not None else Path("predictions")
+        return self.run.output("predictions") if self.run is not None else Path("predictions")
 
     def _loggers(self, values: Any, configured: Any) -> list[Logger] | bool:
         loggers = [] if configured in (None, True, False) else _as_list(configured)
@@ -282,7 +284,10 @@ class GenlabCLI(LightningCLI):
             from pytorch_lightning.loggers import WandbLogger
 
             return WandbLogger(
-                name=f"{self.run.experiment}/{self.run.name}", save_dir=self.run.path, project="genlab"
+                name=f"{self.run.experiment}/{self.run.name}",
+                save_dir=self.run.path,
+                project="genlab",
+                settings=private_wandb(),
             )
         from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -363,6 +368,29 @@ def require_sections(values: Any) -> None:
     for name in ("trainer", *GROUPS):
         if not hasattr(values[name], "as_dict"):
             raise ValueError(f"{name} must hold keys and values, got {values[name]!r}.")
+
+
+def private_wandb() -> Any:
+    """Returns wandb's settings without what it would gather of user, home and machine."""
+    import wandb
+
+    switches = ("x_disable_meta", "x_disable_machine_info", "disable_git", "disable_code")
+    known: dict[str, Any] = {name: True for name in switches if name in wandb.Settings.model_fields}
+    return wandb.Settings(**known, host="machine", username="user")
+
+
+def refuse_secrets(trainer: Any) -> None:
+    """Refuses a secret among a trainer's settings: loggers write theirs into files of their own.
+
+    Raises:
+        ValueError: With the setting's place and the better way.
+    """
+    found = list(secret_settings({"trainer": trainer}))
+    if found:
+        raise ValueError(
+            f"{found[0]} is a secret, which the files of the run and of its logger would keep: leave it out "
+            "and give it in the environment, such as WANDB_API_KEY."
+        )
 
 
 def choose_precision(values: Any) -> None:

@@ -20,6 +20,7 @@ from genlab.families.base import Model
 from genlab.families.capabilities import HasLatent, Reconstructs
 from genlab.metrics.base import Reference
 from genlab.metrics.neighbours import neighbour_distances
+from genlab.runs.folder import Run
 from genlab.shapes import observed
 
 NUM_SAMPLES = 64
@@ -121,7 +122,8 @@ def train_images(data: DataModule, numbers: Tensor) -> Tensor:
 
 
 def save(pictures: dict[str, np.ndarray], folder: Path, root: Path) -> dict[str, str]:
-    """Writes pictures as PNG files; returns their paths as seen from the root."""
+    """Writes pictures as PNG files; returns their paths as seen from the root, their run's folder."""
+    Run(root).output(*folder.relative_to(root).parts)  # anybody's run, which may hold links
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.png" for name in pictures}
     for name, path in paths.items():

@@ -12,12 +12,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from genlab.files import replacing
+from genlab.errors import MetricError
+from genlab.files import parse_json, replacing
 from genlab.metrics.features import Extractor, Features, MissingWeights, weights_digest
 from genlab.shapes import DataSpec, to_float
+from genlab.text import shortened
 
 _HEADER = "genlab"
 _ALLOWED = "genlab.networks."
+_FIELDS = {"network": str, "spec": dict, "init_args": dict, "name": str}
+_MISFIT = (TypeError, RuntimeError, ValueError, LookupError, ArithmeticError, AttributeError, SafetensorError)
+"""What anybody's header and weights can lead a network to."""
 
 
 class ClassifierExtractor(Extractor):
@@ -83,15 +88,20 @@ def save_extractor(
 
 
 def load_classifier_extractor(path: Path) -> ClassifierExtractor:
-    """Returns the extractor in a file written by `save_extractor`."""
+    """Returns the extractor in a file written by `save_extractor`.
+
+    Raises:
+        MetricError: The file is damaged, or is none; see also `read_header`.
+    """
     header = read_header(path)
     network_class = _network_class(header["network"])
     try:
         spec = DataSpec(**header["spec"])
         network = network_class(spec, **header["init_args"])
         network.load_state_dict(load_file(path))
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit its network {header['network']}: {error}") from None
+    except _MISFIT as error:
+        reason = shortened(" ".join(str(error).split()), 200)
+        raise MetricError(f"{path} does not fit its network {header['network']}: {reason}") from None
     architecture = json.dumps([header["network"], header["init_args"]], sort_keys=True)
     return ClassifierExtractor(network, spec, header["name"], architecture)
 
@@ -104,24 +114,28 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()[_HEADER])
+            header = parse_json(file.metadata()[_HEADER])
+        wrong = [name for name, kind in _FIELDS.items() if not isinstance(header[name], kind)]
     except FileNotFoundError:
         raise MissingWeights(
             f"The extractor's file {path} is missing; reinstall, or train it again."
         ) from None
-    except (SafetensorError, KeyError, TypeError, ValueError):
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
         raise MissingWeights(f"{path} is damaged or is not an extractor written by genlab.") from None
+    if wrong:
+        raise MissingWeights(f"{path} is not an extractor written by genlab: it names no {', '.join(wrong)}.")
+    return header
 
 
 def _network_class(path: str) -> type[nn.Module]:
     # A file from elsewhere must not choose what code runs.
     module, _, name = path.rpartition(".")
     if not f"{module}.".startswith(_ALLOWED):
-        raise ValueError(f"An extractor's network must be a class under genlab.networks, got {path}.")
+        raise MetricError(f"An extractor's network must be a class under genlab.networks, got {path}.")
     try:
         network = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        raise ValueError(f"There is no network {path} in this version of genlab.") from None
+    except (ImportError, AttributeError, ValueError):
+        raise MetricError(f"There is no network {path} in this version of genlab.") from None
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
-        raise ValueError(f"{path} is not a network.")
+        raise MetricError(f"{path} is not a network.")
     return network

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from genlab.metrics.classifier_extractor import load_classifier_extractor, read_header
 from genlab.metrics.features import Extractor, MissingWeights
 from genlab.metrics.inception import load_inception
 from genlab.metrics.inception_weights import find_weights
+from genlab.text import shortened
 
 
 def load_extractor(source: str | Path) -> Extractor:
@@ -16,6 +18,9 @@ def load_extractor(source: str | Path) -> Extractor:
     Args:
         source: "inception", "inception:/path/weights.pth", "digits" (ships with the package), an extractor's
             .safetensors file, or the folder of a run that trained one.
+
+    Raises:
+        MetricError: It cannot be had, is damaged, or is something else; no code of a file runs.
     """
     name, _, path = str(source).partition(":")
     if name == "inception":
@@ -42,11 +47,12 @@ def extractor_available(source: str | Path) -> str | None:
 def _extractor_file(source: str | Path) -> Path:
     if str(source) == "digits":
         return Path(__file__).parent / "weights" / "digits.safetensors"
-    path = Path(source).expanduser()
-    path = path / "extractor.safetensors" if path.is_dir() else path
-    if path.suffix == ".safetensors" and path.is_file():
+    path = Path(os.path.expanduser(source))
+    path = path / "extractor.safetensors" if os.path.isdir(path) else path
+    if path.suffix == ".safetensors" and os.path.isfile(path):
         return path
     raise MissingWeights(
-        f"There is no extractor {source!s}: {path} is not there. Give inception, inception:/path/file.pth, "
+        f"There is no extractor {shortened(str(source))}: {shortened(str(path))} is not there. "
+        "Give inception, inception:/path/file.pth, "
         "digits, a .safetensors file of an extractor, or the folder of a run that trained one."
     )

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from genlab.errors import MetricError
+
 
 class Features(NamedTuple):
     """What an extractor says of a batch of images.
@@ -25,7 +27,7 @@ class Features(NamedTuple):
     logits: Tensor | None = None
 
 
-class MissingWeights(ValueError):  # noqa: N818 -- a state of affairs, not a fault
+class MissingWeights(MetricError):  # noqa: N818 -- a state of affairs, not a fault
     """The weights of an extractor cannot be had; the message says where they were sought and the remedy."""
 
 

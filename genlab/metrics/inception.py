@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, relu
 
@@ -20,6 +21,15 @@ from genlab.shapes import levels_to_bytes
 _SIZE = 299
 _RESIZE = "tf1-bilinear-299"
 _ARCHITECTURE = "inception-v3-2015-12-05"
+_DAMAGED = (
+    *(TypeError, RuntimeError, ValueError, LookupError, AttributeError),
+    *(
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ),
+)
 
 
 class InceptionExtractor(Extractor):
@@ -266,6 +276,6 @@ def load_inception(path: Path) -> InceptionExtractor:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         return InceptionExtractor(weights)
-    except (pickle.UnpicklingError, KeyError, TypeError, AttributeError, RuntimeError, EOFError) as error:
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise MissingWeights(f"{path} does not hold the FID Inception's weights: {reason}") from None

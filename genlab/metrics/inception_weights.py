@@ -12,6 +12,7 @@ import torch
 
 from genlab.files import cache_folder, digest, replacing
 from genlab.metrics.features import MissingWeights
+from genlab.text import shortened
 
 WEIGHTS_URLS = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -35,7 +36,7 @@ def find_weights(path: str | Path | None = None) -> Path:
     """
     named = path or os.environ.get(WEIGHTS_VARIABLE)
     if named:
-        return _named_file(Path(named).expanduser())
+        return _named_file(Path(os.path.expanduser(named)))
     cached = cache_folder(Path(WEIGHTS_URLS[0]).name)
     if cached.is_file() and digest(cached) != WEIGHTS_SHA256:
         warnings.warn(f"{cached} is damaged (its SHA-256 is not {WEIGHTS_SHA256[:8]}...); removed.")
@@ -48,9 +49,10 @@ def find_weights(path: str | Path | None = None) -> Path:
 
 
 def _named_file(path: Path) -> Path:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MissingWeights(
-            f"The Inception weights {path} (from ${WEIGHTS_VARIABLE} or inception:) are missing."
+            f"The Inception weights {shortened(str(path))} (from ${WEIGHTS_VARIABLE} or inception:) are "
+            "missing."
         )
     if digest(path) != WEIGHTS_SHA256:
         warnings.warn(f"{path} is not the public weights file: its scores compare only with its own.")

@@ -11,7 +11,8 @@ from genlab.report import fairness
 from genlab.report.columns import chosen, shown
 from genlab.report.comparison import Comparison
 from genlab.report.rows import Row
-from genlab.report.table import MetricsTable, printable
+from genlab.report.table import MetricsTable
+from genlab.text import printable
 
 QUALITIES = ("sample quality", "training", "sampling", "likelihood", "latent space")
 

@@ -15,6 +15,7 @@ from genlab.report.gather import number, part
 from genlab.report.intervals import Interval, t_interval
 from genlab.report.rows import Row, is_logarithmic
 from genlab.runs.headline import named
+from genlab.text import shortened
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def chosen(keys: Sequence[str]) -> list[Column]:
         if key not in by_key:
             near = difflib.get_close_matches(key, by_key, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"There is no column '{key}'.{hint} There are: {', '.join(by_key)}.")
+            raise ValueError(f"There is no column '{shortened(key)}'.{hint} There are: {', '.join(by_key)}.")
     return [by_key[key] for key in dict.fromkeys(["name", *keys])]
 
 

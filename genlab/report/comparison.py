@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
@@ -12,12 +13,14 @@ from genlab.report import fairness
 from genlab.report.columns import COLUMNS, Cell, Column, chosen, shown
 from genlab.report.fairness import Group, Unequal
 from genlab.report.gather import gather
-from genlab.report.intervals import Difference, difference
+from genlab.report.intervals import Difference, difference, told_apart
 from genlab.report.rows import Row, is_logarithmic, rows_of
 from genlab.runs.headline import SCORES, Headline
 
 FLOOR = "training split (floor)"
 """The training split scored in place of samples: the best that can be expected."""
+
+_MIRRORED = {"lower": "higher", "higher": "lower"}
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,22 @@ class Comparison:
         return difference(a, b, logs=is_logarithmic(column.place)) if a and b else None
 
     def ranks(self, column: Column) -> list[str]:
-        """Returns each row's rank: 1 + the number of rows that are better by an interval; ties share one.
+        """Returns each row's rank: 1 + the number of rows that are better; ties share one.
+
+        All pairs of rows are tested, with Holm's correction for their number.
 
         "" where a row has no number, "?" where one training seed leaves it undecided.
         """
         better = "lower" if column.better == "higher" else "higher"  # how this row looks beside a better one
+        pairs = list(combinations(range(len(self.rows)), 2))
+        found = told_apart([self.against(self.rows[a], self.rows[b], column) for a, b in pairs])
+        seen: list[list[str]] = [[] for _ in self.rows]
+        for (a, b), one in zip(pairs, found, strict=True):
+            if one is not None:
+                seen[a].append(one.outcome)
+                seen[b].append(_MIRRORED.get(one.outcome, one.outcome))
         ranks = []
-        for row in self.rows:
-            found = [self.against(row, other, column) for other in self.rows if other is not row]
-            outcomes = [difference.outcome for difference in found if difference is not None]
+        for row, outcomes in zip(self.rows, seen, strict=True):
             if not row.numbers(*column.place):
                 ranks.append("")
             elif "undecided" in outcomes:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from genlab.report.columns import Cell, Column, filled, heading
 from genlab.report.comparison import FLOOR, Comparison
 from genlab.report.rows import Row
-from genlab.report.table import MetricsTable, printable
+from genlab.report.table import MetricsTable
 from genlab.report.verdict import remarks
+from genlab.text import printable
 
 
 def text_table(
@@ -80,7 +81,8 @@ def csv_table(comparison: Comparison, columns: Sequence[Column] | None = None) -
             for column, cell in zip(wanted, cells, strict=True)
             for text in _exported(cell, shapes[column.key])
         ]
-        writer.writerow([*exported, *([rank] if ranked else []), comparable, differs])
+        line = [*exported, *([rank] if ranked else []), comparable, differs]
+        writer.writerow(map(printable, line))
     return out.getvalue()
 
 
@@ -95,7 +97,7 @@ def markdown_table(
 
 
 def as_markdown(table: MetricsTable) -> str:
-    """Returns a table as Markdown; no cell can end its column or become a tag."""
+    """Returns a table as Markdown; no cell can end its column, become a tag or command a terminal."""
     rule = ["--:" if numeric else ":--" for numeric in table.numeric]
     lines = [
         list(map(_markdown_text, table.columns)),
@@ -151,6 +153,7 @@ def _plain(field: str | float | None) -> str:
 
 
 def _markdown_text(text: str) -> str:
+    text = printable(text)
     for letter, written in (
         ("\\", "\\\\"),
         ("|", "\\|"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genlab.files import digest
+from genlab.files import digest, parse_json
 from genlab.report.units import unit_of
 from genlab.runs.folder import NotARun, Run, open_run, shown_path
 from genlab.runs.headline import SCORES, Headline, headline_of, named
@@ -19,6 +18,7 @@ from genlab.runs.metrics_file import short_name
 from genlab.runs.settings import facts_of
 
 _SIGNS_OF_A_RUN = ("run.json", "config.yaml", "metrics.jsonl", "environment.json", "checkpoints")
+_READ = ("config.yaml", "environment.json", "metrics.jsonl", "samples", "speed")
 _DEPTH = 3  # a root of benches holds benches of experiments of runs
 
 
@@ -86,7 +86,7 @@ class Trained:
     def environment(self) -> dict[str, Any]:
         """Versions, machine and command line; {} where they cannot be read."""
         try:
-            return part(json.loads(self.run.environment.read_text(encoding="utf-8")))
+            return part(parse_json(self.run.environment.read_bytes()))
         except (OSError, ValueError):
             return {}
 
@@ -187,7 +187,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
     """
     gathered, known = Gathered(), set()
     for path in paths:
-        for folder in _run_folders(path):
+        for folder in _run_folders(path, gathered.problems):
             place = os.path.realpath(folder)
             if place in known:
                 gathered.problems.append(f"{shown_path(folder)} was given twice and is counted once.")
@@ -217,17 +217,21 @@ def score(values: dict[str, Any], metric: str) -> tuple[str, float] | None:
     return None if found is None else (found[0].rsplit("/", 1)[-1], found[1])
 
 
-def _run_folders(path: Path) -> Iterator[Path]:
-    place = Path(os.path.abspath(path.expanduser()))
-    if not place.is_dir():
+def _run_folders(path: Path, problems: list[str]) -> Iterator[Path]:
+    place = Path(os.path.abspath(os.path.expanduser(path)))
+    if not os.path.isdir(place):
         yield open_run(path).path  # a file in a run, or an error that names the nearest runs
         return
-    yield from _below(place, _DEPTH)
+    yield from _below(place, _DEPTH, problems)
 
 
-def _below(folder: Path, depth: int) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        children = {entry.name: entry.is_dir() for entry in entries}
+def _below(folder: Path, depth: int, problems: list[str]) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            children = {entry.name: entry.is_dir() for entry in entries}
+    except OSError as error:
+        problems.append(f"Left out: {shown_path(folder)} cannot be read ({error.strerror}).")
+        return
     if not children.keys().isdisjoint(_SIGNS_OF_A_RUN):
         yield folder
     elif depth:
@@ -235,14 +239,16 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
         ignored = {"trials"} if "bench.json" in children else set()
         for name in sorted(name for name, is_folder in children.items() if is_folder and name[0] != "."):
             if name not in ignored:
-                yield from _below(folder / name, depth - 1)
+                yield from _below(folder / name, depth - 1, problems)
 
 
 def _read_into(gathered: Gathered, run: Run) -> None:
     try:
         record = run.read()
+        for place in _READ:
+            run.inside(place)
     except NotARun as error:
-        told = str(error).replace(str(run.record), shown_path(run.record))
+        told = str(error).replace(str(run.path), shown_path(run.path))
         gathered.problems.append(f"Left out: {told}")
         return
     status = str(record.get("status", "failed"))
@@ -253,7 +259,7 @@ def _read_into(gathered: Gathered, run: Run) -> None:
 
 def _row(line: bytes) -> dict[str, Any]:
     try:
-        return part(json.loads(line))
+        return part(parse_json(line))
     except ValueError:
         return {}
 

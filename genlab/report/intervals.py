@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 CONFIDENCE = 0.95
@@ -42,6 +42,7 @@ class Difference:
         outcome: "tie" where the interval holds no difference (0, or the ratio 1), "lower" or "higher" for
             the first, "undecided" where there is no interval.
         is_ratio: Whether the three numbers are ratios.
+        p: Of Welch's two-sided test that the means are equal, None where there is no interval.
     """
 
     value: float
@@ -49,6 +50,7 @@ class Difference:
     high: float | None
     outcome: str
     is_ratio: bool = False
+    p: float | None = None
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
@@ -101,15 +103,49 @@ def difference(
     """
     logs = logs and min(*first, *second) > 0
     a, b = ([math.log(v) for v in values] if logs else list(values) for values in (first, second))
-    value, half = _mean(a) - _mean(b), _welch_half(a, b, confidence)
-    if half is None:
+    value, welch = _mean(a) - _mean(b), _welch(a, b)
+    if welch is None:
         outcome = "tie" if sorted(a) == sorted(b) else "undecided"
         return Difference(math.exp(value) if logs else value, None, None, outcome, logs)
+    error, freedom = welch
+    half = error and _quantile(freedom, confidence) * error
     low, high = value - half, value + half
     outcome = "tie" if low <= 0.0 <= high else ("lower" if high < 0.0 else "higher")
+    p = _two_sided(value / error, freedom) if error else float(value == 0.0)
     if logs:
         value, low, high = math.exp(value), math.exp(low), math.exp(high)
-    return Difference(value, low, high, outcome, logs)
+    return Difference(value, low, high, outcome, logs, p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values that may each be held against one level, however many are tested at once.
+
+        p'_(k) = max over j <= k of min(1, (m - j + 1) p_(j)),    p_(1) <= ... <= p_(m)
+
+    Holm's step-down (Holm 1979): the chance of a single false difference among all pairs stays below the
+    level, whatever the pairs have in common.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for step, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - step) * p_values[place]))
+        corrected[place] = highest
+    return corrected
+
+
+def told_apart(differences: Sequence[Difference | None]) -> list[Difference | None]:
+    """Returns differences that are looked at together: a tie where Holm's correction leaves no difference.
+
+    Their intervals stay those of one pair.
+    """
+    p_values = [found.p for found in differences if found is not None and found.p is not None]
+    corrected = iter(holm(p_values))
+    return [
+        replace(found, outcome="tie")
+        if found is not None and found.p is not None and next(corrected) > 1.0 - CONFIDENCE
+        else found
+        for found in differences
+    ]
 
 
 def spread(values: Sequence[float], logs: bool = False) -> float | None:
@@ -124,20 +160,27 @@ def root_mean_square(values: Sequence[float]) -> float:
     return math.sqrt(_mean([value * value for value in values]))
 
 
-def _welch_half(a: Sequence[float], b: Sequence[float], confidence: float) -> float | None:
+def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
+    """Returns the standard error of the difference of two means and its degrees of freedom."""
     if min(len(a), len(b)) < 2:
         return None
     shares = [_variance(values) / len(values) for values in (a, b)]
     parts = sum(share**2 / (len(values) - 1) for share, values in zip(shares, (a, b), strict=True))
     if parts == 0:
-        return 0.0
-    return _quantile(sum(shares) ** 2 / parts, confidence) * math.sqrt(sum(shares))
+        return 0.0, math.inf
+    return math.sqrt(sum(shares)), sum(shares) ** 2 / parts
 
 
 def _quantile(freedom: float, confidence: float) -> float:
     from scipy.special import stdtrit  # of all of scipy only this, which imports in a blink
 
     return float(stdtrit(freedom, 0.5 + confidence / 2))
+
+
+def _two_sided(t: float, freedom: float) -> float:
+    from scipy.special import stdtr
+
+    return 2.0 * float(stdtr(freedom, -abs(t)))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -30,9 +30,10 @@ from genlab.report.rows import (
     collapse,
     how_it_ended,
 )
-from genlab.report.verdict import of_group
+from genlab.report.verdict import legend, of_group
 from genlab.runs.environment import without_private
 from genlab.runs.headline import Headline
+from genlab.text import printable
 
 
 def page(comparison: Comparison) -> str:
@@ -55,12 +56,7 @@ def page(comparison: Comparison) -> str:
             policy=_policy(script),
         )
     )
-    return printable(text).lstrip()
-
-
-def printable(text: str) -> str:
-    """Returns a text whose control characters, which are no HTML, are replaced; line breaks and tabs stay."""
-    return re.sub(r"[^\n\t -~]", lambda m: m[0] if m[0].isprintable() else "\N{REPLACEMENT CHARACTER}", text)
+    return printable(text, keep="\n\t").lstrip()
 
 
 _FILES = ("page.css", "page.js")
@@ -146,7 +142,7 @@ def _fairness(comparison: Comparison, album: Album) -> dict[str, Any]:
             *_boxes(comparison, "Not held equal", fairness.not_held_equal, "unequal"),
             *([("Set apart, not comparable", apart, "apart")] if apart else []),
         ],
-        "notes": list(map(without_private, comparison.notes)),
+        "notes": [*legend(comparison), *map(without_private, comparison.notes)],
         "by_logarithms": _listed((h.title for h in headlines if h.is_logarithmic), "and"),
         "compared": _listed((f"log {h.title}" if h.is_logarithmic else h.title for h in headlines), "or"),
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.files import digest
-from genlab.runs.folder import Run
+from genlab.runs.folder import Run, is_inside
 
 LARGEST_SIDE = 1_400
 """Pictures are made smaller than this."""
@@ -59,7 +59,9 @@ class Album:
             alt: What it shows, in words.
         """
         try:
-            file = inside(run.path, path)
+            file = run.path / str(path)
+            if not is_inside(file, run.path):
+                raise ValueError("it lies outside the run's folder.")
             return Shown(alt, _text(file)) if file.suffix == ".txt" else self._picture(file, alt)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow tells damage by any of them
             self.problems.append(
@@ -83,34 +85,34 @@ def _reason(error: Exception) -> str:
 
 
 def _text(file: Path) -> str:
-    with file.open(encoding="utf-8", errors="replace") as opened:
-        text = opened.read(LONGEST_TEXT + 1)
+    with file.open(encoding="utf-8", errors="replace") as source:
+        text = source.read(LONGEST_TEXT + 1)
     return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…"
 
 
-def inside(folder: Path, path: Any) -> Path:
-    """Returns the file of a relative path; a record may be anybody's and must not reach outside its folder.
+def opened(file: Path) -> Any:
+    """Returns a picture with its pixels read.
 
     Raises:
-        ValueError: It would.
+        ValueError: It would take too much memory.
+        OSError, SyntaxError: It is damaged.
     """
-    file = (folder / str(path)).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise ValueError("it lies outside the run's folder.")
-    return file
-
-
-def encoded(file: Path) -> tuple[bytes, str, tuple[int, int]]:
-    """Returns a picture's pixels as a new file without metadata, its kind, and width and height."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(file) as opened:
-                picture = opened.convert("L" if opened.mode in ("1", "L", "I;16") else "RGB")
+            with Image.open(file) as picture:
+                picture.load()
+                return picture
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ValueError("it has too many pixels.") from error
+
+
+def encoded(file: Path) -> tuple[bytes, str, tuple[int, int]]:
+    """Returns a picture's pixels as a new file without metadata, its kind, and width and height."""
+    whole = opened(file)
+    picture = whole.convert("L" if whole.mode in ("1", "L", "I;16") else "RGB")
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     data = _saved(_few_colours(picture), "PNG", optimize=True)
     if len(data) > LOSSLESS_UP_TO:

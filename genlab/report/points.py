@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from genlab.files import parse_json
 from genlab.report import fairness
 from genlab.report.comparison import Comparison
 from genlab.report.gather import Evaluation, number, part, score
 from genlab.report.intervals import Interval, interval
 from genlab.report.rows import Row, how_it_ended
+from genlab.runs.folder import Run
 from genlab.runs.headline import Headline
 
 
@@ -168,17 +169,17 @@ def _sampler(name: str) -> str:
 
 def _speed_lines(row: Row) -> list[dict[str, Any]]:
     """Returns what `genlab speed` wrote of a row's weights, if its protocol is the row's."""
-    held = {} if row.variant else _speed_file(row.first.run.path)
+    held = {} if row.variant else _speed_file(row.first.run)
     if not fairness.is_scored_alike(row, part(held, "protocol")):
         return []
     lines = held.get("points") or held.get("rows")
     return [line for line in lines if isinstance(line, dict)] if isinstance(lines, list) else []
 
 
-def _speed_file(run: Path) -> dict[str, Any]:
-    for file in (run / "speed" / "speed.json", run / "speed.json"):
+def _speed_file(run: Run) -> dict[str, Any]:
+    for place in (("speed", "speed.json"), ("speed.json",)):
         with suppress(OSError, ValueError):
-            return part(json.loads(file.read_text(encoding="utf-8")))
+            return part(parse_json(run.inside(*place).read_bytes()))
     return {}
 
 

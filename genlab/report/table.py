@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
+from genlab.text import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -95,9 +97,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
     return printable(str(value))
-
-
-def printable(text: str) -> str:
-    """Returns a text without line breaks and terminal commands."""
-    # Names come from other people's folders: no line break and no terminal command may pass.
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from genlab.report import fairness
-from genlab.report.columns import chosen
+from genlab.report.columns import Column, chosen
 from genlab.report.comparison import Comparison, in_order
-from genlab.report.gather import part
-from genlab.report.intervals import Difference
+from genlab.report.gather import number, part
+from genlab.report.intervals import Difference, told_apart
 from genlab.report.rows import Row
+from genlab.runs.settings import TRIAL_FACTORS
 
 _MOST_LINES = 15  # of a verdict: what follows is in the table
 LABELLED = "† was trained with labels, which the others did not see."
+TESTED = (
+    "Rows are told apart by Welch's test at 5 %, with Holm's correction for the number of pairs; an interval "
+    "is of its row or pair alone."
+)
+BOUND = "≤ is an upper bound."
+DEQUANTISED = "the density is exact, and its bits of levels are a bound by dequantisation"
 
 _Compared = list[tuple[Row, Difference | None]]
 
@@ -44,12 +51,46 @@ def remarks(comparison: Comparison) -> list[str]:
         lines += [
             f"Not held equal: {name} ({values})." for name, values in fairness.not_held_equal(group.rows)
         ]
-    return lines + labelled(comparison) + comparison.notes
+    return lines + legend(comparison) + comparison.notes
 
 
-def labelled(comparison: Comparison) -> list[str]:
-    """Returns what the mark of models with labels means, where there are such."""
-    return [LABELLED] if any(row.uses_labels for row in comparison.all_rows) else []
+def legend(comparison: Comparison) -> list[str]:
+    """Returns what the marks of a table mean and what its rows have to be weighed by."""
+    lines = [LABELLED] if any(row.uses_labels for row in comparison.all_rows) else []
+    lines += [TESTED] if any(len(group.rows) > 2 for group in comparison.groups) else []
+    return lines + _bounds(comparison) + _edges(comparison)
+
+
+def _bounds(comparison: Comparison) -> list[str]:
+    bits = chosen(["bits_per_dim"])[1]
+    bounded = [row for row in comparison.all_rows if bits.cell(row).sign]
+    exact = [row.name for row in bounded if "dequantisation" in _estimator(row)]
+    if not bounded:
+        return []
+    return [f"{BOUND} Of {', '.join(exact)} {DEQUANTISED}." if exact else BOUND]
+
+
+def _edges(comparison: Comparison) -> list[str]:
+    """Returns the rows whose best learning rate was the smallest or largest that was tried."""
+    names = [row.name for row in comparison.all_rows if not row.variant and _is_at_the_edge(row)]
+    if not names:
+        return []
+    told = "have the smallest or largest of the learning rates tried: a better one may lie beyond"
+    return [f"{', '.join(names)} {told}."]
+
+
+def _is_at_the_edge(row: Row) -> bool:
+    benches = [part(trained.record, "bench") for trained in row.runs]
+    for bench in benches:
+        tried = TRIAL_FACTORS[: int(number(bench.get("tuning_trials")) or 1)]
+        factor = number(bench.get("learning_rate_factor"))
+        if len(tried) > 1 and factor is not None and not min(tried) < factor < max(tried):
+            return True
+    return False
+
+
+def _estimator(row: Row) -> str:
+    return str(part(row.protocol, "likelihood").get("estimator") or "")
 
 
 def of_group(group: Comparison) -> list[str]:
@@ -83,9 +124,11 @@ def _scored(group: Comparison) -> list[Row]:
     return in_order(rows, group.column)
 
 
-def _against_first(group: Comparison, rows: list[Row]) -> _Compared:
+def _against_first(group: Comparison, rows: list[Row], column: Column | None = None) -> _Compared:
+    """Returns how each row differs from the first one, all pairs tested together."""
     first, *others = rows
-    return [(row, group.against(row, first, group.column)) for row in others]
+    found = [group.against(row, first, column or group.column) for row in others]
+    return list(zip(others, told_apart(found), strict=True))
 
 
 def _lead(group: Comparison, scored: list[Row]) -> str:
@@ -171,11 +214,12 @@ def _likelihoods(group: Comparison) -> list[str]:
     for row in in_order([row for row in group.rows if row.numbers(*bits.place)], bits):
         alike.setdefault(str(fairness.facts(row, fairness.LIKELIHOOD)), []).append(row)
     lines = []
-    for first, *others in alike.values():
+    for rows in alike.values():
+        first, *others = rows
         kind = "an upper bound" if bits.cell(first).sign else "an exact likelihood"
-        how = part(first.protocol, "likelihood").get("estimator")
+        how = _estimator(first)
         kind += f" ({how})" if how else ""
-        compared = [(row, group.against(row, first, bits)) for row in others]
+        compared = _against_first(group, rows, bits)
         lowest = f"{first.name} has the lowest bits/dim, {bits.cell(first)}{_tied(compared)}"
         lines += [f"Of the {1 + len(others)} models with {kind}, {lowest}."] if others else []
     return lines
@@ -206,9 +250,13 @@ def _troubles(group: Comparison) -> list[str]:
 def _ties(group: Comparison, compared: _Compared) -> list[str]:
     tied, headline = _names(compared, "tie"), group.headline
     what = f"log {headline.title}" if headline.is_logarithmic else headline.title
-    return (
-        [f"Tied with it (the 95 % interval of the difference of {what} contains 0): {tied}."] if tied else []
-    )
+    return [f"Tied with it (no difference of {what} that {_test(compared)} finds): {tied}."] if tied else []
+
+
+def _test(compared: _Compared) -> str:
+    num = sum(found is not None and found.p is not None for _, found in compared)
+    corrected = f", corrected for {num} pairs," if num > 1 else ""
+    return f"a test at 5 %{corrected}"
 
 
 def _tied(compared: _Compared) -> str:

@@ -12,7 +12,6 @@ it was.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -26,13 +25,14 @@ from genlab.configuration.plain_yaml import read_yaml
 from genlab.files import digest
 from genlab.runs.folder import NotARun, Run, folder_name, open_run
 from genlab.runs.headline import headline_of
+from genlab.runs.settings import TRIAL_FACTORS
 from genlab.runs.tests import variants_of
-
-TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
-"""What the trials of an experiment multiply its learning rates by, in this order."""
+from genlab.text import shortened
 
 TRIAL_SEED = 1_000
 """Seed of the first trial, far from those of the runs that are compared."""
+
+_MOST = 1e15  # of seconds or examples: more is a slip of the finger
 
 TRIAL_FRACTION = 0.8
 """Share of the training split that a trial learns; it is scored against the other images."""
@@ -65,8 +65,8 @@ def parse_budget(text: str) -> Budget:
         amount = Seconds(text) if is_time else Examples(text)
     except ValueError as error:
         raise ValueError(f"--budget {error}, or a time such as 90s or 5m.") from None
-    if amount <= 0:
-        raise ValueError(f"--budget must be positive, got {text!r}.")
+    if not 0 < amount < _MOST:
+        raise ValueError(f"--budget must be positive and a size that ends, got {shortened(text)!r}.")
     return Budget(seconds=float(amount)) if is_time else Budget(int(amount))
 
 
@@ -263,9 +263,17 @@ class Bench:
         if not self._file.exists():
             return {}
         try:
-            return dict(json.loads(self._file.read_text(encoding="utf-8")))
+            return _settings(files.parse_json(self._file.read_bytes()))
         except ValueError as error:
             raise ValueError(f"{self._file} is damaged ({error}): delete it, the runs stay.") from error
+
+
+def _settings(saved: Any) -> dict[str, Any]:
+    """Returns the content of a bench.json, refusing what no bench can have written."""
+    experiments = saved.get("experiments", {}) if isinstance(saved, dict) else None
+    if not isinstance(experiments, dict):
+        raise ValueError("it holds other things than a bench writes")
+    return saved
 
 
 def trial_costs(runs: Sequence[Run | None]) -> list[float]:

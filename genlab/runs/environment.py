@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,34 @@ PACKAGES = (
 )
 
 _HIDDEN = "***"
-_SECRET = r"(?:api_?keys?|keys?|token|auth|authorization|pass(?:word|wd|phrase)?|pwd|secrets?|credentials?)"
-# The last word of a name decides: api_key and HF_TOKEN are secret; num_tokens, tokenizer and monkey are not.
-_SECRET_NAME = re.compile(rf"(?:.*[^a-z])?{_SECRET}", re.IGNORECASE)
-_SECRET_PAIR = re.compile(
-    rf"(?P<name>(?<![a-z]){_SECRET}[\"']?\s*[=:]\s*(?:bearer\s+)?)(?P<value>\"[^\"]*\"|'[^']*'|[^\s,;}}\]&\"']+)",
-    re.IGNORECASE,
+_SECRET_WORDS = frozenset(
+    (
+        *("key", "keys", "keyid", "apikey", "apikeys", "accesskey", "secretkey", "privatekey"),
+        *("token", "tokens", "jwt", "pat", "auth", "authorization", "bearer", "cookie", "cookies"),
+        *("pass", "password", "passwords", "passwd", "passphrase", "pwd", "secret", "secrets"),
+        *("credential", "credentials", "signature", "sig"),
+    )
+)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_WORD = re.compile(r"[a-z0-9]+")
+_COUNT = re.compile(r"\d{1,8}|null")
+_NAME = re.compile(r"(?<![\w.-])[\w.-]+[\"']?\s*[=:]\s*")
+_VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|(?:bearer\s+)?[^\s,;}\]&\"']+", re.IGNORECASE)
+_HEADER = re.compile(
+    r"(?P<name>\b(?:set-)?cookie|authorization)(?P<sep>[\"']?\s*[=:]).+", re.IGNORECASE | re.DOTALL
 )
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+@")
+_QUERY = re.compile(r"(?<=[?&])(?P<name>[^=&#\s]+)=(?P<value>[^&#\s\"']+)")
+_LONG_QUERY = 24  # characters; no size or page of a request is as long as a signature
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"(?:sk|rk|pk|glpat)-(?=[\w-]*\d)[\w-]{8,}"  # OpenAI, Stripe, GitLab
+    r"|(?:gh[pousr]|hf)_(?=[A-Za-z0-9]*\d)[A-Za-z0-9]{8,}|(?:gh[pousr]|hf)_[A-Za-z0-9]{16,}"  # GitHub, HF
+    r"|github_pat_\w{8,}|xox[a-z]-[\w-]{8,}"
+    r"|A(?:KIA|SIA)[0-9A-Z]{12,}|AIza[\w-]{20,}"  # Amazon, Google
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # a JSON web token
+    r")"
+)
 
 
 def environment() -> dict[str, Any]:
@@ -54,23 +74,96 @@ def command_line(arguments: Sequence[str]) -> list[str]:
     """Returns a command's arguments without secrets, the user's name, and the path of the user's home."""
     program, *options = arguments or [""]
     shown = [Path(program).name]
-    hide_next = False
+    secret_of = ""  # the option whose value comes next
     for option in options:
-        shown.append(_HIDDEN if hide_next and not option.startswith("--") else without_private(option))
-        hide_next = option.startswith("-") and _SECRET_NAME.fullmatch(option) is not None
+        name, sign, value = option.partition("=")
+        if secret_of and _is_secret(secret_of, option):
+            shown.append(_HIDDEN)
+        elif name.startswith("-") and sign and _is_secret(name, value):
+            shown.append(f"{name}={_HIDDEN}")
+        else:
+            shown.append(without_private(option))
+        secret_of = option if option.startswith("-") and not sign and shown[-1] != _HIDDEN else ""
     return shown
 
 
 def without_private(text: str) -> str:
-    """Returns the text with secrets as ***, the home folder as ~ and the user's name as USER.
+    """Returns the text with secrets as *** (see `blotted`), the home folder as ~, the user's name as USER."""
+    return _without_user(blotted(text))
 
-    A secret is the value after a name such as api_key, token or password, the value of an environment
-    variable with such a name, or the user part of an address.
+
+def blotted(text: str) -> str:
+    """Returns the text with every secret as ***.
+
+    A secret is the value after a name such as api_key, token, cookie or password, what the query of an
+    address is signed with, the user part of an address, what has the form of a known service's token, and
+    the value of an environment variable with such a name.
     """
-    text = _SECRET_PAIR.sub(rf"\g<name>{_HIDDEN}", _URL_USER.sub(f"{_HIDDEN}@", text))
+    text = _TOKEN.sub(_HIDDEN, _URL_USER.sub(f"{_HIDDEN}@", text))
+    text = _QUERY.sub(_without_signature, text)
+    text = _HEADER.sub(rf"\g<name>\g<sep> {_HIDDEN}", text)
+    text = _without_pairs(text)
     for secret in _environment_secrets():
         text = text.replace(secret, _HIDDEN)
-    return _without_user(text)
+    return text
+
+
+def secret_settings(config: Any, place: str = "") -> Iterator[str]:
+    """Yields the place of every setting in a configuration whose name and value say that it is a secret."""
+    if isinstance(config, list | tuple):
+        for number, value in enumerate(config):
+            yield from secret_settings(value, f"{place}[{number}]")
+    for name, value in config.items() if isinstance(config, Mapping) else ():
+        inner = f"{place}.{name}".lstrip(".")
+        if isinstance(value, str) and value and value != _HIDDEN and _is_secret(str(name), value):
+            yield inner
+        else:
+            yield from secret_settings(value, inner)
+
+
+def without_secrets(config: Any, name: str = "") -> Any:
+    """Returns a configuration with its secrets as ***; paths and all that makes it what it is stay."""
+    if isinstance(config, Mapping):
+        return {key: without_secrets(value, str(key)) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [without_secrets(value, name) for value in config]
+    if not isinstance(config, str) or not config:
+        return config
+    return _HIDDEN if _is_secret(name, config) else _TOKEN.sub(_HIDDEN, _URL_USER.sub(f"{_HIDDEN}@", config))
+
+
+def _without_pairs(text: str) -> str:
+    """Returns the text with the value behind each secret name hidden, in one pass."""
+    parts, place = [], 0
+    while name := _NAME.search(text, place):
+        value = _VALUE.match(text, name.end())
+        parts.append(text[place : name.end()])
+        place = name.end()
+        if value and _is_secret(name[0].rstrip(" \t=:\"'"), value[0]):
+            parts.append(_HIDDEN)
+            place = value.end()
+    return "".join([*parts, text[place:]])
+
+
+def _without_signature(query: re.Match[str]) -> str:
+    hidden = _is_secret(query["name"], query["value"]) or len(query["value"]) >= _LONG_QUERY
+    return f"{query['name']}={_HIDDEN if hidden else query['value']}"
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Returns whether a value is secret by its name, whose last word decides.
+
+    api_key, accessKeyId and HF_TOKEN are secret; tokenizer, monkey and path are not, nor is a number of
+    tokens. `-p` is a password to most programs and no option of genlab.
+    """
+    if name == "-p":
+        return True
+    words = _WORD.findall(_CAMEL.sub("_", name).lower())
+    if len(words) > 1 and words[-1] == "id" and words[-2].endswith("key"):
+        return True
+    if not words or words[-1] not in _SECRET_WORDS:
+        return False
+    return not (words[-1] in ("tokens", "keys") and _COUNT.fullmatch(value.strip("\"'")))
 
 
 def _environment_secrets() -> list[str]:
@@ -78,7 +171,7 @@ def _environment_secrets() -> list[str]:
     return [
         value
         for name, value in os.environ.items()
-        if len(value) >= 8 and _SECRET_NAME.fullmatch(name) and name not in ("PWD", "OLDPWD")
+        if len(value) >= 8 and name not in ("PWD", "OLDPWD") and _is_secret(name, value)
     ]
 
 

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import time
@@ -29,7 +28,10 @@ from typing import Any
 
 import genlab
 from genlab import files
+from genlab.errors import StorageError
 from genlab.runs import lock
+from genlab.runs.schema import problem_of
+from genlab.text import shortened
 
 STATUSES = ("created", "running", "finished", "stopped", "diverged", "failed")
 """Stopped: on request. Diverged: a loss was no longer finite. Failed: an error or a kill."""
@@ -62,35 +64,71 @@ class Run:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.inside("config.yaml")
 
     @property
     def record(self) -> Path:
-        return self.path / _RECORD
+        return self.inside(_RECORD)
 
     @property
     def environment(self) -> Path:
-        return self.path / "environment.json"
+        return self.inside("environment.json")
 
     @property
     def metrics_jsonl(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.inside("metrics.jsonl")
 
     @property
     def metrics_csv(self) -> Path:
-        return self.path / "metrics.csv"
+        return self.inside("metrics.csv")
 
     @property
     def log(self) -> Path:
-        return self.path / "log.txt"
+        return self.inside("log.txt")
 
     @property
     def samples(self) -> Path:
-        return self.path / "samples"
+        return self.inside("samples")
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.inside("checkpoints")
+
+    def inside(self, *parts: str) -> Path:
+        """Returns a place in the run's folder; the folder itself may be a link, such as to another disk.
+
+        Raises:
+            NotARun: A link leads out of the folder: a run may be anybody's, and nothing is read or written
+                elsewhere in its name.
+        """
+        place = self.path.joinpath(*parts)
+        if not is_inside(place, self.path):
+            raise NotARun(
+                f"{shown_path(place)} leads out of the run's folder by a link: put the files themselves "
+                "there, or link the whole run."
+            )
+        return place
+
+    def output(self, *parts: str) -> Path:
+        """Returns a place in the run's folder to write to, a file or a folder, which need not be there yet.
+
+        Raises:
+            NotARun: It, or something that lies in it already, leads out of the run's folder by a link.
+            StorageError: It may not be written.
+        """
+        place = self.inside(*parts)
+        if place.is_dir():
+            with os.scandir(place) as entries:
+                links = [entry.name for entry in entries if entry.is_symlink()]
+            for name in links:
+                self.inside(*parts, name)
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not os.access(there, os.W_OK):
+            raise StorageError(
+                f"{shown_path(there)} may not be written: give another place where the command takes "
+                "--output, or copy the run."
+            )
+        return place
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -119,17 +157,18 @@ class Run:
         """Returns the record, run.json.
 
         Raises:
-            NotARun: The file is missing or is not a JSON object.
+            NotARun: The file is missing, or holds what no training writes, see `genlab.runs.schema`.
         """
+        file = self.record
         try:
-            text = self.record.read_text(encoding="utf-8")
-            record = json.loads(text, object_hook=in_todays_words)
+            record = files.parse_json(file.read_bytes(), object_hook=in_todays_words)
         except (OSError, ValueError) as error:
             raise NotARun(
-                f"{self.record} cannot be read ({_reason(error)}); restore it or remove the run."
+                f"{file} cannot be read ({_reason(error)}); restore it or remove the run."
             ) from error
-        if not isinstance(record, dict):
-            raise NotARun(f"{self.record} must hold a JSON object; restore it or remove the run.")
+        problem = problem_of(record)
+        if problem:
+            raise NotARun(f"{file} is no record of a run ({problem}); restore it or remove the run.")
         return record
 
     def require_todays_model(self) -> None:
@@ -171,7 +210,7 @@ class Run:
 
     @property
     def _lock(self) -> Path:
-        return self.path / "lock.json"
+        return self.inside("lock.json")
 
 
 def in_todays_words(entry: dict[str, Any]) -> dict[str, Any]:
@@ -230,23 +269,29 @@ def open_run(path: str | Path) -> Run:
         NotARun: There is none; the message names the nearest ones.
     """
     place = _absolute(path)
-    if place.exists():
+    exists = bool(str(path)) and os.path.exists(place)  # False, too, for a name that no file system takes
+    if exists:
         for folder in (place, *place.parents)[:3]:  # a checkpoint lies two levels below its run
-            if (folder / _RECORD).is_file():
+            if os.path.isfile(folder / _RECORD):
                 return Run(folder)
-    missing = f"there is no {_RECORD} in it" if place.exists() else "there is no such file or folder"
-    raise NotARun(f"{path} is not a run: {missing}. {_suggestions(place)}")
+    missing = f"there is no {_RECORD} in it" if exists else "there is no such file or folder"
+    raise NotARun(f"{shortened(str(path)) or 'An empty name'} is not a run: {missing}. {_suggestions(place)}")
 
 
 def list_runs(root: Path | None = None) -> list[Run]:
-    """Returns the runs below a root, oldest first; one whose record is damaged is named and left out."""
+    """Returns the runs at a folder or one or two levels below it, oldest first.
+
+    One whose record is damaged is named in a warning and left out.
+    """
     dated = []
-    for record in _absolute(root or outputs_root()).glob(f"*/*/{_RECORD}"):
-        run = Run(record.parent)
-        try:
-            dated.append((str(run.read().get("created", "")), run.path))
-        except NotARun as error:
-            warnings.warn(str(error))
+    place = _absolute(root or outputs_root())
+    for pattern in (_RECORD, f"*/{_RECORD}", f"*/*/{_RECORD}"):
+        for record in place.glob(pattern):
+            run = Run(record.parent)
+            try:
+                dated.append((run.read().get("created") or "", run.path))
+            except NotARun as error:
+                warnings.warn(str(error))
     return [Run(path) for _, path in sorted(dated)]
 
 
@@ -294,7 +339,7 @@ def _newest_complete(checkpoints: Iterable[Path]) -> Path | None:
 
 
 def _suggestions(place: Path) -> str:
-    roots = dict.fromkeys(map(_absolute, (outputs_root(), place, *place.parents[:4])))
+    roots = filter(os.path.isdir, dict.fromkeys((_absolute(outputs_root()), place, *place.parents[:4])))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         paths = dict.fromkeys(str(run.path) for root in roots for run in reversed(list_runs(root)))
@@ -306,7 +351,12 @@ def _suggestions(place: Path) -> str:
 
 def _absolute(path: str | Path) -> Path:
     # Not resolve(): a run or a checkpoint may be a link to another disk and still belongs where it is linked.
-    return Path(os.path.abspath(Path(path).expanduser()))
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def is_inside(place: Path, folder: Path) -> bool:
+    """Returns whether a place lies in a folder once all links are followed."""
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
 
 
 def shown_path(path: Path) -> str:

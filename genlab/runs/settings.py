@@ -10,6 +10,9 @@ from genlab.files import digest
 DIGEST_LENGTH = 16
 BUDGET = ("examples", "seconds", "evaluations")
 
+TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
+"""What the trials of an experiment multiply its learning rates by, in this order."""
+
 
 def settings_of(config: str) -> dict[str, Any]:
     """Returns what all seeds of a model have in common: a configuration without seed and place of the data.

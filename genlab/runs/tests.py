@@ -67,7 +67,11 @@ def read_config(run: Run) -> dict[str, Any]:
         ValueError: It cannot be read.
     """
     config = read_yaml(run.config, "run's configuration")
-    return config if isinstance(config, dict) else {}
+    sections = config if isinstance(config, dict) else {}
+    for name in ("model", "data", "evaluate", "variants"):
+        if not isinstance(sections.get(name) or {}, dict):
+            raise ValueError(f"{run.config} is no configuration of a run: {name} has no keys; restore it.")
+    return sections
 
 
 def variants_of(run: Run) -> dict[str, dict[str, Any]]:

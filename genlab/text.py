@@ -1,0 +1,29 @@
+"""Text that comes from other people's files, made fit to be printed. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Returns a text without control characters, terminal commands, direction marks and lone surrogates.
+
+    Each becomes one replacement character: a name must neither move the cursor, nor turn the line around, nor
+    end it.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay, such as line breaks.
+    """
+
+    def shown(letter: re.Match[str]) -> str:
+        return letter[0] if letter[0].isprintable() or letter[0] in keep else "\N{REPLACEMENT CHARACTER}"
+
+    return re.sub(r"[^ -~]", shown, text)
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """Returns a printable text with its middle left out where it is long."""
+    text = printable(text)
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
