@@ -27,6 +27,7 @@ import genlab
 from genlab.callbacks.budget import Budget
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StopCleanly
 from genlab.callbacks.evaluate import Evaluate
+from genlab.callbacks.example import ExampleInput
 from genlab.callbacks.health import Health
 from genlab.callbacks.monitors import Monitors
 from genlab.callbacks.progress import ProgressLine
@@ -198,7 +199,7 @@ class GenlabCLI(LightningCLI):
         has_bar = any(isinstance(callback, ProgressBar) for callback in theirs)
         if self.subcommand != "fit" and not sys.stderr.isatty() and not has_bar:
             trainer["enable_progress_bar"] = False
-        shows_line = trainer["enable_progress_bar"] and not has_bar
+        shows_line = trainer["enable_progress_bar"] is not False and not has_bar
         trainer["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
         trainer["callbacks"] = [*self._callbacks(recorder, shows_line), *theirs]
         loggers = self._loggers(values, trainer.get("logger"), recorder)
@@ -215,7 +216,12 @@ class GenlabCLI(LightningCLI):
         if self.subcommand != "fit":
             callbacks.append(StopAtOnce())
         else:
-            callbacks += [Monitors(), *([ProgressLine(budget)] if shows_line else []), self.stop]
+            callbacks += [
+                Monitors(),
+                ExampleInput(),
+                *([ProgressLine(budget)] if shows_line else []),
+                self.stop,
+            ]
         if recorder is not None:
             callbacks.append(recorder)
         if self.subcommand == "predict":
@@ -373,6 +379,7 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
         import_room(room)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.callbacks.model_summary").setLevel(logging.INFO)  # is asked for
     check_config_files(arguments)
     # A CPU multiplies numbers below 1e-38 many times slower; importance weights are full of them.
     torch.set_flush_denormal(True)
