@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from genlab.metrics.features import Extractor, Identity
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.frechet_noise import FrechetNoise
 from genlab.metrics.inception_score import InceptionScore
+from genlab.metrics.inception_weights import WEIGHTS_VARIABLE
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.pairs import PSNR, SSIM
 from genlab.metrics.precision_recall import PrecisionRecall
@@ -119,7 +121,7 @@ class Evaluate(Callback):
             self.extractor = Identity(spec.shape[0])
             return
         self.missing = extractor_available(self.source)
-        if self.missing is not None and self.source is not None:
+        if self.missing is not None and (self.source or os.environ.get(WEIGHTS_VARIABLE)):
             raise MetricError(
                 f"{self.missing}\nWithout evaluate.extractor a run goes on without such scores."
             )
