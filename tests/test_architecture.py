@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOOR = {"families.capabilities", "families.base", "families.players", "families.weights"}
 """What every family stands on; no family imports another one's file."""
 
-SHARED = {"shapes", "randomness", "files"}
+SHARED = {"shapes", "randomness", "files", "errors", "amounts"}
 ARROWS = {
     "losses": set(),
     "processes": {"losses"},
@@ -26,9 +26,10 @@ ARROWS = {
     "metrics": {"networks"},
     "data": set(),
     "families": {"losses", "processes", "samplers", "bijections"},
-    "runs": set(),
+    "configuration": set(),
+    "runs": {"configuration"},
     "report": {"runs"},
-    "evaluation": {*FLOOR, "data", "metrics", "samplers", "runs"},
+    "evaluation": {*FLOOR, "data", "metrics", "samplers", "runs", "configuration"},
     "callbacks": {"evaluation", *FLOOR, "data", "metrics", "samplers", "runs"},
 }
 """For each room, the rooms that it may import beside itself and the shared words; cli may import all."""
@@ -37,6 +38,7 @@ LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 WITHOUT_LIGHTNING = {"losses", "processes", "samplers", "networks", "bijections", "metrics"}
 TORCH = {"torch", "torchvision", "torchmetrics", *LIGHTNING}
 WITHOUT_TORCH = (
+    "genlab.configuration",
     "genlab.runs",
     "genlab.report",
     "genlab.data.decode",
@@ -180,7 +182,7 @@ def walk_module_level(node):
 
 
 def starts_at_once(name):
-    light = name == "genlab.__version__" or room_of(name) in ("", "files", "runs", "report")
+    light = name == "genlab.__version__" or room_of(name) in ("", "errors", "files", "runs", "report")
     return light if is_within(name, "genlab") else name.split(".")[0] in sys.stdlib_module_names
 
 

@@ -108,10 +108,3 @@ def test_experiment_trains_and_tests_for_one_batch(path, tmp_path, tiny_extracto
     code, out, error = genlab_command("test", *trial)
     assert code == 0, error
     assert "loss" in out
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_experiment_names_only_classes_of_known_packages(path):
-    from genlab.runs.trust import check_class_paths
-
-    check_class_paths(yaml.safe_load(path.read_text()))

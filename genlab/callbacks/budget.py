@@ -7,6 +7,7 @@ from typing import Any
 
 from pytorch_lightning.callbacks import Callback, Timer
 
+from genlab.amounts import Examples, Seconds
 from genlab.callbacks.clock import TrainingClock
 
 NEVER = 1 << 62  # batches
@@ -19,8 +20,9 @@ class Budget(Callback):
     ceil(N / B) batches for every family, whatever its number of optimisers.
 
     Args:
-        examples: Examples to train on, in the data's unit (`DataSpec.unit`); None for no such limit.
-        seconds: Seconds of training alone, without evaluation; None for no such limit.
+        examples: Examples to train on, in the data's unit (`DataSpec.unit`), such as 320000, 320k or 1e6;
+            None for no such limit.
+        seconds: Seconds of training alone, without evaluation, such as 90 or 5m; None for no such limit.
         evaluate_every: Examples between two evaluations; None evaluates after each epoch.
         evaluations: Number of evaluations, spaced evenly over the examples or else over the seconds, in place
             of `evaluate_every`. Families of different speed are then evaluated equally often.
@@ -28,12 +30,12 @@ class Budget(Callback):
 
     def __init__(
         self,
-        examples: int | None = None,
-        seconds: float | None = None,
-        evaluate_every: int | None = None,
+        examples: Examples | None = None,
+        seconds: Seconds | None = None,
+        evaluate_every: Examples | None = None,
         evaluations: int | None = None,
     ) -> None:
-        given = {"examples": examples, "seconds": seconds}
+        given: dict[str, float | None] = {"examples": examples, "seconds": seconds}
         given |= {"evaluate_every": evaluate_every, "evaluations": evaluations}
         for name, value in given.items():
             if value is not None and value <= 0:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
-from torchmetrics import Metric
 
 from genlab.callbacks.measured import stable_names
 from genlab.callbacks.record import find_recorder, say
@@ -76,7 +75,7 @@ class Evaluate(Callback):
     def __init__(
         self,
         extractor: str | None = None,
-        metrics: dict[str, Metric] | None = None,
+        metrics: dict[str, SampleMetric] | None = None,
         num_samples: int = 2_048,
         num_test_samples: int = 10_000,
         split: str = "test",

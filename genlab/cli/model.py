@@ -16,7 +16,8 @@ def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, 
     """Returns the model of a run, and the run: the one that the options name if no path is given."""
     import torch
 
-    from genlab.cli.training import MODEL_ROOMS, import_room, resolve_checkpoint
+    from genlab.cli.training import import_room, resolve_checkpoint
+    from genlab.configuration.trust import MODEL_ROOMS
     from genlab.evaluation.load import load_run
 
     for room in MODEL_ROOMS:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from genlab.callbacks.evaluate import Evaluate
-from genlab.cli.errors import readable
+from genlab.configuration.messages import readable
 from genlab.data.base import DataModule
 from genlab.evaluation.examine import Examination
 from genlab.evaluation.load import build_model, load_weights, mismatches, read_checkpoint, with_settings

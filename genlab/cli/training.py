@@ -24,21 +24,20 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
 import genlab
-from genlab.callbacks.budget import Budget
-from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StopCleanly
-from genlab.callbacks.evaluate import Evaluate
+from genlab.callbacks.checkpoints import AtomicCheckpointIO, StopCleanly
 from genlab.callbacks.example import ExampleInput
-from genlab.callbacks.health import Health
 from genlab.callbacks.monitors import Monitors
 from genlab.callbacks.progress import ProgressLine
 from genlab.callbacks.record import RunRecorder
 from genlab.callbacks.run_logger import RunLogger
-from genlab.callbacks.samples import SampleGrid, SampleWriter
+from genlab.callbacks.samples import SampleWriter
 from genlab.callbacks.stop import StopAtOnce
 from genlab.cli import peers
-from genlab.cli.errors import readable
 from genlab.cli.guests import check_precision, check_trainer
+from genlab.cli.parser import GROUPS, Parser, in_order
 from genlab.cli.testing import TestedRun, check_variants
+from genlab.configuration.messages import readable
+from genlab.configuration.trust import ROOMS, check_objects, check_places, lock_imports
 from genlab.data.base import DataModule
 from genlab.errors import exit_code
 from genlab.evaluation.examine import entry_of
@@ -47,28 +46,15 @@ from genlab.families.base import Model
 from genlab.report.test_table import table_of
 from genlab.runs.folder import Run, create_run, open_run, shown_path
 from genlab.runs.tests import stamp
-from genlab.runs.trust import check_class_paths
 
 RUN_VARIABLE = "GENLAB_RUN"
 """Tells the processes that the first one starts which folder the run has."""
-
-MODEL_ROOMS = ("families", "networks", "bijections", "processes", "samplers", "losses")
-"""Where the classes of a model's configuration lie."""
 
 REFUSED = (2, 3, 4, 5, 7)
 """Exit codes of what is known before the first step; see `genlab.errors`."""
 
 RESUMABLE = (7, 8, 9)
 """Exit codes of what befalls a training that is sound."""
-
-GROUPS = {
-    "budget": Budget,
-    "evaluate": Evaluate,
-    "samples": SampleGrid,
-    "health": Health,
-    "checkpoints": RunCheckpoints,
-}
-"""Callbacks that every run has, each with a key of its own in the YAML file."""
 
 COMMAND_KEYS = (
     "config",
@@ -81,14 +67,6 @@ COMMAND_KEYS = (
     "log_to",
 )
 """Keys of one command that a run's stored configuration leaves out: another command would refuse them."""
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser without its 50 lines of usage before an error."""
-
-    def print_usage(self, file: Any = None) -> None:
-        if file is not sys.stderr:
-            super().print_usage(file)
 
 
 class GenlabCLI(LightningCLI):
@@ -167,10 +145,17 @@ class GenlabCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         values = self._values()
+        require_sections(values)
+        check_objects(values)
+        check_places(values["trainer"], self._old_run_folder())
         choose_precision(values)
         choose_strategy(values)
         if self.subcommand != "fit" and self.checkpoint is not None:
             self.run = run_of(self.checkpoint)
+
+    def _old_run_folder(self) -> Path | None:
+        run = run_of(self.checkpoint) if self.checkpoint is not None else None
+        return None if run is None else run.path
 
     def instantiate_classes(self) -> None:
         try:
@@ -375,12 +360,12 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
         given: The options as they were typed, for the record of a test.
         again: Measure what a test has measured before, too.
     """
-    for room in (*MODEL_ROOMS, "data", "metrics", "callbacks"):
+    for room in ROOMS:
         import_room(room)
+    lock_imports()
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.callbacks.model_summary").setLevel(logging.INFO)  # is asked for
-    check_config_files(arguments)
     # A CPU multiplies numbers below 1e-38 many times slower; importance weights are full of them.
     torch.set_flush_denormal(True)
     cli = GenlabCLI(
@@ -400,7 +385,7 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
         },
-        args=list(arguments),
+        args=[arguments[0], *in_order(arguments[1:])],
         given=given,
         again=again,
     )
@@ -412,18 +397,6 @@ def import_room(name: str) -> None:
     room = importlib.import_module(f"genlab.{name}")
     for module in pkgutil.iter_modules(room.__path__, f"genlab.{name}."):
         importlib.import_module(module.name)
-
-
-def check_config_files(arguments: Sequence[str]) -> None:
-    """Refuses class paths outside the trusted packages, in files and arguments, before any import."""
-    for number, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name in ("--config", "-c"):
-            path = Path(value or "".join(arguments[number + 1 : number + 2]))
-            if path.is_file():
-                check_class_paths(yaml.safe_load(path.read_text()))
-        else:
-            check_class_paths(value or (argument if not argument.startswith("-") else ""))
 
 
 def resolve_checkpoint(given: Any) -> Path | None:
@@ -447,6 +420,13 @@ def run_of(checkpoint: Path) -> Run | None:
         return open_run(checkpoint)
     except ValueError:
         return None
+
+
+def require_sections(values: Any) -> None:
+    """Refuses a section that holds a list or one value in place of keys, which the parser lets pass."""
+    for name in ("trainer", *GROUPS):
+        if not hasattr(values[name], "as_dict"):
+            raise ValueError(f"{name} must hold keys and values, got {values[name]!r}.")
 
 
 def choose_precision(values: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from genlab.configuration.messages import readable
+from genlab.configuration.trust import check_objects, lock_imports
 from genlab.data.base import DataModule
 from genlab.families.base import Model
 from genlab.runs.folder import Run
 from genlab.runs.tests import read_config
-from genlab.runs.trust import check_class_paths
 from genlab.shapes import DataSpec
 
 
@@ -42,21 +44,29 @@ def load_run(run: Run, checkpoint: Path | None = None, device: str | torch.devic
 
 def build_model(config: dict[str, Any], spec: DataSpec) -> Model:
     """Returns the model that a configuration describes, for data of this shape."""
-    check_class_paths(config)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Model, "model", skip={"spec"})
-    namespace = parser.parse_object({"model": {**config, "init_args": _without_spec(config)}})
+    namespace = _parsed(parser, {"model": {**config, "init_args": _without_spec(config)}})
     namespace.model.init_args.spec = spec
     return parser.instantiate_classes(namespace).model
 
 
 def load_data(run: Run) -> DataModule:
     """Returns the data that a run was trained on."""
-    config = read_config(run)["data"]
-    check_class_paths(config)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": config})).data
+    return parser.instantiate_classes(_parsed(parser, {"data": read_config(run)["data"]})).data
+
+
+def _parsed(parser: ArgumentParser, config: dict[str, Any]) -> Any:
+    """Returns parsed settings, which name classes of the allowed list only."""
+    lock_imports()
+    try:
+        namespace = parser.parse_object(config)
+    except ArgumentError as error:
+        raise ValueError(readable(error)) from error
+    check_objects(namespace)
+    return namespace
 
 
 def with_settings(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from genlab import files
+from genlab.amounts import SECONDS, Examples, Seconds
+from genlab.configuration.plain_yaml import read_yaml
 from genlab.files import digest
 from genlab.runs.folder import NotARun, Run, folder_name, open_run
 from genlab.runs.headline import headline_of
@@ -60,20 +60,14 @@ def parse_budget(text: str) -> Budget:
     Raises:
         ValueError: Another text, or a number that is not positive.
     """
-    seconds = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    examples = {"": 1.0, "k": 1e3, "M": 1e6}
-    unit = text[-1:] if text[-1:].isalpha() else ""
+    is_time = text[-1:] in SECONDS
     try:
-        number = float(text.removesuffix(unit))
-    except ValueError:
-        number = math.nan
-    if not 0.0 < number < math.inf or unit not in {**seconds, **examples}:
-        raise ValueError(
-            f"--budget must be a time such as 90s or 5m, or examples such as 300k, got {text!r}."
-        )
-    return (
-        Budget(seconds=number * seconds[unit]) if unit in seconds else Budget(round(number * examples[unit]))
-    )
+        amount = Seconds(text) if is_time else Examples(text)
+    except ValueError as error:
+        raise ValueError(f"--budget {error}, or a time such as 90s or 5m.") from None
+    if amount <= 0:
+        raise ValueError(f"--budget must be positive, got {text!r}.")
+    return Budget(seconds=float(amount)) if is_time else Budget(int(amount))
 
 
 @dataclass(frozen=True)
@@ -198,7 +192,7 @@ class Bench:
         if self.num_trials == 1:
             return []
         factor = TRIAL_FACTORS[self.best_trial(job.experiment) if job.trial is None else job.trial]
-        config = yaml.safe_load(self.files[job.experiment].read_text(encoding="utf-8"))
+        config = read_yaml(self.files[job.experiment])
         rates = {f"model.{key}": rate * factor for key, rate in learning_rates(config.get("model", {}))}
         options = [f"--{key}={rate:.6g}" for key, rate in rates.items()]
         if job.trial is None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import genlab
+from genlab.configuration.plain_yaml import read_yaml
 from genlab.files import digest
 from genlab.runs.environment import command_line
 from genlab.runs.folder import Run
@@ -67,10 +66,7 @@ def read_config(run: Run) -> dict[str, Any]:
     Raises:
         ValueError: It cannot be read.
     """
-    try:
-        config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{run.config} cannot be read ({error}); restore it.") from error
+    config = read_yaml(run.config, "run's configuration")
     return config if isinstance(config, dict) else {}
 
 
