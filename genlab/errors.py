@@ -7,6 +7,8 @@ is a defect of genlab and keeps its traceback.
 from __future__ import annotations
 
 import errno
+import signal
+from collections.abc import Iterator
 
 EXIT_USAGE = 2
 EXIT_DATA = 3
@@ -54,6 +56,20 @@ class LostPeer(RuntimeError):  # noqa: N818 - says what happened
     """Another process of the same training has died or no longer answers."""
 
 
+class Stopped(SystemExit):
+    """A signal asked the command to stop.
+
+    No Exception, since nothing is wrong, and no KeyboardInterrupt, which Lightning turns into exit code 1.
+
+    Args:
+        number: The signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED)
+        self.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 _CODES = {
     "DataError": EXIT_DATA,
     "CheckpointError": 4,
@@ -63,7 +79,8 @@ _CODES = {
     "LostPeer": 9,
 }
 _USER = {"ValueError", "FileNotFoundError", "MisconfigurationException"}
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_MEMORY = ("can't allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -75,8 +92,45 @@ def exit_code(error: BaseException) -> int | None:
     for name in names:
         if name in _CODES:
             return _CODES[name]
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return 7
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
+    if is_of_memory(error):
         return 8
-    return EXIT_USAGE if _USER & set(names) else None
+    if _USER & set(names):
+        return EXIT_USAGE
+    return 7 if is_of_storage(error) else None
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Returns whether an error says that a file system is full, read-only, or forbids what was asked.
+
+    Also one raised on the way out of such an error: torch's writer then only says that a count is off.
+    """
+    return any(isinstance(e, OSError) and e.errno in _STORAGE for e in _chain(error))
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory, of the machine or of a device, ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def explain(error: BaseException) -> str:
+    """Returns what to tell the user of an error that has an exit code, with its notes."""
+    text = str(error)
+    if is_of_memory(error):
+        first = (text.splitlines() or [""])[0].strip()
+        text = (
+            f"Out of memory ({first or type(error).__name__}): lower the batch size (--data.batch_size, "
+            "--evaluate.drawing.batch_size, or --batch_size of other commands) or take a smaller network."
+        )
+    elif isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror}."
+    return "\n".join([text, *getattr(error, "__notes__", ())])
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from genlab.errors import StorageError, is_of_storage
 
 _LONGEST_INTEGER = 19  # characters; of 64 bits, sign included
 
@@ -27,6 +31,9 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Beside, since a rename is atomic within one file system only: a temporary file elsewhere ends as a copy
     onto the final name, which a kill leaves truncated.
+
+    Raises:
+        StorageError: There is no room, or writing here is not allowed; the target is as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -35,8 +42,41 @@ def replacing(target: Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, target)
         sync(target.parent)
+    except Exception as error:
+        if not is_of_storage(error):
+            raise
+        raise StorageError(f"{target} cannot be written: {_shortage(error, target, temporary)}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Refuses a folder that could not be made or written into, without touching it.
+
+    Raises:
+        StorageError: It lies on a read-only file system, or its permissions forbid it.
+    """
+    place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(place, os.W_OK):
+        raise StorageError(
+            f"{folder} cannot be written: {place} is read-only, or its permissions forbid it. "
+            "$GENLAB_OUTPUTS says where runs go."
+        )
+
+
+def _shortage(error: BaseException, target: Path, partial: Path) -> str:
+    """Returns what the storage lacks: how much is needed and there, where room is what is missing."""
+    link: BaseException | None = error
+    while link is not None and not (isinstance(link, OSError) and link.errno):
+        link = link.__cause__ or link.__context__
+    if not isinstance(link, OSError) or link.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return str(getattr(link, "strerror", "") or link)
+    written, before = (path.stat().st_size if path.exists() else 0 for path in (partial, target))
+    with suppress(OSError):
+        there = written + shutil.disk_usage(target.parent).free
+        needs = f"{before / 1e6:.1f} MB" if before > there else f"more than {there / 1e6:.1f} MB"
+        return f"the storage is full: it needs {needs} and has {there / 1e6:.1f} MB"
+    return "the storage is full"
 
 
 def sweep(folder: Path) -> list[Path]:

@@ -57,7 +57,8 @@ class Budget(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit" or trainer.fast_dev_run:
             return
-        timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # --trainer.max_time
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+        timed = any(timer.time_remaining() is not None for timer in timers)  # also of --trainer.max_time
         unlimited = trainer.max_epochs in (-1, None) and trainer.max_steps == -1
         if unlimited and not (self.examples or self.seconds or timed):
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from genlab.callbacks.measured import measured
 from genlab.callbacks.record import find_recorder
 from genlab.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged
 from genlab.files import replacing
@@ -97,7 +98,7 @@ class RunCheckpoints(Checkpoint):
         self._saved_images = trainer.lightning_module.examples_seen
 
     def _improved(self, trainer: Any) -> bool:
-        values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+        values = measured(trainer)
         headline = self._headline(values)
         found = headline and headline.found_in(values)
         if not headline or not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 
+from genlab.callbacks.measured import stable_names
 from genlab.callbacks.record import find_recorder, say
 from genlab.data.base import DataModule
+from genlab.errors import MetricError
 from genlab.evaluation.examine import Examination
 from genlab.evaluation.score import Scores
 from genlab.families.base import Model
@@ -23,6 +26,7 @@ from genlab.metrics.features import Extractor, Identity
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.frechet_noise import FrechetNoise
 from genlab.metrics.inception_score import InceptionScore
+from genlab.metrics.inception_weights import WEIGHTS_VARIABLE
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.pairs import PSNR, SSIM
 from genlab.metrics.precision_recall import PrecisionRecall
@@ -49,11 +53,12 @@ class Drawing:
 class Evaluate(Callback):
     """Draws samples, compares them with real images and logs the scores, each with its protocol.
 
-    All metrics share one pass and one feature extraction. Where the extractor's weights cannot be had
-    this is said before training, and the scores stay empty.
+    All metrics share one pass and one feature extraction. Where Inception's weights cannot be had this is
+    said before training, and the scores stay empty; an extractor that was asked for must be there.
 
     Args:
-        extractor: "inception", "digits", or the folder of a classifier's run. Points are their own features.
+        extractor: "inception", "digits", or the folder of a classifier's run; None for Inception if it can be
+            had. Points are their own features.
         metrics: What to compute, by name, so that a later configuration file can change one of them; None
             for what suits the samples. Images: FID, KID, IS, precision and recall, share of duplicates; of a
             source image, PSNR and SSIM too. Texts of a source: BLEU; others: their likelihood alone.
@@ -69,7 +74,7 @@ class Evaluate(Callback):
 
     def __init__(
         self,
-        extractor: str = "inception",
+        extractor: str | None = None,
         metrics: dict[str, SampleMetric] | None = None,
         num_samples: int = 2_048,
         num_test_samples: int = 10_000,
@@ -99,7 +104,11 @@ class Evaluate(Callback):
             say(trainer, f"No scores by features in this run: {self.missing}")
 
     def prepare(self, model: Model) -> None:
-        """Loads what the model's scores need; `missing` is the reason where an extractor cannot be had."""
+        """Loads what the model's scores need; `missing` is why the default extractor cannot be had.
+
+        Raises:
+            MetricError: The extractor that was asked for cannot be had.
+        """
         if not can_be_sampled(model) or self.extractor is not None:
             return
         if self.metrics is None:
@@ -111,6 +120,10 @@ class Evaluate(Callback):
             self.extractor = Identity(spec.shape[0])
             return
         self.missing = extractor_available(self.source)
+        if self.missing is not None and (self.source or os.environ.get(WEIGHTS_VARIABLE)):
+            raise MetricError(
+                f"{self.missing}\nWithout evaluate.extractor a run goes on without such scores."
+            )
         if self.missing is None:
             self.extractor = load_extractor(self.source)
             # A wrong extractor is an error now and not after the first hour of training.
@@ -121,7 +134,11 @@ class Evaluate(Callback):
         if recorder is not None and self.at_start and not pl_module.examples_seen:
             scores = self.score(trainer, pl_module)
             if scores is not None:
-                recorder.write(trainer, pl_module, _prefixed("val", scores))
+                values = _prefixed("val", scores)
+                recorder.write(trainer, pl_module, values)
+                trainer.callback_metrics.update(
+                    {name: torch.tensor(v) for name, v in {**values, **stable_names(values)}.items()}
+                )
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         synchronise_buffers(pl_module)
@@ -134,7 +151,8 @@ class Evaluate(Callback):
             return
         scores = self.score(trainer, pl_module)
         if scores is not None:
-            pl_module.log_dict(_prefixed("val", scores), logger=False, rank_zero_only=False)
+            values = _prefixed("val", scores)
+            pl_module.log_dict({**values, **stable_names(values)}, logger=False, rank_zero_only=False)
 
     def score(self, trainer: Any, model: Model) -> Scores | None:
         """Returns the model's scores during training, None where it or the extractor cannot give any."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytorch_lightning.callbacks import Callback
 
+from genlab.callbacks.measured import measured
 from genlab.callbacks.record import find_recorder, say
 from genlab.runs.headline import named
 
@@ -51,7 +52,7 @@ class Health(Callback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fast_dev_run:
             return
-        values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+        values = measured(trainer)
         signs = self.signs(values, pl_module.signs)
         if not signs:
             return

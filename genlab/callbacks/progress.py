@@ -11,6 +11,7 @@ from typing import Any
 from pytorch_lightning.callbacks import ProgressBar
 
 from genlab.callbacks.budget import Budget
+from genlab.callbacks.measured import measured
 from genlab.callbacks.record import read_losses
 from genlab.runs.headline import SCORES, headline_of
 
@@ -113,7 +114,7 @@ class ProgressLine(ProgressBar):
 
 def last_score(trainer: Any) -> str:
     """Returns the last headline with its name, "" where there is none; a loss is on the line anyway."""
-    values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+    values = measured(trainer)
     headline = headline_of(values, among=SCORES)
     found = headline and headline.found_in(values)
     return f"{found[0].removeprefix('val/')} {found[1]:.4g}" if found else ""

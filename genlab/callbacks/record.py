@@ -15,6 +15,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from genlab.callbacks.clock import TrainingClock
+from genlab.callbacks.measured import measured
+from genlab.callbacks.run_logger import RunLogger
 from genlab.data.base import DataModule
 from genlab.errors import Diverged
 from genlab.families.base import Model
@@ -43,6 +45,7 @@ class RunRecorder(Callback):
         self.clock = clock
         self.file = MetricsFile(run)
         self.latest: dict[str, float] = {}
+        self._noted: dict[str, float] = {}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
@@ -91,10 +94,11 @@ class RunRecorder(Callback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
-        values = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
-        }
-        self.write(trainer, pl_module, values)
+        self.write(trainer, pl_module, measured(trainer))
+
+    def note(self, values: dict[str, float]) -> None:
+        """Keeps numbers for the next line, which says how many examples they belong to."""
+        self._noted.update(values)
 
     def write(self, trainer: Any, model: Model, values: dict[str, float]) -> None:
         """Writes numbers to the run's files and to every logger."""
@@ -102,8 +106,11 @@ class RunRecorder(Callback):
         if not values or not trainer.is_global_zero:
             return
         seconds = self.clock.seconds
-        self.file.write(values, model.examples_seen, trainer.global_step, seconds)
+        noted, self._noted = self._noted, {}
+        self.file.write({**noted, **values}, model.examples_seen, trainer.global_step, seconds)
         for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                continue  # writes here
             logger.log_metrics({**values, "training_seconds": seconds}, step=model.examples_seen)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

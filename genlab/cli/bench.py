@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
-from genlab.errors import EXIT_INTERRUPTED
+from genlab.errors import Stopped
 from genlab.runs import lock
 from genlab.runs.bench import Bench, Job, parse_budget
 from genlab.runs.environment import cores
@@ -39,9 +38,9 @@ def bench(arguments: list[str]) -> int:
     try:
         with lock.hold(plan.folder / "bench.lock"):
             failed = Queue(plan, options.jobs).work()
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except (KeyboardInterrupt, Stopped):
+        print("The same command goes on from here.", file=sys.stderr)
+        raise
     for job in failed:
         print(f"! {job} has no result; its output: {plan.log(job)}", file=sys.stderr)
     print(f"The table: genlab compare {plan.folder}", file=sys.stderr)
@@ -66,15 +65,12 @@ class Queue:
 
     def work(self) -> list[Job]:
         """Does what is left to do; returns the jobs without a result."""
-        handler = signal.signal(signal.SIGTERM, self._terminate)
         try:
             for stage in (self.plan.trial_jobs, self.plan.jobs):  # settings are chosen before the runs
                 self._work_through([job for job in stage if not self._is_complete(job)], len(stage))
         except BaseException:
             self._stop()
             raise
-        finally:
-            signal.signal(signal.SIGTERM, handler)
         return self.failed
 
     def _is_complete(self, job: Job) -> bool:
@@ -151,9 +147,6 @@ class Queue:
             self._stopping.set()
             for process in list(self._processes):
                 process.terminate()
-
-    def _terminate(self, number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
 
 
 def outcome(record: dict[str, Any], job: Job) -> str:

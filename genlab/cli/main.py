@@ -8,14 +8,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import genlab
-from genlab.errors import EXIT_CODES, exit_code
-from genlab.runs.folder import Run, open_run
-from genlab.text import printable
+from genlab.errors import EXIT_CODES, Stopped, exit_code, explain
+from genlab.files import require_writable
+from genlab.runs.folder import Run, open_run, outputs_root
 
 TRAINING = {
     "fit": "train a model:                genlab fit --config experiments/dcgan_digits.yaml",
@@ -42,6 +46,9 @@ OTHERS = {
     "data": "look at images before use:    genlab data check PATH",
 }
 
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Signals that end a command; the last one is sent when a terminal is closed."""
+
 ALIASES = {"samples": "sample"}
 """Every other command is the function of its own name in the file of its own name."""
 
@@ -51,22 +58,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = take_allowed([argument for argument in given if argument != "--debug"])
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - to the end of the process
+    try:
+        with stoppable():
+            done = answer(given)
+            sys.stdout.flush()
+            return done
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Stopped as stop:
+        print(f"genlab: stopped by {stop.reason}.", file=sys.stderr)
+        return int(stop.code or 0)
+    except Exception as error:
+        code = exit_code(error)
+        if debug or code is None:
+            raise
+        print("genlab:", printable(explain(error), keep="\n"), file=sys.stderr)
+        return code
+
+
+def answer(given: list[str]) -> int:
+    """Returns the exit code of a command, after having done it."""
     if not given or given[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
     if given[0] == "--version":
         print(f"genlab {genlab.__version__}")
         return 0
+    return command(given[0])(given[1:])
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Lets Ctrl-C, SIGTERM and SIGHUP end the block wherever it is.
+
+    Raises:
+        Stopped: One of them came.
+    """
+    process = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != process:
+            raise KeyboardInterrupt  # a reader of data, which ends quietly
+        raise Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+        # What is ignored stays ignored: so `nohup` works.
+        before = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
     try:
-        return command(given[0])(given[1:])
-    except BrokenPipeError:
-        return 0  # the reader, such as `head`, has seen enough
-    except Exception as error:
-        code = exit_code(error)
-        if debug or code is None:
-            raise
-        print("genlab:", printable(str(error), keep="\n"), file=sys.stderr)
-        return code
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def command(name: str) -> Callable[[list[str]], int]:
@@ -93,6 +141,9 @@ def train(name: str, rest: list[str]) -> int:
         if name == "test" and not again and show_stored_test(run, given):
             return 0
         rest = run_arguments(run) + rest[1:]
+        require_writable(run.path)
+    elif name == "fit" and not any("fast_dev_run" in option for option in rest):
+        require_writable(outputs_root())
     quieten()
     from genlab.cli.training import main as train_main
 
@@ -191,6 +242,8 @@ def overview() -> str:
         "  --again                measure what `genlab test RUN` has measured before, too",
         "  --allow PACKAGE        let a configuration name classes of this package",
         "  --debug                show the traceback of an error",
+        "",
+        "Of several processes, one that does not answer is waited for $GENLAB_TIMEOUT seconds (300).",
         "",
         "Exit codes:",
         *(f"  {code:<4}{meaning}" for code, meaning in EXIT_CODES.items()),

@@ -6,10 +6,12 @@ import importlib
 import logging
 import os
 import pkgutil
+import shutil
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,19 +19,27 @@ from typing import Any, Literal
 import torch
 import yaml
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
 import genlab
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, StopCleanly
+from genlab.callbacks.example import ExampleInput
+from genlab.callbacks.monitors import Monitors
 from genlab.callbacks.progress import ProgressLine
 from genlab.callbacks.record import RunRecorder
+from genlab.callbacks.run_logger import RunLogger
 from genlab.callbacks.samples import SampleWriter
+from genlab.callbacks.stop import StopAtOnce
+from genlab.cli import peers
+from genlab.cli.guests import check_precision, check_trainer
 from genlab.cli.parser import GROUPS, Parser, in_order
 from genlab.cli.testing import TestedRun, check_variants
 from genlab.configuration.messages import readable
 from genlab.configuration.trust import ROOMS, check_objects, check_places, lock_imports
 from genlab.data.base import DataModule
+from genlab.errors import exit_code
 from genlab.evaluation.examine import entry_of
 from genlab.evaluation.load import check_weights, read_checkpoint
 from genlab.families.base import Model
@@ -40,6 +50,12 @@ from genlab.runs.tests import stamp
 
 RUN_VARIABLE = "GENLAB_RUN"
 """Tells the processes that the first one starts which folder the run has."""
+
+REFUSED = (2, 3, 4, 5, 7)
+"""Exit codes of what is known before the first step; see `genlab.errors`."""
+
+RESUMABLE = (7, 8, 9)
+"""Exit codes of what befalls a training that is sound."""
 
 COMMAND_KEYS = (
     "config",
@@ -58,6 +74,8 @@ class GenlabCLI(LightningCLI):
     """The training commands: one folder for each run, callbacks that every family needs, one data shape."""
 
     run: Run | None = None
+    is_new = False
+    """Whether this process made the run's folder."""
 
     def __init__(self, *args: Any, given: Sequence[str] = (), again: bool = False, **kwargs: Any) -> None:
         # The parent's constructor runs the command.
@@ -65,7 +83,11 @@ class GenlabCLI(LightningCLI):
         skipped = self.subcommands()
         # Only this command's: each parser takes a quarter of a second to make.
         self.subcommands = lambda: {kwargs["args"][0]: skipped[kwargs["args"][0]]}  # type: ignore[method-assign]
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except Exception as error:
+            self._conclude(error)
+            raise
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         try:
@@ -148,34 +170,57 @@ class GenlabCLI(LightningCLI):
             check_weights(self.model, read_checkpoint(self.checkpoint), self.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        values = self._values()
+        values, trainer = self._values(), self._get(self.config_init, "trainer")
+        recorder = None
         if self.subcommand == "fit":
             check_variants(self.model, plain(values["model"]), values["variants"])
+            check_trainer(trainer, self.model.alternating)
+            self._get(self.config_init, "evaluate").prepare(self.model)
             if not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
                 self.run = self._run_folder(values)
-        budget, checkpoints = (self._get(self.config_init, name) for name in ("budget", "checkpoints"))
-        # The clock comes first, so that what the others do at a pause is not training time.
-        always = [budget.clock]
-        self.stop = StopCleanly(checkpoints)
-        if self.subcommand == "fit":
-            always += [ProgressLine(budget), self.stop]
-        if self.subcommand == "fit" and self.run is not None:
-            always.append(RunRecorder(self.run, self.config_text(), budget.clock))
-        if self.subcommand == "predict":
-            always.append(SampleWriter(self._prediction_folder()))
-        trainer = self._get(self.config_init, "trainer")
+                clock = self._get(self.config_init, "budget").clock
+                recorder = RunRecorder(self.run, self.config_text(), clock)
         self.model.config = plain(values["model"])
         self.model.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # as Lightning publishes its choice
-        trainer["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
-        trainer["callbacks"] = [*always, *_as_list(trainer.get("callbacks"))]
-        if self.subcommand != "fit" and not sys.stderr.isatty():
+        theirs = _as_list(trainer.get("callbacks"))
+        has_bar = any(isinstance(callback, ProgressBar) for callback in theirs)
+        if self.subcommand != "fit" and not sys.stderr.isatty() and not has_bar:
             trainer["enable_progress_bar"] = False
-        loggers = self._loggers(values, trainer.get("logger"))
-        return super().instantiate_trainer(logger=loggers, default_root_dir=self._root_dir(), **kwargs)
+        shows_line = trainer["enable_progress_bar"] is not False and not has_bar
+        trainer["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
+        trainer["callbacks"] = [*self._callbacks(recorder, shows_line), *theirs]
+        loggers = self._loggers(values, trainer.get("logger"), recorder)
+        made = super().instantiate_trainer(logger=loggers, default_root_dir=self._root_dir(), **kwargs)
+        peers.prepare(made, self.run if self.subcommand == "fit" else None)
+        return made
+
+    def _callbacks(self, recorder: RunRecorder | None, shows_line: bool) -> list[Callback]:
+        """Returns the callbacks that come before those of the configuration."""
+        budget, checkpoints = (self._get(self.config_init, name) for name in ("budget", "checkpoints"))
+        self.stop = StopCleanly(checkpoints)
+        # The clock comes first, so that what the others do at a pause is not training time.
+        callbacks: list[Callback] = [budget.clock]
+        if self.subcommand != "fit":
+            callbacks.append(StopAtOnce())
+        else:
+            callbacks += [
+                Monitors(),
+                ExampleInput(),
+                *([ProgressLine(budget)] if shows_line else []),
+                self.stop,
+            ]
+        if recorder is not None:
+            callbacks.append(recorder)
+        if self.subcommand == "predict":
+            callbacks.append(SampleWriter(self._prediction_folder()))
+        return callbacks
 
     def _run_subcommand(self, subcommand: str) -> None:
         trains_here = subcommand == "fit" and self.run is not None and self.trainer.is_global_zero
-        with self.run.lock() if self.run is not None and trains_here else nullcontext():
+        with (
+            self.run.lock() if self.run is not None and trains_here else nullcontext(),
+            peers.together(self.trainer, self.run if subcommand == "fit" else None),
+        ):
             if subcommand == "test" and self._tested.kept is not None:
                 self.after_test()  # only variants are missing
             else:
@@ -241,8 +286,9 @@ class GenlabCLI(LightningCLI):
 
     def config_text(self) -> str:
         """Returns the resolved configuration, without what belongs to one command only."""
+        values = _without_enums(self._values().clone())
         config = yaml.safe_load(
-            self._parser(self.subcommand).dump(self._values(), skip_none=False, skip_link_targets=True)
+            self._parser(self.subcommand).dump(values, skip_none=False, skip_link_targets=True)
         )
         kept = {name: value for name, value in config.items() if name not in COMMAND_KEYS}
         kept["data"] = with_absolute_paths(kept["data"])
@@ -262,9 +308,25 @@ class GenlabCLI(LightningCLI):
             return open_run(inherited)
         resumed = run_of(self.checkpoint) if self.checkpoint is not None else None
         run = resumed or create_run(values["experiment"] or experiment_name(values), name=values["run_name"])
+        self.is_new = resumed is None
         os.environ[RUN_VARIABLE] = str(run.path.absolute())
         print(f"{'Resuming' if resumed else 'Run'}: {shown_path(run.path)}", file=sys.stderr)
         return run
+
+    def _conclude(self, error: Exception) -> None:
+        """Takes a folder back in which nothing was trained, since its name may be wanted again.
+
+        Where something was, and it is not the training that failed, says how it goes on.
+        """
+        code = exit_code(error)
+        if self.run is None or self.subcommand != "fit" or code is None:
+            return
+        if self.is_new and code in REFUSED and not self.model.examples_seen:
+            shutil.rmtree(self.run.path, ignore_errors=True)
+            with suppress(OSError):
+                self.run.path.parent.rmdir()  # the experiment's, where this was its only run
+        elif code in RESUMABLE and self.run.last_checkpoint is not None:
+            error.add_note(f"Continue with `genlab resume {shown_path(self.run.path)}`.")
 
     def _root_dir(self) -> str:
         return str(self.run.path) if self.run is not None else os.environ.get("TMPDIR", "/tmp")
@@ -272,11 +334,12 @@ class GenlabCLI(LightningCLI):
     def _prediction_folder(self) -> Path:
         return self.run.output("predictions") if self.run is not None else Path("predictions")
 
-    def _loggers(self, values: Any, configured: Any) -> list[Logger] | bool:
+    def _loggers(self, values: Any, configured: Any, recorder: RunRecorder | None) -> list[Logger]:
         loggers = [] if configured in (None, True, False) else _as_list(configured)
-        if self.subcommand == "fit" and self.run is not None:
-            loggers += [self._logger(name) for name in values["log_to"]]
-        return loggers or False
+        if recorder is None:
+            return [RunLogger(None, None), *loggers]
+        others = [self._logger(name) for name in values["log_to"]]
+        return [RunLogger(recorder.run.path, recorder.note), *loggers, *others]
 
     def _logger(self, name: str) -> Logger:
         assert self.run is not None
@@ -307,6 +370,7 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
     lock_imports()
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.callbacks.model_summary").setLevel(logging.INFO)  # is asked for
     # A CPU multiplies numbers below 1e-38 many times slower; importance weights are full of them.
     torch.set_flush_denormal(True)
     cli = GenlabCLI(
@@ -395,7 +459,9 @@ def refuse_secrets(trainer: Any) -> None:
 
 def choose_precision(values: Any) -> None:
     """Fills in the precision that suits the accelerator: bfloat16 is slower than float32 on most CPUs."""
-    if values["trainer"]["precision"] is None:
+    if values["trainer"]["precision"] is not None:
+        values["trainer"]["precision"] = check_precision(values["trainer"]["precision"])
+    else:
         on_gpu = torch.cuda.is_available() and values["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
         values["trainer"]["precision"] = (
             "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
@@ -436,6 +502,17 @@ def experiment_name(values: Any) -> str:
 def plain(config: Any) -> dict[str, Any]:
     """Returns a parsed configuration as plain dictionaries, lists and values."""
     return yaml.safe_load(yaml.safe_dump(_unwrapped(config)))
+
+
+def _without_enums(value: Any) -> Any:
+    """Returns a parsed configuration with the values of enumerations, as a file gives them."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list):
+        return [_without_enums(part) for part in value]
+    for name, part in vars(value).items() if hasattr(value, "as_dict") else ():
+        setattr(value, name, _without_enums(part))
+    return value
 
 
 def _unwrapped(value: Any) -> Any:

@@ -211,6 +211,11 @@ class Model(pl.LightningModule):
         torch.manual_seed(randomness.key(address, self.global_rank))
         self.examples_seen += batch_length(batch) * self.spec.units * self.trainer.world_size
 
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        """Returns the losses of a batch of an evaluation, whose noise follows from the items' numbers."""
+        with self.numbered(batch["index"]):
+            return self.losses(batch)  # type: ignore[arg-type]
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         losses = self.losses(batch)
         self.remember(losses)
@@ -279,9 +284,7 @@ class Model(pl.LightningModule):
         self.latest = {name: value.to(self.device) for name, value in checkpoint["latest"].items()}
 
     def _add_losses(self, batch: Batch) -> None:
-        units = self.units(batch)
-        with self.numbered(batch["index"]):
-            losses = self.losses(batch)
+        units, losses = self.units(batch), self(**batch)
         for name, value in {**losses, "units": torch.ones((), device=self.device)}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().double() * units
 

@@ -44,13 +44,10 @@ class Classifier(Model):
         self.optimizer = optimizer
         self.label_smoothing = label_smoothing
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.extractor_network(x)
-
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         label = batch["label"]
         x = self.augment(batch["image"]) if self.training else batch["image"]
-        logits = self(x).float()
+        logits = self.extractor_network(x).float()
         loss = cross_entropy(logits, label, label_smoothing=self.label_smoothing)
         return {"loss": loss, "accuracy": (logits.argmax(dim=1) == label).float().mean()}
 
