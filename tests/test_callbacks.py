@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from genlab.callbacks.budget import Budget
-from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, weights_are_finite
+from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from genlab.callbacks.clock import TrainingClock
 from genlab.callbacks.health import Health
 from genlab.callbacks.progress import ProgressLine, duration, short
-from genlab.callbacks.record import read_losses
+from genlab.callbacks.divergence import not_finite, read_losses
 from genlab.runs.folder import list_runs
 from genlab.runs.metrics_file import read_metrics
 
@@ -206,10 +206,13 @@ def test_the_best_checkpoint_is_the_one_of_the_best_score():
 
 def test_weights_that_are_not_finite_are_noticed():
     network = torch.nn.Linear(3, 2)
-    assert weights_are_finite(network)
+    assert not not_finite(network)
+    with torch.no_grad():
+        network.weight.fill_(1e30)  # whose sum of squares overflows
+    assert not not_finite(network)
     with torch.no_grad():
         network.bias[1] = float("inf")
-    assert not weights_are_finite(network)
+    assert not_finite(network) == "bias"
 
 
 WRITERS = """

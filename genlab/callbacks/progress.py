@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning.callbacks import ProgressBar
 
 from genlab.callbacks.budget import Budget
-from genlab.callbacks.record import read_losses
+from genlab.callbacks.divergence import read_losses
 from genlab.runs.headline import SCORES, headline_of
 
 REFRESH = 0.5  # seconds between two states of a terminal's line; each reads the losses from the device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
 
 from genlab.callbacks.clock import TrainingClock
+from genlab.callbacks.divergence import read_losses, require_finite_losses
 from genlab.data.base import DataModule
 from genlab.errors import Diverged
 from genlab.families.base import Model
@@ -47,7 +46,7 @@ class RunRecorder(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
             return
-        self.run.config.write_text(self.config)
+        write_text(self.run.config, self.config)
         write_json(self.run.environment, {**environment(), **device_facts(trainer)})
         data: DataModule = trainer.datamodule
         self.run.update(
@@ -78,15 +77,7 @@ class RunRecorder(Callback):
         """Writes the last training losses, and stops a run whose losses are no longer finite."""
         losses = read_losses(model.latest)
         self.write(trainer, model, {f"train/{name}": value for name, value in losses.items()})
-        broken = [name for name, value in losses.items() if not math.isfinite(value)]
-        if broken:
-            reason = model.explain(batch) or (
-                "a smaller learning rate, `clip` or 32-bit precision are the usual remedies."
-            )
-            raise Diverged(
-                f"The {broken[0]} loss is not finite after {model.examples_seen:,} {model.spec.unit}. "
-                f"The last checkpoint is untouched; {reason}"
-            )
+        require_finite_losses(model, losses, batch)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking:
@@ -114,7 +105,9 @@ class RunRecorder(Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if trainer.is_global_zero and trainer.state.fn == "fit":
             self.file.write_csv()
-            self._outcome(pl_module, _status_of(exception), error=str(exception) or type(exception).__name__)
+            status = _status_of(exception)
+            error = None if status == "stopped" else str(exception) or type(exception).__name__
+            self._outcome(pl_module, status, error=error)
 
     def _outcome(self, model: Model, status: str, **more: Any) -> None:
         values = {name: value for name, value in self.latest.items() if name.startswith("val/")}
@@ -125,14 +118,6 @@ class RunRecorder(Callback):
             validation=values,
             **more,
         )
-
-
-def read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
-    """Returns losses as numbers, waiting for the device once rather than once for each."""
-    if not losses:
-        return {}
-    values = torch.stack([value.float() for value in losses.values()]).tolist()
-    return dict(zip(losses, values, strict=True))
 
 
 def find_recorder(trainer: Any) -> RunRecorder | None:

@@ -22,7 +22,8 @@ from pytorch_lightning.loggers import Logger
 
 import genlab
 from genlab.callbacks.budget import Budget
-from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StopCleanly
+from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from genlab.callbacks.divergence import DivergenceGuard
 from genlab.callbacks.evaluate import Evaluate
 from genlab.callbacks.health import Health
 from genlab.callbacks.progress import ProgressLine
@@ -166,12 +167,11 @@ class GenlabCLI(LightningCLI):
             check_variants(self.model, plain(values["model"]), values["variants"])
             if not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
                 self.run = self._run_folder(values)
-        budget, checkpoints = (self._get(self.config_init, name) for name in ("budget", "checkpoints"))
+        budget = self._get(self.config_init, "budget")
         # The clock comes first, so that what the others do at a pause is not training time.
         always = [budget.clock]
-        self.stop = StopCleanly(checkpoints)
         if self.subcommand == "fit":
-            always += [ProgressLine(budget), self.stop]
+            always += [ProgressLine(budget), DivergenceGuard()]
         if self.subcommand == "fit" and self.run is not None:
             always.append(RunRecorder(self.run, self.config_text(), budget.clock))
         if self.subcommand == "predict":
@@ -319,7 +319,7 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
     check_config_files(arguments)
     # A CPU multiplies numbers below 1e-38 many times slower; importance weights are full of them.
     torch.set_flush_denormal(True)
-    cli = GenlabCLI(
+    GenlabCLI(
         Model,
         DataModule,
         subclass_mode_model=True,
@@ -340,7 +340,7 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
         given=given,
         again=again,
     )
-    return cli.stop.exit_code
+    return 0
 
 
 def import_room(name: str) -> None:

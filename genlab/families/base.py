@@ -128,6 +128,7 @@ class Model(pl.LightningModule):
         self.config: dict[str, Any] = {}
         self.step_noise = randomness.StepNoise()
         self._averaged_at = 0
+        self._restored_gradients: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -204,6 +205,12 @@ class Model(pl.LightningModule):
             # Convolutions run a tenth faster on a CPU and more on a GPU with channels innermost.
             self.to(memory_format=torch.channels_last)
 
+    def on_train_start(self) -> None:
+        restored, self._restored_gradients = self._restored_gradients, {}
+        for name, gradient in restored.items():
+            parameter = self.get_parameter(name)
+            parameter.grad = gradient.to(parameter.device)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Everything random in this step follows from (seed, examples seen, rank): a resumed run repeats it.
         address = randomness.key(self.seed, "training", self.examples_seen)
@@ -265,6 +272,7 @@ class Model(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["examples_seen"] = self.examples_seen
         checkpoint["averaged_at"] = self._averaged_at
+        checkpoint["gradients"] = self._gradients_in_hand()
         checkpoint["latest"] = {name: value.cpu() for name, value in self.latest.items()}
         checkpoint["genlab"] = {
             "version": genlab.__version__,
@@ -277,6 +285,18 @@ class Model(pl.LightningModule):
         self._averaged_at = int(checkpoint["averaged_at"])
         # On the device, where a step of only one player will join its losses to the other's last ones.
         self.latest = {name: value.to(self.device) for name, value in checkpoint["latest"].items()}
+        self._restored_gradients = checkpoint.get("gradients", {})
+
+    def _gradients_in_hand(self) -> dict[str, Tensor]:
+        """Returns the gradients of an accumulation that has not come to its step, the mean of all processes."""
+        if self._trainer is None or not self.trainer.fit_loop.epoch_loop._should_accumulate():
+            return {}
+        found = {n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None}
+        if self.trainer.world_size > 1:  # each has its own until the step, which takes their mean
+            for gradient in found.values():
+                dist.all_reduce(gradient)
+                gradient /= self.trainer.world_size
+        return found
 
     def _add_losses(self, batch: Batch) -> None:
         units = self.units(batch)

@@ -18,8 +18,7 @@ import re
 import time
 import unicodedata
 import warnings
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +28,8 @@ from typing import Any
 
 import genlab
 from genlab import files
-from genlab.runs import lock
+from genlab.errors import CheckpointError
+from genlab.runs import checkpoint_files, lock
 
 STATUSES = ("created", "running", "finished", "stopped", "diverged", "failed")
 """Stopped: on request. Diverged: a loss was no longer finite. Failed: an error or a kill."""
@@ -94,14 +94,44 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """Where to resume: last.ckpt or, where it is missing or cut short, the newest complete one."""
-        last = self.checkpoints / "last.ckpt"
-        return last if zipfile.is_zipfile(last) else _newest_complete(self.checkpoints.glob("[!.]*.ckpt"))
+        """Where to resume: last.ckpt or, where it is missing or damaged, the newest whole one."""
+        last = self.checkpoints / checkpoint_files.LAST
+        return checkpoint_files.whole([last] if last.exists() else []) or checkpoint_files.whole(
+            self.checkpoints.glob("[!.]*.ckpt")
+        )
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The newest complete best*.ckpt."""
-        return _newest_complete(self.checkpoints.glob("best*.ckpt"))
+        """The newest whole best*.ckpt."""
+        return checkpoint_files.whole(self.checkpoints.glob("best*.ckpt"))
+
+    def checkpoint(self, which: str = "last") -> Path:
+        """Returns the last or the best checkpoint; says so where another one stands in for a damaged one.
+
+        Raises:
+            CheckpointError: There is none, or all are damaged; the message names each.
+        """
+        found = self.last_checkpoint if which == "last" else self.best_checkpoint
+        asked = self.checkpoints / f"{which}.ckpt"
+        if found is None:
+            raise CheckpointError(self._why_no_checkpoint(which))
+        if found != asked and asked.exists():
+            warnings.warn(
+                f"{checkpoint_files.described(asked)}: {found.name} of the same run is used instead."
+            )
+        return found
+
+    def _why_no_checkpoint(self, which: str) -> str:
+        pattern = "[!.]*.ckpt" if which == "last" else "best*.ckpt"
+        damaged = sorted(self.checkpoints.glob(pattern))
+        if damaged:
+            named = "; ".join(map(checkpoint_files.described, damaged))
+            return (
+                f"Every checkpoint of {self.path} is damaged: {named}. Restore one of them, or train again."
+            )
+        if which == "best" and self.last_checkpoint is not None:
+            return f"{self.path} has no best checkpoint, since no score was measured: take --ckpt_path last."
+        return f"{self.path} has no checkpoint: the run ended before its first one was written."
 
     @property
     def status(self) -> str:
@@ -285,12 +315,6 @@ def _merged(record: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
         old = record.get(name)
         merged[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _newest_complete(checkpoints: Iterable[Path]) -> Path | None:
-    # A checkpoint is a zip archive, whose table of contents comes last: one cut short has none.
-    complete = [path for path in checkpoints if zipfile.is_zipfile(path)]
-    return max(complete, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def _suggestions(place: Path) -> str:
