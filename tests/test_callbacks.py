@@ -13,9 +13,9 @@ import torch
 from genlab.callbacks.budget import Budget
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from genlab.callbacks.clock import TrainingClock
+from genlab.callbacks.divergence import not_finite, read_losses
 from genlab.callbacks.health import Health
 from genlab.callbacks.progress import ProgressLine, duration, short
-from genlab.callbacks.divergence import not_finite, read_losses
 from genlab.runs.folder import list_runs
 from genlab.runs.metrics_file import read_metrics
 

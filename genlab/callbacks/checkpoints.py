@@ -24,9 +24,7 @@ from genlab.runs.checkpoint_files import BEST, LAST, PREVIOUS
 from genlab.runs.headline import Headline, headline_of, named
 
 CHECK_CLOCK_EVERY = 50  # batches: the processes of a run agree on the time only by a collective
-ONE_REQUEST = (
-    1.0  # seconds in which a second Ctrl-C is the same request: shells and wrappers pass it on twice
-)
+ONE_REQUEST = 1.0  # seconds in which a second Ctrl-C is the same request: wrappers pass it on twice
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -97,7 +95,7 @@ class StopRequest:
 
 
 class RunCheckpoints(Checkpoint):
-    """Keeps `last.ckpt` up to date, `previous.ckpt` behind it and `best.ckpt` at the best score; stops the run.
+    """Keeps `last.ckpt`, the `previous.ckpt` before it and the `best.ckpt` by score; stops the run.
 
     Lightning calls checkpoint callbacks last: whatever the others do after a batch or an evaluation is done,
     and is saved, when a run stops. Where an evaluation follows a batch, it is saved and stopped after that.

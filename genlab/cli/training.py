@@ -21,22 +21,25 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
 import genlab
-from genlab.callbacks.budget import Budget
+from genlab.callbacks.budget import Budget, spent_limit
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from genlab.callbacks.divergence import DivergenceGuard
 from genlab.callbacks.evaluate import Evaluate
 from genlab.callbacks.health import Health
 from genlab.callbacks.progress import ProgressLine
-from genlab.callbacks.record import RunRecorder
+from genlab.callbacks.record import Resumption, RunRecorder, SameData
 from genlab.callbacks.samples import SampleGrid, SampleWriter
 from genlab.cli.errors import readable
 from genlab.cli.testing import TestedRun, check_variants
 from genlab.data.base import DataModule
+from genlab.errors import CheckpointError
 from genlab.evaluation.examine import entry_of
-from genlab.evaluation.load import check_weights, read_checkpoint
+from genlab.evaluation.load import check_weights, read_checkpoint, require_resumable
 from genlab.families.base import Model
 from genlab.report.test_table import table_of
+from genlab.runs.changes import TrainedWith
 from genlab.runs.folder import Run, create_run, open_run, shown_path
+from genlab.runs.metrics_file import MetricsFile
 from genlab.runs.tests import stamp
 from genlab.runs.trust import check_class_paths
 
@@ -80,10 +83,15 @@ class GenlabCLI(LightningCLI):
     """The training commands: one folder for each run, callbacks that every family needs, one data shape."""
 
     run: Run | None = None
+    resumption: Resumption | None = None
+    spent = ""
+    """The limit that the checkpoint's training has reached, such as `budget.examples`."""
 
-    def __init__(self, *args: Any, given: Sequence[str] = (), again: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, given: Sequence[str] = (), again: bool = False, accepts: bool = False, **kwargs: Any
+    ) -> None:
         # The parent's constructor runs the command.
-        self.given, self.again = given, again
+        self.given, self.again, self.accepts = given, again, accepts
         skipped = self.subcommands()
         # Only this command's: each parser takes a quarter of a second to make.
         self.subcommands = lambda: {kwargs["args"][0]: skipped[kwargs["args"][0]]}  # type: ignore[method-assign]
@@ -136,11 +144,14 @@ class GenlabCLI(LightningCLI):
             return
         self._values()["ckpt_path"] = str(self.checkpoint)
         self._values()["weights_only"] = True
-        stored = read_checkpoint(self.checkpoint)["genlab"]["model"]
+        self.state = read_checkpoint(self.checkpoint)
+        if self.config["subcommand"] == "fit":
+            require_resumable(self.checkpoint, self.state)
+        stored = self.state["genlab"]["model"]
         asked = self._values()["model"]["class_path"]
-        if stored and stored["class_path"] != asked:
-            raise ValueError(
-                f"{self.checkpoint} holds a {stored['class_path']}, the configuration asks for a {asked}: "
+        if stored and stored.get("class_path") != asked:
+            raise CheckpointError(
+                f"{self.checkpoint} holds a {stored.get('class_path')}, the configuration asks for {asked}: "
                 f"give the configuration of the checkpoint's own run (config.yaml beside it)."
             )
 
@@ -148,6 +159,10 @@ class GenlabCLI(LightningCLI):
         values = self._values()
         choose_precision(values)
         choose_strategy(values)
+        if self.checkpoint is not None:
+            self.resumption = Resumption.of(self.checkpoint, self.state, self.accepts)
+            if self.subcommand == "fit":
+                self.spent = self._spent_limit()
         if self.subcommand != "fit" and self.checkpoint is not None:
             self.run = run_of(self.checkpoint)
 
@@ -159,7 +174,8 @@ class GenlabCLI(LightningCLI):
                 raise
             raise ValueError(readable(error)) from error
         if self.checkpoint is not None:
-            check_weights(self.model, read_checkpoint(self.checkpoint), self.checkpoint)
+            check_weights(self.model, self.state, self.checkpoint)
+            self.state = {}  # as much memory as the model and its optimisers
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         values = self._values()
@@ -173,7 +189,9 @@ class GenlabCLI(LightningCLI):
         if self.subcommand == "fit":
             always += [ProgressLine(budget), DivergenceGuard()]
         if self.subcommand == "fit" and self.run is not None:
-            always.append(RunRecorder(self.run, self.config_text(), budget.clock))
+            always.append(RunRecorder(self.run, self.config_text(), budget.clock, self.resumption))
+        if self.subcommand in ("validate", "test") and self.resumption is not None:
+            always.append(SameData(self.resumption))
         if self.subcommand == "predict":
             always.append(SampleWriter(self._prediction_folder()))
         trainer = self._get(self.config_init, "trainer")
@@ -189,10 +207,24 @@ class GenlabCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         trains_here = subcommand == "fit" and self.run is not None and self.trainer.is_global_zero
         with self.run.lock() if self.run is not None and trains_here else nullcontext():
-            if subcommand == "test" and self._tested.kept is not None:
+            if subcommand == "fit" and self.spent:
+                self._say_complete()
+            elif subcommand == "test" and self._tested.kept is not None:
                 self.after_test()  # only variants are missing
             else:
                 super()._run_subcommand(subcommand)
+
+    def _say_complete(self) -> None:
+        """Says that nothing is left to train; a run that was killed after its last step is finished now."""
+        if not self.trainer.is_global_zero:
+            return
+        assert self.resumption is not None and self.checkpoint is not None
+        seen, unit = self.resumption.examples_seen, self.model.spec.unit
+        if self.run is not None and self.run.status != "finished":
+            MetricsFile(self.run).write_csv()
+            self.run.update(status="finished", error=None, examples_seen=seen)
+        place = shown_path(self.run.path if self.run is not None else self.checkpoint)
+        print(f"{place} is complete after {seen:,} {unit}; extend it with --{self.spent} N")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -203,10 +235,12 @@ class GenlabCLI(LightningCLI):
         self._show(entry_of(self._values_of("val"), evaluate.last))
 
     def after_test(self) -> None:
-        tested = self._tested
         if self.is_trial():
             self._show(self._trial_entry())
             return
+        tested = self._tested
+        if self.resumption is not None:
+            tested.changes = self.resumption.check(self.datamodule)
         if tested.kept is None:
             tested.measure(self._values_of("test"))
         tested.measure_variants()
@@ -252,6 +286,15 @@ class GenlabCLI(LightningCLI):
             again=self.again,
         )
 
+    def _spent_limit(self) -> str:
+        limits = TrainedWith.of(yaml.safe_load(self.config_text()), {}).limits
+        spent = spent_limit(self.state, limits)
+        assert self.checkpoint is not None and self.resumption is not None
+        run = run_of(self.checkpoint)
+        # A run may also have ended early, by a callback or the time it was given.
+        ended = run is not None and run.status == "finished" and limits == self.resumption.trained_with.limits
+        return spent or (next((k for k, v in limits.items() if v not in (None, -1)), "") if ended else "")
+
     def config_text(self) -> str:
         """Returns the resolved configuration, without what belongs to one command only."""
         config = yaml.safe_load(
@@ -276,7 +319,8 @@ class GenlabCLI(LightningCLI):
         resumed = run_of(self.checkpoint) if self.checkpoint is not None else None
         run = resumed or create_run(values["experiment"] or experiment_name(values), name=values["run_name"])
         os.environ[RUN_VARIABLE] = str(run.path.absolute())
-        print(f"{'Resuming' if resumed else 'Run'}: {shown_path(run.path)}", file=sys.stderr)
+        if not self.spent:
+            print(f"{'Resuming' if resumed else 'Run'}: {shown_path(run.path)}", file=sys.stderr)
         return run
 
     def _root_dir(self) -> str:
@@ -304,13 +348,16 @@ class GenlabCLI(LightningCLI):
         return TensorBoardLogger(self.run.path, name="", version="tensorboard")
 
 
-def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = False) -> int:
+def main(
+    arguments: Sequence[str], given: Sequence[str] = (), again: bool = False, accepts: bool = False
+) -> int:
     """Runs one of Lightning's commands; returns the exit code.
 
     Args:
         arguments: The command and its options.
         given: The options as they were typed, for the record of a test.
         again: Measure what a test has measured before, too.
+        accepts: Go on although settings or data have changed, and record how.
     """
     for room in (*MODEL_ROOMS, "data", "metrics", "callbacks"):
         import_room(room)
@@ -339,6 +386,7 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
         args=list(arguments),
         given=given,
         again=again,
+        accepts=accepts,
     )
     return 0
 
@@ -362,16 +410,26 @@ def check_config_files(arguments: Sequence[str]) -> None:
             check_class_paths(value or (argument if not argument.startswith("-") else ""))
 
 
-def resolve_checkpoint(given: Any) -> Path | None:
-    """Returns the checkpoint's file: the given one, or the last one of the given run folder."""
+def resolve_checkpoint(given: Any, run: Run | None = None) -> Path | None:
+    """Returns the checkpoint's file.
+
+    Args:
+        given: A file; a run folder, whose last one it is; or "best" or "last" of the run; None for none.
+        run: The run that the command is about, where it is about one.
+
+    Raises:
+        CheckpointError: A run has none, or all are damaged.
+        ValueError: There is no such file.
+    """
     if not given:
         return None
     path = Path(given)
+    if str(given) in ("best", "last") and not path.exists():
+        if run is None:
+            raise ValueError(f"--ckpt_path {given} is one of a run: name the run first, or the file.")
+        return run.checkpoint(str(given))
     if path.is_dir():
-        found = open_run(path).last_checkpoint
-        if found is None:
-            raise ValueError(f"{path} has no checkpoint yet.")
-        return found
+        return open_run(path).checkpoint()
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}; a run keeps its own in <run>/checkpoints/.")
     return path

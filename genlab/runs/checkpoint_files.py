@@ -25,7 +25,7 @@ def damage(path: Path) -> str:
         if not zipfile.is_zipfile(path):
             return "cut short"
         with zipfile.ZipFile(path) as archive:
-            # An attribute has no checksum; torch writes none, and takes a part with that of a folder for empty.
+            # Attributes have no checksum: torch writes none, and takes a part with a folder's for empty.
             marked = (entry.filename for entry in archive.infolist() if entry.external_attr)
             broken = archive.testzip() or next(marked, None)
     except Exception as error:  # whatever a reader stumbles over in bytes that are not what was written

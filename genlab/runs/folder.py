@@ -15,10 +15,11 @@ import difflib
 import json
 import os
 import re
+import sys
 import time
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ import genlab
 from genlab import files
 from genlab.errors import CheckpointError
 from genlab.runs import checkpoint_files, lock
+from genlab.runs.changes import Change
 
 STATUSES = ("created", "running", "finished", "stopped", "diverged", "failed")
 """Stopped: on request. Diverged: a loss was no longer finite. Failed: an error or a kill."""
@@ -116,9 +118,8 @@ class Run:
         if found is None:
             raise CheckpointError(self._why_no_checkpoint(which))
         if found != asked and asked.exists():
-            warnings.warn(
-                f"{checkpoint_files.described(asked)}: {found.name} of the same run is used instead."
-            )
+            told = f"! {checkpoint_files.described(asked)}: {found.name} is used in its place."
+            print(told, file=sys.stderr)
         return found
 
     def _why_no_checkpoint(self, which: str) -> str:
@@ -126,9 +127,7 @@ class Run:
         damaged = sorted(self.checkpoints.glob(pattern))
         if damaged:
             named = "; ".join(map(checkpoint_files.described, damaged))
-            return (
-                f"Every checkpoint of {self.path} is damaged: {named}. Restore one of them, or train again."
-            )
+            return f"Every checkpoint of {self.path} is damaged: {named}. Restore one, or train again."
         if which == "best" and self.last_checkpoint is not None:
             return f"{self.path} has no best checkpoint, since no score was measured: take --ckpt_path last."
         return f"{self.path} has no checkpoint: the run ended before its first one was written."
@@ -187,6 +186,13 @@ class Run:
         """Sets fields of the record in one step, whatever they held before."""
         with lock.exclusive(self.path):
             files.write_json(self.record, {**self.read(), **fields})
+
+    def record_changes(self, changes: Iterable[Change], examples_seen: int) -> None:
+        """Adds to the record's `changes` what is done otherwise from so many examples on."""
+        with lock.exclusive(self.path):
+            record = self.read()
+            added = [{"examples_seen": examples_seen, **change.to_dict()} for change in changes]
+            files.write_json(self.record, {**record, "changes": [*record.get("changes", []), *added]})
 
     @contextmanager
     def lock(self) -> Iterator[None]:
