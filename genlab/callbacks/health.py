@@ -21,9 +21,9 @@ class Health(Callback):
         gradient says little),
       - a flow's inverse misses the data by more than `max_inverse_error` (invertible on paper only)
 
-    in two evaluations in a row, since an untrained generator shows all of it for a while, and at once when
+    in two evaluations in a row, since an untrained generator shows all of it for a while, and at once if
 
-      - the loss, a mean over the data's units, exceeds `max_loss`: it has exploded, if not beyond the numbers.
+      - the loss, a mean over the data's units, exceeds `max_loss`: it has exploded.
 
     Flags are kept in `run.json` under `health`, with the images seen when they were raised; the run goes on.
 
