@@ -24,6 +24,7 @@ from genlab.runs.checkpoint_files import BEST, LAST, PREVIOUS
 from genlab.runs.headline import Headline, headline_of, named
 
 CHECK_CLOCK_EVERY = 50  # batches: the processes of a run agree on the time only by a collective
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 ONE_REQUEST = 1.0  # seconds in which a second Ctrl-C is the same request: wrappers pass it on twice
 
 
@@ -59,9 +60,9 @@ class StopRequest:
         """Takes the signals over."""
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):  # Windows has no SIGHUP
-                number = getattr(signal, name)
+        known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+        for number in known:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
                 self._handlers[number] = signal.signal(number, self._ask)
 
     def release(self) -> None:
