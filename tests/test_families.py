@@ -572,7 +572,7 @@ HARD = {
 
 
 class Keep(pl.Callback):
-    """Writes a checkpoint after each of some batches, and looks whether anything changes once it is written."""
+    """Writes a checkpoint after each of some batches; nothing may change once it is written."""
 
     def __init__(self, folder, *batches):
         self.folder, self.batches, self.left = folder, batches, None

@@ -22,7 +22,7 @@ UNET = (
     *("--model.sampler.init_args.grid.init_args.num_steps", "2"),
 )
 # An epoch has 15 batches of 64, an evaluation follows each tenth. A run of 30 is sent a signal after so many
-# examples, in the middle of an epoch, a cycle or a step of two batches; or it is given a larger budget at its end.
+# examples, in the middle of an epoch, a cycle or a step of two batches; or its budget is raised at its end.
 CASES = {
     "within_a_cycle_of_discriminator_steps": (
         *(704, "dcgan_digits", *MLP, "--model.balance.discriminator_steps", "3"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from genlab.callbacks.divergence import require_finite_state
@@ -40,11 +40,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-class StopRequest:
+class StopRequest(Callback):
     """Remembers that the run was asked to stop, by Ctrl-C, SIGTERM or SIGHUP (a terminal that was closed).
 
     Lightning exits with code 0 on SIGTERM and saves nothing. Here whoever saves asks `code` at the end of a
-    step. A second Ctrl-C stops at once, unless a checkpoint is being written: then once it is.
+    step. A second Ctrl-C stops at once, unless a checkpoint is being written: then once it is. To stand before
+    callbacks that evaluate the untrained model, which may take long.
 
     Attributes:
         code: The exit code that was asked for first; 0 for no request.
@@ -56,8 +57,7 @@ class StopRequest:
         self._is_saving = self._at_once = False
         self._handlers: dict[int, Any] = {}
 
-    def listen(self) -> None:
-        """Takes the signals over."""
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
         known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
@@ -65,8 +65,7 @@ class StopRequest:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
                 self._handlers[number] = signal.signal(number, self._ask)
 
-    def release(self) -> None:
-        """Gives the signals back."""
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
@@ -126,7 +125,6 @@ class RunCheckpoints(Checkpoint):
         self._saved_images = -1
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.request.listen()
         self._saved_at = time.monotonic()
         folder = self._folder(trainer)
         if folder is not None and trainer.ckpt_path and Path(trainer.ckpt_path) == folder / LAST:
@@ -155,9 +153,6 @@ class RunCheckpoints(Checkpoint):
         # In the middle of an epoch Lightning has by now counted the epoch as done, and could not resume.
         if self._saved_images != pl_module.examples_seen:
             self.save(trainer)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self.request.release()
 
     def save(self, trainer: Any, is_best: bool = False) -> None:
         """Writes the last checkpoint, unless its weights are no longer finite."""

@@ -187,7 +187,8 @@ class GenlabCLI(LightningCLI):
         # The clock comes first, so that what the others do at a pause is not training time.
         always = [budget.clock]
         if self.subcommand == "fit":
-            always += [ProgressLine(budget), DivergenceGuard()]
+            request = self._get(self.config_init, "checkpoints").request
+            always += [ProgressLine(budget), request, DivergenceGuard()]
         if self.subcommand == "fit" and self.run is not None:
             always.append(RunRecorder(self.run, self.config_text(), budget.clock, self.resumption))
         if self.subcommand in ("validate", "test") and self.resumption is not None:
