@@ -44,7 +44,7 @@ class StopRequest(Callback):
     """Remembers that the run was asked to stop, by Ctrl-C, SIGTERM or SIGHUP (a terminal that was closed).
 
     Lightning exits with code 0 on SIGTERM and saves nothing. Here whoever saves asks `code` at the end of a
-    step. A second Ctrl-C stops at once, unless a checkpoint is being written: then once it is. To stand before
+    step. A second Ctrl-C stops at once, unless a checkpoint is being written: then once it is. Stands before
     callbacks that evaluate the untrained model, which may take long.
 
     Attributes:

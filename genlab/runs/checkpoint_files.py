@@ -10,6 +10,8 @@ from pathlib import Path
 LAST, BEST = "last.ckpt", "best.ckpt"
 PREVIOUS = "previous.ckpt"  # the last one but one: what is left of the last one's damage is one save of work
 
+FOLDER = 0x10  # the attribute's bit
+
 
 def damage(path: Path) -> str:
     """Returns in words what is wrong with a checkpoint's file, "" where it is as it was written.
@@ -25,9 +27,9 @@ def damage(path: Path) -> str:
         if not zipfile.is_zipfile(path):
             return "cut short"
         with zipfile.ZipFile(path) as archive:
-            # Attributes have no checksum: torch writes none, and takes a part with a folder's for empty.
-            marked = (entry.filename for entry in archive.infolist() if entry.external_attr)
-            broken = archive.testzip() or next(marked, None)
+            # An attribute has no checksum, and torch takes a part with that of a folder for an empty one.
+            folders = (part.filename for part in archive.infolist() if part.external_attr & FOLDER)
+            broken = archive.testzip() or next(folders, None)
     except Exception as error:  # whatever a reader stumbles over in bytes that are not what was written
         return f"not what was written ({error})"
     return f"not what was written (checksum of {broken})" if broken else ""
