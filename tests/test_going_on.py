@@ -290,6 +290,20 @@ def test_a_checkpoint_is_refused_in_one_line(kind, trained, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_state_that_is_not_of_such_a_training_is_refused_in_one_line(trained, genlab_command):
+    file = trained.checkpoints / "last.ckpt"
+    state = torch.load(file, weights_only=True)
+    state["optimizer_states"] = [{"state": 1}]
+    torch.save(state, file)
+    before = files_of(trained)
+    code, _, error = genlab_command("resume", trained.path, "--budget.examples", "704")
+    assert code == 4 and "last.ckpt cannot be restored" in error and files_of(trained).keys() == before.keys()
+    state["loops"] = {"fit_loop": []}
+    torch.save(state, file)
+    code, _, error = genlab_command("resume", trained.path, "--budget.examples", "704")
+    assert code == 4 and "last.ckpt cannot be restored" in error
+
+
 def test_complex_weights_are_refused(trained, genlab_command):
     file = trained.checkpoints / "last.ckpt"
     state = torch.load(file, weights_only=True)

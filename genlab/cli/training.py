@@ -34,7 +34,7 @@ from genlab.cli.testing import TestedRun, check_variants
 from genlab.data.base import DataModule
 from genlab.errors import CheckpointError
 from genlab.evaluation.examine import entry_of
-from genlab.evaluation.load import check_weights, read_checkpoint, require_resumable
+from genlab.evaluation.load import check_weights, read_checkpoint, require_resumable, restoring
 from genlab.families.base import Model
 from genlab.report.test_table import table_of
 from genlab.runs.changes import TrainedWith
@@ -203,7 +203,10 @@ class GenlabCLI(LightningCLI):
         if self.subcommand != "fit" and not sys.stderr.isatty():
             trainer["enable_progress_bar"] = False
         loggers = self._loggers(values, trainer.get("logger"))
-        return super().instantiate_trainer(logger=loggers, default_root_dir=self._root_dir(), **kwargs)
+        made = super().instantiate_trainer(logger=loggers, default_root_dir=self._root_dir(), **kwargs)
+        if self.checkpoint is not None:
+            blame(made, self.checkpoint)
+        return made
 
     def _run_subcommand(self, subcommand: str) -> None:
         trains_here = subcommand == "fit" and self.run is not None and self.trainer.is_global_zero
@@ -289,8 +292,9 @@ class GenlabCLI(LightningCLI):
 
     def _spent_limit(self) -> str:
         limits = TrainedWith.of(yaml.safe_load(self.config_text()), {}).limits
-        spent = spent_limit(self.state, limits)
         assert self.checkpoint is not None and self.resumption is not None
+        with restoring(self.checkpoint):
+            spent = spent_limit(self.state, limits)
         run = run_of(self.checkpoint)
         # A run may also have ended early, by a callback or the time it was given.
         ended = run is not None and run.status == "finished" and limits == self.resumption.trained_with.limits
@@ -434,6 +438,13 @@ def resolve_checkpoint(given: Any, run: Run | None = None) -> Path | None:
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}; a run keeps its own in <run>/checkpoints/.")
     return path
+
+
+def blame(trainer: Trainer, checkpoint: Path) -> None:
+    """Lets errors of what a trainer restores from a checkpoint name the file."""
+    connector = trainer._checkpoint_connector
+    for name in ("restore_model", "restore_callbacks", "restore_training_state"):
+        setattr(connector, name, restoring(checkpoint)(getattr(connector, name)))
 
 
 def run_of(checkpoint: Path) -> Run | None:

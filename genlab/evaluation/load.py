@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,25 @@ def require_resumable(path: Path, state: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"{path} cannot be resumed: its {name} is {_kind(state.get(name))}. It can still be sampled."
             )
+
+
+@contextmanager
+def restoring(checkpoint: Path) -> Iterator[None]:
+    """Says which file is at fault where its state of a training does not fit what it is restored to.
+
+    Raises:
+        CheckpointError: In place of whatever the part of the trainer raised that met it.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(
+            f"{checkpoint} cannot be restored, its state is not that of such a training ({reason}). "
+            f"Choose another file of its folder."
+        ) from error
 
 
 def load_weights(model: Model, state: dict[str, Any], source: Path) -> None:
