@@ -184,6 +184,11 @@ def test_health_has_no_flags_for_a_healthy_or_an_unmeasured_run():
     assert evaluated(Health(), one_sided, one_sided).flags == []
 
 
+def test_health_flags_a_loss_that_has_exploded_at_once():
+    (flag,) = evaluated(Health(), HEALTHY, {**HEALTHY, "val/loss": -3e27}).flags
+    assert flag["examples_seen"] == 100 and "the loss is -3e+27: it has exploded" in flag["problem"]
+
+
 def test_health_remembers_over_a_resumption():
     sick = {**HEALTHY, **SICK["recall"]}
     before = evaluated(Health(), HEALTHY, sick)
@@ -213,6 +218,9 @@ def test_weights_that_are_not_finite_are_noticed():
     with torch.no_grad():
         network.bias[1] = float("inf")
     assert not_finite(network) == "bias"
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean[1] = float("nan")
+    assert not_finite(norm) == "running_mean"
 
 
 WRITERS = """

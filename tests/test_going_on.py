@@ -173,8 +173,8 @@ def test_changed_settings_are_refused_unless_accepted_and_then_count_and_are_rec
 
     flip_a_bit(trained.checkpoints / "last.ckpt")
     (trained.checkpoints / "best.ckpt").unlink()
-    node = trained.config.stat().st_ino
-    code, _, error = genlab_command("resume", trained.path, LR, "0.01", *budget, "--accept-change")
+    node, one_more = trained.config.stat().st_ino, ("--budget.examples", "384")
+    code, _, error = genlab_command("resume", trained.path, LR, "0.01", *one_more, "--accept-change")
     assert code == 0, error
     assert "last.ckpt of" in error and "previous.ckpt is used in its place" in error
     assert "Goes on from 320 of 640 img: the last 320 are learned again." in error
@@ -183,6 +183,8 @@ def test_changed_settings_are_refused_unless_accepted_and_then_count_and_are_rec
     state = torch.load(trained.checkpoints / "last.ckpt", weights_only=True)
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] == 0.01
     assert trained.config.stat().st_ino != node  # replaced in one step, not written over
+    kept = torch.load(trained.checkpoints / "previous.ckpt", weights_only=True)
+    assert kept["examples_seen"] == 320  # and not the damaged one
     assert state["trained_with"]["settings"]["model.optimizer.lr"] == 0.01
 
 
@@ -389,7 +391,8 @@ FAST_DEV_RUN = pytest.param(("--trainer.fast_dev_run", "3"), marks=pytest.mark.s
 
 @pytest.mark.parametrize("trial", [(), FAST_DEV_RUN])
 def test_divergence_is_seen_before_an_evaluation_where_no_loss_was_logged(trial, small, genlab_command):
-    code, _, error = genlab_command("fit", *small, LR, "1e20", "--trainer.log_every_n_steps", "50", *trial)
+    asked = ("--trainer.callbacks", "[PosteriorHealth, LatentPictures]", *trial)
+    code, _, error = genlab_command("fit", *small, LR, "1e20", "--trainer.log_every_n_steps", "50", *asked)
     assert code == 6, error
     assert "not finite after" in error and "The last checkpoint is untouched" in error
     assert trial or list_runs()[-1].status == "diverged"
