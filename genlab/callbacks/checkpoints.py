@@ -127,7 +127,7 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
         folder = self._folder(trainer)
-        if folder is not None and trainer.ckpt_path and Path(trainer.ckpt_path) == folder / LAST:
+        if folder is not None and trainer.ckpt_path and Path(trainer.ckpt_path).absolute() == folder / LAST:
             self._saved_images = pl_module.examples_seen  # this very state lies in the file
 
     def on_train_batch_end(

@@ -181,7 +181,9 @@ class GenlabCLI(LightningCLI):
         values = self._values()
         if self.subcommand == "fit":
             check_variants(self.model, plain(values["model"]), values["variants"])
-            if not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
+            if self.spent and self.checkpoint is not None:
+                self.run = run_of(self.checkpoint)
+            elif not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
                 self.run = self._run_folder(values)
         budget = self._get(self.config_init, "budget")
         # The clock comes first, so that what the others do at a pause is not training time.
@@ -324,8 +326,7 @@ class GenlabCLI(LightningCLI):
         resumed = run_of(self.checkpoint) if self.checkpoint is not None else None
         run = resumed or create_run(values["experiment"] or experiment_name(values), name=values["run_name"])
         os.environ[RUN_VARIABLE] = str(run.path.absolute())
-        if not self.spent:
-            print(f"{'Resuming' if resumed else 'Run'}: {shown_path(run.path)}", file=sys.stderr)
+        print(f"{'Resuming' if resumed else 'Run'}: {shown_path(run.path)}", file=sys.stderr)
         return run
 
     def _root_dir(self) -> str:
