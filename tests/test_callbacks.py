@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from genlab.callbacks.budget import Budget
-from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, weights_are_finite
+from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from genlab.callbacks.clock import TrainingClock
+from genlab.callbacks.divergence import not_finite, read_losses
 from genlab.callbacks.health import Health
 from genlab.callbacks.progress import ProgressLine, duration, short
-from genlab.callbacks.record import read_losses
 from genlab.runs.folder import list_runs
 from genlab.runs.metrics_file import read_metrics
 
@@ -184,6 +184,11 @@ def test_health_has_no_flags_for_a_healthy_or_an_unmeasured_run():
     assert evaluated(Health(), one_sided, one_sided).flags == []
 
 
+def test_health_flags_a_loss_that_has_exploded_at_once():
+    (flag,) = evaluated(Health(), HEALTHY, {**HEALTHY, "val/loss": -3e27}).flags
+    assert flag["examples_seen"] == 100 and "the loss is -3e+27: it has exploded" in flag["problem"]
+
+
 def test_health_remembers_over_a_resumption():
     sick = {**HEALTHY, **SICK["recall"]}
     before = evaluated(Health(), HEALTHY, sick)
@@ -206,10 +211,16 @@ def test_the_best_checkpoint_is_the_one_of_the_best_score():
 
 def test_weights_that_are_not_finite_are_noticed():
     network = torch.nn.Linear(3, 2)
-    assert weights_are_finite(network)
+    assert not not_finite(network)
+    with torch.no_grad():
+        network.weight.fill_(1e30)  # whose sum of squares overflows
+    assert not not_finite(network)
     with torch.no_grad():
         network.bias[1] = float("inf")
-    assert not weights_are_finite(network)
+    assert not_finite(network) == "bias"
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean[1] = float("nan")
+    assert not_finite(norm) == "running_mean"
 
 
 WRITERS = """

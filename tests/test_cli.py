@@ -72,7 +72,11 @@ def test_a_run_leaves_a_folder_that_says_everything(trained, genlab_command):
     assert config["model"]["class_path"] == "genlab.families.gan.GAN"
     pictures = sorted(path.name for path in (trained / "samples").glob("*.png"))
     assert pictures == [f"samples_{seen:010d}.png" for seen in (0, 320, 640)]
-    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "previous.ckpt",
+    }
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     scored = [row["examples_seen"] for row in rows if any("fid" in name for name in row)]
     assert scored == [0, 320, 640]
@@ -231,9 +235,9 @@ def test_a_configuration_cannot_run_foreign_code(genlab_command, tmp_path, monke
 def test_a_checkpoint_of_another_model_is_refused_with_the_difference(trained, genlab_command):
     checkpoint = ("--ckpt_path", trained / "checkpoints/last.ckpt")
     code, _, error = genlab_command("test", *DIGITS, *checkpoint)
-    assert code == 2 and "belongs to another model" in error
+    assert code == 4 and "belongs to another model" in error
     code, _, error = genlab_command("test", "--config", "experiments/classifier_digits.yaml", *checkpoint)
-    assert code == 2 and "holds a genlab.families.gan.GAN" in error
+    assert code == 4 and "holds a genlab.families.gan.GAN" in error
 
 
 def test_a_damaged_checkpoint_is_named_in_the_error(trained, genlab_command):
@@ -241,7 +245,7 @@ def test_a_damaged_checkpoint_is_named_in_the_error(trained, genlab_command):
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     arguments = ("--config", trained / "config.yaml", "--ckpt_path", checkpoint)
     code, _, error = genlab_command("test", *arguments)
-    assert code == 2 and "last.ckpt is no readable checkpoint" in error
+    assert code == 4 and "last.ckpt is no readable checkpoint" in error
 
 
 def test_an_extractor_that_cannot_be_had_is_said_before_training_and_training_goes_on(

@@ -1,10 +1,16 @@
 """Stopped and resumed equals never stopped, to the bit."""
 
 import json
+import os
+import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from genlab.callbacks.record import RunRecorder
+
+BUDGET = None  # ends by its budget, which is raised then
 MLP = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
 CODES = (
     *("--model.encoder.init_args.base_channels", "4", "--model.decoder.init_args.base_channels", "4"),
@@ -15,25 +21,26 @@ UNET = (
     *("--model.network.init_args.attention", "[]", "--variants", "{}"),
     *("--model.sampler.init_args.grid.init_args.num_steps", "2"),
 )
-# An epoch has 15 batches of 64; each run goes on to 30, and is stopped at so many examples before.
+# An epoch has 15 batches of 64, an evaluation follows each tenth. A run of 30 is sent a signal after so many
+# examples, in the middle of an epoch, a cycle or a step of two batches; or its budget is raised at its end.
 CASES = {
     "within_a_cycle_of_discriminator_steps": (
-        *(640, "dcgan_digits", *MLP, "--model.balance.discriminator_steps", "3"),
+        *(704, "dcgan_digits", *MLP, "--model.balance.discriminator_steps", "3"),
         *("--model.balance.penalty", "R1", "--data.flip", "true", "--model.given", "[label]"),
     ),
-    "mid_second_epoch_with_reading_processes": (1280, "dcgan_digits", *MLP, "--data.num_workers", "2"),
+    "before_an_evaluation_with_reading_processes": (1280, "dcgan_digits", *MLP, "--data.num_workers", "2"),
     "fitted_sampler": (
-        *(640, "autoencoder_digits", *CODES, "--model.noise_std", "0.2"),
+        *(BUDGET, "autoencoder_digits", *CODES, "--model.noise_std", "0.2"),
         *("--model.sampler.init_args.num_components", "3"),
     ),
     "accumulated_batches_and_a_schedule": (
-        *(640, "ddpm_digits", *UNET, "--model.objective.dequantise", "true", "--model.given", "[label]"),
+        *(704, "ddpm_digits", *UNET, "--model.objective.dequantise", "true", "--model.given", "[label]"),
         *("--model.guidance.dropout", "0.2", "--model.guidance.scale", "2.0"),
         *("--model.objective.weighting", "MinSNR", "--trainer.accumulate_grad_batches", "2"),
         *("--model.schedule.warmup", "320", "--model.schedule.decay", "1920"),
     ),
     "layers_that_the_first_batch_initialises": (
-        *(1280, "glow_digits", "--data.batch_size", "64", "--model.bijection.num_steps", "1"),
+        *(1344, "glow_digits", "--data.batch_size", "64", "--model.bijection.num_steps", "1"),
         *("--model.bijection.num_levels", "2", "--model.bijection.network.hidden_channels", "8"),
     ),
 }
@@ -49,6 +56,22 @@ def options_of(tiny_extractor):
         *("--trainer.accelerator", "cpu", "--budget.evaluate_every", "640"),
         *("--trainer.limit_val_batches", "2"),
     )
+
+
+@contextmanager
+def signals(examples, *numbers):
+    """Sends this process signals as soon as a training has seen so many examples; None for none."""
+    logged = RunRecorder.on_train_batch_end
+
+    def send(self, trainer, model, *rest):
+        if model.examples_seen == examples:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        logged(self, trainer, model, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunRecorder, "on_train_batch_end", send)
+        yield
 
 
 def only_run(folder):
@@ -81,12 +104,15 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
 ):
     """By the command, with all that a run keeps; test_families resumes the other settings of families."""
     stop_at, experiment, *options = CASES[case]
-    for name, budget in (("whole", 1920), ("parts", stop_at)):
+    for name, budget, at in (("whole", 1920, None), ("parts", 1920 if stop_at else 640, stop_at)):
         monkeypatch.setenv("GENLAB_OUTPUTS", str(tmp_path / name))
-        code, _, error = genlab_command("fit", *options_of(experiment), *options, "--budget.examples", budget)
-        assert code == 0, error
+        with signals(at, signal.SIGTERM):
+            arguments = ("fit", *options_of(experiment), *options, "--budget.examples", budget)
+            code, _, error = genlab_command(*arguments)
+        assert code == (143 if at else 0), error
     parts, whole = only_run(tmp_path / "parts"), only_run(tmp_path / "whole")
-    code, _, error = genlab_command("resume", parts, "--budget.examples", "1920")
+    assert lines(parts) == lines(whole)[: len(lines(parts))]
+    code, _, error = genlab_command("resume", parts, *(() if stop_at else ("--budget.examples", "1920")))
     assert code == 0, error
     a, b = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, parts))
     assert a["examples_seen"] == b["examples_seen"] >= 1920

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback, Timer
@@ -108,6 +109,26 @@ class Budget(Callback):
         if trainer.max_steps > 0:
             limits.append(trainer.max_steps * trainer.lightning_module.batches_per_step * per_batch)
         return min(limits)
+
+
+def spent_limit(state: dict[str, Any], limits: Mapping[str, Any]) -> str:
+    """Returns the key of a limit that a checkpoint's training has reached, "" where it may go on.
+
+    Args:
+        state: The checkpoint.
+        limits: `runs.changes.LIMITS` by key; null and -1 are none.
+    """
+    loops = state["loops"]["fit_loop"]
+    epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+    # Within its last batch an epoch is begun and not yet counted.
+    ended = epochs["started"] > epochs["processed"] and batches["is_last_batch"]
+    spent = {
+        "budget.examples": state["examples_seen"],
+        "budget.seconds": state["callbacks"].get(TrainingClock.__name__, {}).get("seconds", 0.0),
+        "trainer.max_steps": state["global_step"],
+        "trainer.max_epochs": epochs["processed"] + ended,
+    }
+    return next((k for k, v in spent.items() if limits.get(k) not in (None, -1) and v >= limits[k]), "")
 
 
 def examples_per_batch(trainer: Any) -> int:

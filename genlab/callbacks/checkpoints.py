@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,17 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from genlab.callbacks.divergence import require_finite_state
 from genlab.callbacks.measured import measured
 from genlab.callbacks.record import find_recorder
-from genlab.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged
+from genlab.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from genlab.files import replacing
+from genlab.runs.checkpoint_files import BEST, LAST, PREVIOUS
 from genlab.runs.headline import Headline, headline_of, named
 
 CHECK_CLOCK_EVERY = 50  # batches: the processes of a run agree on the time only by a collective
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+ONE_REQUEST = 1.0  # seconds in which a second Ctrl-C is the same request: wrappers pass it on twice
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -33,8 +41,65 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
+class StopRequest(Callback):
+    """Remembers that the run was asked to stop, by Ctrl-C, SIGTERM or SIGHUP (a terminal that was closed).
+
+    Lightning exits with code 0 on SIGTERM and saves nothing. Here whoever saves asks `code` at the end of a
+    step. A second Ctrl-C stops at once, unless a checkpoint is being written: then once it is. Stands before
+    callbacks that evaluate the untrained model, which may take long.
+
+    Attributes:
+        code: The exit code that was asked for first; 0 for no request.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+        self._asked_at = 0.0
+        self._is_saving = self._at_once = False
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._handlers or threading.current_thread() is not threading.main_thread():
+            return
+        known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+        for number in known:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
+                self._handlers[number] = signal.signal(number, self._ask)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Lets what is begun in the block be finished, whatever is asked in the meantime."""
+        self._is_saving = True
+        try:
+            yield
+        finally:
+            self._is_saving = False
+        if self._at_once:
+            raise SystemExit(self.code)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        again = bool(self.code) and number == signal.SIGINT and now - self._asked_at > ONE_REQUEST
+        if not self.code:
+            self.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
+            self._asked_at = now
+            if number == signal.SIGINT:  # by os.write: print may be what was interrupted
+                os.write(2, b"\n! Stopping at the end of this step; Ctrl-C again stops at once.\n")
+        self._at_once |= again
+        if again and not self._is_saving:
+            raise SystemExit(self.code)
+
+
 class RunCheckpoints(Checkpoint):
-    """Keeps `last.ckpt` up to date and `best.ckpt` at the best score.
+    """Keeps `last.ckpt`, the `previous.ckpt` before it and the `best.ckpt` by score; stops the run.
+
+    Lightning calls checkpoint callbacks last: whatever the others do after a batch or an evaluation is done,
+    and is saved, when a run stops. Where an evaluation follows a batch, it is saved and stopped after that.
 
     Args:
         monitor: Short name of the score to be best in, such as `fid`; None for the headline of what the
@@ -56,46 +121,64 @@ class RunCheckpoints(Checkpoint):
         self.mode = mode
         self.every_minutes = every_minutes
         self.best: float | None = None
+        self.request = StopRequest()
         self._saved_at = time.monotonic()
         self._saved_images = -1
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
+        folder = self._folder(trainer)
+        if folder is not None and trainer.ckpt_path and Path(trainer.ckpt_path).absolute() == folder / LAST:
+            self._saved_images = pl_module.examples_seen  # this very state lies in the file
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.should_stop or trainer.global_step == trainer.max_steps:
-            self.save(trainer, "last.ckpt")
-        elif batch_idx % CHECK_CLOCK_EVERY == 0:
-            due = time.monotonic() - self._saved_at > 60 * self.every_minutes
-            if trainer.strategy.reduce_boolean_decision(due, all=False):
-                self.save(trainer, "last.ckpt")
+        if evaluation_follows(trainer):
+            return
+        is_asked, is_done = self._is_asked(trainer), is_ending(trainer)
+        if is_asked or is_done or self._is_due(trainer, batch_idx):
+            self.save(trainer)
+        if is_asked and not is_done:
+            raise SystemExit(self.request.code or EXIT_TERMINATED)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        improved = self._improved(trainer)
-        self.save(trainer, "last.ckpt")
-        folder = self._folder(trainer)
-        if improved and folder is not None and trainer.is_global_zero:
-            copy(folder / "last.ckpt", folder / "best.ckpt")
+        self.save(trainer, is_best=self._improved(trainer))
+        # What is asked during the last evaluation comes too late: the run is finished.
+        if self._is_asked(trainer) and not is_ending(trainer):
+            raise SystemExit(self.request.code or EXIT_TERMINATED)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         # In the middle of an epoch Lightning has by now counted the epoch as done, and could not resume.
         if self._saved_images != pl_module.examples_seen:
-            self.save(trainer, "last.ckpt")
+            self.save(trainer)
 
-    def save(self, trainer: Any, name: str) -> None:
-        """Writes one checkpoint, unless its weights are no longer finite."""
+    def save(self, trainer: Any, is_best: bool = False) -> None:
+        """Writes the last checkpoint, unless its weights are no longer finite."""
         folder = self._folder(trainer)
         if folder is None:
             return
-        if not weights_are_finite(trainer.lightning_module):
-            raise Diverged(f"The weights are not finite; {name} keeps the last finite ones.")
-        trainer.save_checkpoint(folder / name, weights_only=False)
-        self._saved_at = time.monotonic()
-        self._saved_images = trainer.lightning_module.examples_seen
+        require_finite_state(trainer.lightning_module)
+        with self.request.held():
+            # A file that this run neither wrote nor began with may be damaged, and replaces no good one.
+            if trainer.is_global_zero and self._saved_images >= 0 and (folder / LAST).exists():
+                keep(folder / LAST, folder / PREVIOUS)
+            trainer.save_checkpoint(folder / LAST, weights_only=False)
+            if trainer.is_global_zero and is_best:
+                copy(folder / LAST, folder / BEST)
+            self._saved_at = time.monotonic()
+            self._saved_images = trainer.lightning_module.examples_seen
+
+    def _is_asked(self, trainer: Any) -> bool:
+        return trainer.strategy.reduce_boolean_decision(bool(self.request.code), all=False)
+
+    def _is_due(self, trainer: Any, batch_idx: int) -> bool:
+        if batch_idx % CHECK_CLOCK_EVERY:
+            return False
+        is_late = time.monotonic() - self._saved_at > 60 * self.every_minutes
+        return trainer.strategy.reduce_boolean_decision(is_late, all=False)
 
     def _improved(self, trainer: Any) -> bool:
         values = measured(trainer)
@@ -130,41 +213,20 @@ class RunCheckpoints(Checkpoint):
         self.monitor = self.monitor or state_dict.get("monitor")
 
 
-class StopCleanly(Callback):
-    """Ends a run on Ctrl-C or SIGTERM after the batch in hand, with a checkpoint and the signal's exit code.
+def evaluation_follows(trainer: Any) -> bool:
+    """Returns whether the trainer evaluates before its next batch.
 
-    Lightning exits with code 0 on SIGTERM and saves nothing. A second Ctrl-C stops at once.
-
-    Args:
-        checkpoints: Writes the last checkpoint.
+    A checkpoint written before would lose that evaluation: Lightning resumes with the next batch.
     """
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
-    def __init__(self, checkpoints: RunCheckpoints) -> None:
-        self.checkpoints = checkpoints
-        self.exit_code = 0
-        self._handlers: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._ask_to_stop)
-
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        asked = trainer.strategy.reduce_boolean_decision(bool(self.exit_code), all=False)
-        if asked:
-            self.checkpoints.save(trainer, "last.ckpt")
-            raise SystemExit(self.exit_code or EXIT_TERMINATED)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
-
-    def _ask_to_stop(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self.exit_code:
-            raise KeyboardInterrupt
-        self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
+def is_ending(trainer: Any) -> bool:
+    """Returns whether this batch was the run's last one."""
+    is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+    ends_epoch = is_last_epoch and trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+    return trainer.should_stop or ends_epoch or trainer.global_step == trainer.max_steps
 
 
 def copy(source: Path, target: Path) -> None:
@@ -173,7 +235,10 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, partial)
 
 
-def weights_are_finite(model: Any) -> bool:
-    """Returns whether every weight is a number, waiting for the device once."""
-    floats = [p.detach() for p in model.parameters() if p.is_floating_point()]
-    return not floats or bool(torch.stack(torch._foreach_norm(floats)).isfinite().all())
+def keep(source: Path, target: Path) -> None:
+    """Keeps a file that is about to be replaced under another name, without writing it again."""
+    with replacing(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, partial)

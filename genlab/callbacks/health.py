@@ -20,9 +20,12 @@ class Health(Callback):
       - the share of near-duplicates among the samples exceeds `max_duplicates` (real images: about 0.01),
       - the discriminator is right about `max_accuracy` of real and of generated images (it has won, and its
         gradient says little),
-      - a flow's inverse misses the data by more than `max_inverse_error` (it is invertible on paper only).
+      - a flow's inverse misses the data by more than `max_inverse_error` (invertible on paper only)
 
-    in two evaluations in a row, since an untrained generator shows all of it for a while.
+    in two evaluations in a row, since an untrained generator shows all of it for a while, and at once if
+
+      - the loss, a mean over the data's units, exceeds `max_loss`: it has exploded.
+
     Flags are kept in `run.json` under `health`, with the images seen when they were raised; the run goes on.
 
     Args:
@@ -31,6 +34,7 @@ class Health(Callback):
         max_accuracy: Largest healthy accuracy of a discriminator.
         max_inverse_error: Largest healthy distance between an item and what decoding its latent returns;
             0.001 of the range of a pixel is a quarter of a level of 256.
+        max_loss: Largest healthy absolute validation loss.
     """
 
     def __init__(
@@ -39,11 +43,13 @@ class Health(Callback):
         max_duplicates: float = 0.25,
         max_accuracy: float = 0.98,
         max_inverse_error: float = 1e-3,
+        max_loss: float = 1e6,
     ) -> None:
         self.recall_share = recall_share
         self.max_duplicates = max_duplicates
         self.max_accuracy = max_accuracy
         self.max_inverse_error = max_inverse_error
+        self.max_loss = max_loss
         self.best_recall = 0.0
         self.flags: list[dict[str, Any]] = []
         self.trend: list[dict[str, float]] = []
@@ -54,11 +60,13 @@ class Health(Callback):
             return
         values = measured(trainer)
         signs = self.signs(values, pl_module.signs)
-        if not signs:
+        exploded = self._exploded(values.get("val/loss", 0.0))
+        if not signs and not exploded:
             return
-        self.trend.append({"examples_seen": pl_module.examples_seen, **signs})
+        if signs:
+            self.trend.append({"examples_seen": pl_module.examples_seen, **signs})
         problems = self.problems(signs)
-        confirmed = [text for kind, text in problems.items() if kind in self._suspicions]
+        confirmed = [text for kind, text in problems.items() if kind in self._suspicions] + exploded
         self._suspicions = set(problems)
         for problem in confirmed:
             self.flags.append({"examples_seen": pl_module.examples_seen, "problem": problem})
@@ -102,6 +110,11 @@ class Health(Callback):
                 f"transform or learning rate keeps a flow invertible in its number format"
             )
         return problems
+
+    def _exploded(self, loss: float) -> list[str]:
+        if abs(loss) <= self.max_loss:
+            return []
+        return [f"the loss is {loss:.2g}: it has exploded, and a smaller learning rate is the usual remedy"]
 
     def state_dict(self) -> dict[str, Any]:
         return {

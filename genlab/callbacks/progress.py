@@ -11,8 +11,8 @@ from typing import Any
 from pytorch_lightning.callbacks import ProgressBar
 
 from genlab.callbacks.budget import Budget
+from genlab.callbacks.divergence import read_losses
 from genlab.callbacks.measured import measured
-from genlab.callbacks.record import read_losses
 from genlab.runs.headline import SCORES, headline_of
 
 REFRESH = 0.5  # seconds between two states of a terminal's line; each reads the losses from the device

@@ -2,29 +2,100 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
 
+import genlab
 from genlab.callbacks.clock import TrainingClock
+from genlab.callbacks.divergence import read_losses, require_finite_losses
 from genlab.callbacks.measured import measured
 from genlab.callbacks.run_logger import RunLogger
 from genlab.data.base import DataModule
-from genlab.errors import Diverged
+from genlab.errors import DataError, Diverged
 from genlab.families.base import Model
 from genlab.files import write_json, write_text
+from genlab.runs.changes import Change, TrainedWith, data_changes, fixed_settings, refusal, setting_changes
 from genlab.runs.environment import environment
 from genlab.runs.folder import Run
 from genlab.runs.metrics_file import MetricsFile
 from genlab.runs.settings import facts_of
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a command goes on from, and whether the user accepts to go on otherwise.
+
+    Args:
+        checkpoint: The file.
+        trained_with: What it was trained with.
+        examples_seen: How far it had come.
+        version: Of genlab, which wrote it.
+        accepts: Whether changes were accepted.
+    """
+
+    checkpoint: Path
+    trained_with: TrainedWith
+    examples_seen: int
+    version: str
+    accepts: bool
+
+    @classmethod
+    def of(cls, checkpoint: Path, state: dict[str, Any], accepts: bool) -> Resumption:
+        """Returns what a checkpoint's contents say."""
+        version = str(state["genlab"]["version"])
+        return cls(checkpoint, TrainedWith.read(state), state["examples_seen"], version, accepts)
+
+    def check(self, data: DataModule, config: str | None = None) -> list[Change]:
+        """Returns how data and configuration differ from before, where that was accepted.
+
+        Args:
+            data: The data of this command.
+            config: Its configuration, as YAML; None to compare the data alone.
+
+        Raises:
+            ValueError: A setting differs that shapes the curve.
+            DataError: The data differ.
+        """
+        splits = [name for name in self.trained_with.data if name in data.split_names]
+        now = {name: data.fingerprint(name) for name in splits}
+        of_data, of_settings = data_changes(self.trained_with.data, now), []
+        if config is not None:
+            settings = fixed_settings(yaml.safe_load(config))
+            is_same = self.version == genlab.__version__
+            of_settings = setting_changes(self.trained_with.settings, settings, is_same)
+        unfit = next((change for change in of_settings if change.is_of_optimizer_class), None)
+        if unfit is not None:
+            raise ValueError(
+                f"{self.checkpoint} cannot go on with {unfit}: the state of one optimiser says nothing to "
+                f"another. Train anew with it."
+            )
+        if (of_settings or of_data) and not self.accepts:
+            kind = ValueError if of_settings else DataError
+            raise kind(refusal([*of_settings, *of_data], str(self.checkpoint)))
+        return [*of_settings, *of_data]
+
+
+class SameData(Callback):
+    """Compares the data of a validation or a test with those that the checkpoint was trained on.
+
+    Args:
+        resumed: The checkpoint.
+    """
+
+    def __init__(self, resumed: Resumption) -> None:
+        self.resumed = resumed
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self.resumed.check(trainer.datamodule)
 
 
 class RunRecorder(Callback):
@@ -37,39 +108,62 @@ class RunRecorder(Callback):
         run: The run's folder.
         config: The resolved configuration, as YAML.
         clock: Keeps the seconds spent on training alone.
+        resumed: Compares settings and data with those of the checkpoint that the run goes on from.
     """
 
-    def __init__(self, run: Run, config: str, clock: TrainingClock) -> None:
+    def __init__(
+        self, run: Run, config: str, clock: TrainingClock, resumed: Resumption | None = None
+    ) -> None:
         self.run = run
+        self.resumed = resumed
         self.config = config
         self.clock = clock
         self.file = MetricsFile(run)
         self.latest: dict[str, float] = {}
         self._noted: dict[str, float] = {}
+        self.trained_with: TrainedWith | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero:
+        if stage != "fit":
             return
-        self.run.config.write_text(self.config)
-        write_json(self.run.environment, {**environment(), **device_facts(trainer)})
+        changes = [] if self.resumed is None else self.resumed.check(trainer.datamodule, self.config)
+        pl_module.renews_optimizers = any("optimizer" in c.key or "schedule" in c.key for c in changes)
+        if not trainer.is_global_zero:
+            return
         data: DataModule = trainer.datamodule
+        described = data.describe()
+        self.trained_with = TrainedWith.of(yaml.safe_load(self.config), described["fingerprints"])
+        write_text(self.run.config, self.config)
+        write_json(self.run.environment, {**environment(), **device_facts(trainer)})
         self.run.update(
             status="running",
             error=None,
             experiment=self.run.path.parent.name,
             family=type(pl_module).__name__,
             spec=pl_module.spec.summary(),
-            data=data.describe(),
+            data=described,
             **device_facts(trainer),
             parameters=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             uses_labels=pl_module.uses_labels,
             seed=pl_module.seed,
             **facts_of(self.config),
         )
+        if changes and self.resumed is not None:
+            say(trainer, f"Goes on with changes: {'; '.join(map(str, changes))}.")
+            self.run.record_changes(changes, self.resumed.examples_seen)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.is_global_zero and pl_module.examples_seen:
-            self.file.truncate_after(pl_module.examples_seen)
+        seen, unit = pl_module.examples_seen, pl_module.spec.unit
+        if not trainer.is_global_zero or not seen:
+            return
+        reached = self.file.truncate_after(seen)
+        if reached > seen:
+            lost = reached - seen
+            say(trainer, f"Goes on from {seen:,} of {reached:,} {unit}: the last {lost:,} are learned again.")
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if self.trained_with is not None:
+            checkpoint["trained_with"] = self.trained_with.to_dict()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -81,15 +175,7 @@ class RunRecorder(Callback):
         """Writes the last training losses, and stops a run whose losses are no longer finite."""
         losses = read_losses(model.latest)
         self.write(trainer, model, {f"train/{name}": value for name, value in losses.items()})
-        broken = [name for name, value in losses.items() if not math.isfinite(value)]
-        if broken:
-            reason = model.explain(batch) or (
-                "a smaller learning rate, `clip` or 32-bit precision are the usual remedies."
-            )
-            raise Diverged(
-                f"The {broken[0]} loss is not finite after {model.examples_seen:,} {model.spec.unit}. "
-                f"The last checkpoint is untouched; {reason}"
-            )
+        require_finite_losses(model, losses, batch)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking:
@@ -119,9 +205,12 @@ class RunRecorder(Callback):
             self._outcome(pl_module, "finished")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        if trainer.is_global_zero and trainer.state.fn == "fit":
+        # What is refused before it begins leaves the run as it was.
+        if self.trained_with is not None and trainer.state.fn == "fit":
             self.file.write_csv()
-            self._outcome(pl_module, _status_of(exception), error=str(exception) or type(exception).__name__)
+            status = _status_of(exception)
+            error = None if status == "stopped" else str(exception) or type(exception).__name__
+            self._outcome(pl_module, status, error=error)
 
     def _outcome(self, model: Model, status: str, **more: Any) -> None:
         values = {name: value for name, value in self.latest.items() if name.startswith("val/")}
@@ -132,14 +221,6 @@ class RunRecorder(Callback):
             validation=values,
             **more,
         )
-
-
-def read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
-    """Returns losses as numbers, waiting for the device once rather than once for each."""
-    if not losses:
-        return {}
-    values = torch.stack([value.float() for value in losses.values()]).tolist()
-    return dict(zip(losses, values, strict=True))
 
 
 def find_recorder(trainer: Any) -> RunRecorder | None:

@@ -19,7 +19,9 @@ from typing import Any
 import genlab
 from genlab.errors import EXIT_CODES, Stopped, exit_code, explain
 from genlab.files import require_writable
+from genlab.runs.changes import ACCEPT
 from genlab.runs.folder import Run, open_run, outputs_root
+from genlab.text import printable
 
 TRAINING = {
     "fit": "train a model:                genlab fit --config experiments/dcgan_digits.yaml",
@@ -133,21 +135,21 @@ def command(name: str) -> Callable[[list[str]], int]:
 
 def train(name: str, rest: list[str]) -> int:
     """Runs one of Lightning's commands, on a run folder where one is given instead of options."""
-    again = name == "test" and "--again" in rest
-    given = [argument for argument in rest if not (again and argument == "--again")]
+    again, accepts = name == "test" and "--again" in rest, ACCEPT in rest
+    given = [argument for argument in rest if argument != ACCEPT and not (again and argument == "--again")]
     rest = short_options(given)
     if rest and not rest[0].startswith("-"):
         run, given = open_run(rest[0]), given[1:]
         if name == "test" and not again and show_stored_test(run, given):
             return 0
-        rest = run_arguments(run) + rest[1:]
+        rest = run_arguments(run, rest[1:])
         require_writable(run.path)
     elif name == "fit" and not any("fast_dev_run" in option for option in rest):
         require_writable(outputs_root())
     quieten()
     from genlab.cli.training import main as train_main
 
-    return train_main([name, *rest], given, again)
+    return train_main([name, *rest], given, again, accepts)
 
 
 def show_stored_test(run: Run, given: list[str]) -> bool:
@@ -178,13 +180,28 @@ def resume(rest: list[str]) -> int:
     return train("fit", rest)
 
 
-def run_arguments(run: Run) -> list[str]:
-    """Returns the options that a run folder stands for: its configuration and its last checkpoint."""
+def run_arguments(run: Run, rest: list[str]) -> list[str]:
+    """Returns the options that a run folder stands for, and those that were typed after it.
+
+    The folder stands for its configuration and its last checkpoint, unless `--ckpt_path` names another one.
+    """
     run.require_todays_model()
-    checkpoint = run.last_checkpoint
-    if checkpoint is None:
-        raise ValueError(f"{run.path} has no checkpoint: the run ended before its first one was written.")
-    return ["--config", str(run.config), "--ckpt_path", str(checkpoint)]
+    named, others = taken("--ckpt_path", rest)
+    checkpoint = named if named not in (None, "best", "last") else str(run.checkpoint(named or "last"))
+    return ["--config", str(run.config), "--ckpt_path", checkpoint, *others]
+
+
+def taken(option: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Returns the last value that an option was given, None for none, and the other arguments."""
+    value, rest = None, []
+    iterator = iter(arguments)
+    for argument in iterator:
+        name, equals, given = argument.partition("=")
+        if name == option:
+            value = given if equals else next(iterator, "")
+        else:
+            rest.append(argument)
+    return value, rest
 
 
 def short_options(arguments: list[str]) -> list[str]:
@@ -241,6 +258,7 @@ def overview() -> str:
         "  --extractor NAME|RUN   features that sample scores use: inception, digits, or a classifier's run",
         "  --again                measure what `genlab test RUN` has measured before, too",
         "  --allow PACKAGE        let a configuration name classes of this package",
+        f"  {ACCEPT}        go on or test although settings or data have changed; recorded in run.json",
         "  --debug                show the traceback of an error",
         "",
         "Of several processes, one that does not answer is waited for $GENLAB_TIMEOUT seconds (300).",

@@ -23,7 +23,7 @@ def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, 
         import_room(room)
     run = open_run(path or options.run)
     device = chosen_device(options.device)
-    return load_run(run, resolve_checkpoint(options.checkpoint), device), run
+    return load_run(run, resolve_checkpoint(options.checkpoint, run), device), run
 
 
 def chosen_device(named: str | None) -> str:

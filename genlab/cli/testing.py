@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentError
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from genlab.families.base import Model
 from genlab.families.capabilities import can_be_sampled
 from genlab.report.table import MetricsTable
 from genlab.report.test_table import table_of
+from genlab.runs.changes import Change
 from genlab.runs.folder import Run, folder_name
 from genlab.runs.tests import Stamp, kept_test, kept_variants
 from genlab.shapes import DataSpec
@@ -40,6 +42,7 @@ class TestedRun:
         evaluate: Scores samples.
         device: Where measuring is done.
         again: Keep nothing.
+        changes: How the data differ from those of the training, where that was accepted.
     """
 
     run: Run | None
@@ -52,6 +55,7 @@ class TestedRun:
     evaluate: Evaluate
     device: torch.device
     again: bool = False
+    changes: Sequence[Change] = ()
     kept: dict[str, Any] | None = field(init=False, default=None)
     entries: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)
 
@@ -102,7 +106,8 @@ class TestedRun:
         made_of = {} if self.made_of is None else self.made_of.to_dict()
         if self.evaluate.missing is not None and can_be_sampled(model):
             made_of["checkpoint_digest"] = None  # incomplete: once there is an extractor, it is made again
-        return {**entry, **made_of}
+        changed = {"changes": [change.to_dict() for change in self.changes]} if self.changes else {}
+        return {**entry, **changed, **made_of}
 
     def _examination(self) -> Examination:
         return self.evaluate.examination(self.data, None if self.run is None else self.run.path)

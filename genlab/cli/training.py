@@ -24,11 +24,13 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
 import genlab
-from genlab.callbacks.checkpoints import AtomicCheckpointIO, StopCleanly
+from genlab.callbacks.budget import spent_limit
+from genlab.callbacks.checkpoints import AtomicCheckpointIO
+from genlab.callbacks.divergence import DivergenceGuard
 from genlab.callbacks.example import ExampleInput
 from genlab.callbacks.monitors import Monitors
 from genlab.callbacks.progress import ProgressLine
-from genlab.callbacks.record import RunRecorder
+from genlab.callbacks.record import Resumption, RunRecorder, SameData
 from genlab.callbacks.run_logger import RunLogger
 from genlab.callbacks.samples import SampleWriter
 from genlab.callbacks.stop import StopAtOnce
@@ -39,13 +41,15 @@ from genlab.cli.testing import TestedRun, check_variants
 from genlab.configuration.messages import readable
 from genlab.configuration.trust import ROOMS, check_objects, check_places, lock_imports
 from genlab.data.base import DataModule
-from genlab.errors import exit_code
+from genlab.errors import CheckpointError, exit_code
 from genlab.evaluation.examine import entry_of
-from genlab.evaluation.load import check_weights, read_checkpoint
+from genlab.evaluation.load import check_weights, read_checkpoint, require_resumable, restoring
 from genlab.families.base import Model
 from genlab.report.test_table import table_of
+from genlab.runs.changes import TrainedWith
 from genlab.runs.environment import secret_settings, without_secrets
 from genlab.runs.folder import Run, create_run, open_run, shown_path
+from genlab.runs.metrics_file import MetricsFile
 from genlab.runs.tests import stamp
 
 RUN_VARIABLE = "GENLAB_RUN"
@@ -76,10 +80,15 @@ class GenlabCLI(LightningCLI):
     run: Run | None = None
     is_new = False
     """Whether this process made the run's folder."""
+    resumption: Resumption | None = None
+    spent = ""
+    """The limit that the checkpoint's training has reached, such as `budget.examples`."""
 
-    def __init__(self, *args: Any, given: Sequence[str] = (), again: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, given: Sequence[str] = (), again: bool = False, accepts: bool = False, **kwargs: Any
+    ) -> None:
         # The parent's constructor runs the command.
-        self.given, self.again = given, again
+        self.given, self.again, self.accepts = given, again, accepts
         skipped = self.subcommands()
         # Only this command's: each parser takes a quarter of a second to make.
         self.subcommands = lambda: {kwargs["args"][0]: skipped[kwargs["args"][0]]}  # type: ignore[method-assign]
@@ -136,11 +145,14 @@ class GenlabCLI(LightningCLI):
             return
         self._values()["ckpt_path"] = str(self.checkpoint)
         self._values()["weights_only"] = True
-        stored = read_checkpoint(self.checkpoint)["genlab"]["model"]
+        self.state = read_checkpoint(self.checkpoint)
+        if self.config["subcommand"] == "fit":
+            require_resumable(self.checkpoint, self.state)
+        stored = self.state["genlab"]["model"]
         asked = self._values()["model"]["class_path"]
-        if stored and stored["class_path"] != asked:
-            raise ValueError(
-                f"{self.checkpoint} holds a {stored['class_path']}, the configuration asks for a {asked}: "
+        if stored and stored.get("class_path") != asked:
+            raise CheckpointError(
+                f"{self.checkpoint} holds a {stored.get('class_path')}, the configuration asks for {asked}: "
                 f"give the configuration of the checkpoint's own run (config.yaml beside it)."
             )
 
@@ -152,6 +164,10 @@ class GenlabCLI(LightningCLI):
         refuse_secrets(plain(values["trainer"]))
         choose_precision(values)
         choose_strategy(values)
+        if self.checkpoint is not None:
+            self.resumption = Resumption.of(self.checkpoint, self.state, self.accepts)
+            if self.subcommand == "fit":
+                self.spent = self._spent_limit()
         if self.subcommand != "fit" and self.checkpoint is not None:
             self.run = run_of(self.checkpoint)
 
@@ -167,7 +183,8 @@ class GenlabCLI(LightningCLI):
                 raise
             raise ValueError(readable(error)) from error
         if self.checkpoint is not None:
-            check_weights(self.model, read_checkpoint(self.checkpoint), self.checkpoint)
+            check_weights(self.model, self.state, self.checkpoint)
+            self.state = {}  # as much memory as the model and its optimisers
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         values, trainer = self._values(), self._get(self.config_init, "trainer")
@@ -176,10 +193,13 @@ class GenlabCLI(LightningCLI):
             check_variants(self.model, plain(values["model"]), values["variants"])
             check_trainer(trainer, self.model.alternating)
             self._get(self.config_init, "evaluate").prepare(self.model)
-            if not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
+            if self.spent and self.checkpoint is not None:
+                self.run = run_of(self.checkpoint)
+            elif not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
                 self.run = self._run_folder(values)
+            if self.run is not None:
                 clock = self._get(self.config_init, "budget").clock
-                recorder = RunRecorder(self.run, self.config_text(), clock)
+                recorder = RunRecorder(self.run, self.config_text(), clock, self.resumption)
         self.model.config = plain(values["model"])
         self.model.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # as Lightning publishes its choice
         theirs = _as_list(trainer.get("callbacks"))
@@ -192,25 +212,24 @@ class GenlabCLI(LightningCLI):
         loggers = self._loggers(values, trainer.get("logger"), recorder)
         made = super().instantiate_trainer(logger=loggers, default_root_dir=self._root_dir(), **kwargs)
         peers.prepare(made, self.run if self.subcommand == "fit" else None)
+        if self.checkpoint is not None:
+            blame(made, self.checkpoint)
         return made
 
     def _callbacks(self, recorder: RunRecorder | None, shows_line: bool) -> list[Callback]:
         """Returns the callbacks that come before those of the configuration."""
         budget, checkpoints = (self._get(self.config_init, name) for name in ("budget", "checkpoints"))
-        self.stop = StopCleanly(checkpoints)
         # The clock comes first, so that what the others do at a pause is not training time.
         callbacks: list[Callback] = [budget.clock]
         if self.subcommand != "fit":
             callbacks.append(StopAtOnce())
         else:
-            callbacks += [
-                Monitors(),
-                ExampleInput(),
-                *([ProgressLine(budget)] if shows_line else []),
-                self.stop,
-            ]
+            callbacks += [Monitors(), ExampleInput(), *([ProgressLine(budget)] if shows_line else [])]
+            callbacks += [checkpoints.request, DivergenceGuard()]
         if recorder is not None:
             callbacks.append(recorder)
+        if self.subcommand in ("validate", "test") and self.resumption is not None:
+            callbacks.append(SameData(self.resumption))
         if self.subcommand == "predict":
             callbacks.append(SampleWriter(self._prediction_folder()))
         return callbacks
@@ -221,10 +240,24 @@ class GenlabCLI(LightningCLI):
             self.run.lock() if self.run is not None and trains_here else nullcontext(),
             peers.together(self.trainer, self.run if subcommand == "fit" else None),
         ):
-            if subcommand == "test" and self._tested.kept is not None:
+            if subcommand == "fit" and self.spent:
+                self._say_complete()
+            elif subcommand == "test" and self._tested.kept is not None:
                 self.after_test()  # only variants are missing
             else:
                 super()._run_subcommand(subcommand)
+
+    def _say_complete(self) -> None:
+        """Says that nothing is left to train; a run that was killed after its last step is finished now."""
+        if not self.trainer.is_global_zero:
+            return
+        assert self.resumption is not None and self.checkpoint is not None
+        seen, unit = self.resumption.examples_seen, self.model.spec.unit
+        if self.run is not None and self.run.status != "finished":
+            MetricsFile(self.run).write_csv()
+            self.run.update(status="finished", error=None, examples_seen=seen)
+        place = shown_path(self.run.path if self.run is not None else self.checkpoint)
+        print(f"{place} is complete after {seen:,} {unit}; extend it with --{self.spent} N")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -235,10 +268,12 @@ class GenlabCLI(LightningCLI):
         self._show(entry_of(self._values_of("val"), evaluate.last))
 
     def after_test(self) -> None:
-        tested = self._tested
         if self.is_trial():
             self._show(self._trial_entry())
             return
+        tested = self._tested
+        if self.resumption is not None:
+            tested.changes = self.resumption.check(self.datamodule)
         if tested.kept is None:
             tested.measure(self._values_of("test"))
         tested.measure_variants()
@@ -283,6 +318,16 @@ class GenlabCLI(LightningCLI):
             device=self.trainer.strategy.root_device,
             again=self.again,
         )
+
+    def _spent_limit(self) -> str:
+        limits = TrainedWith.of(yaml.safe_load(self.config_text()), {}).limits
+        assert self.checkpoint is not None and self.resumption is not None
+        with restoring(self.checkpoint):
+            spent = spent_limit(self.state, limits)
+        run = run_of(self.checkpoint)
+        # A run may also have ended early, by a callback or the time it was given.
+        ended = run is not None and run.status == "finished" and limits == self.resumption.trained_with.limits
+        return spent or (next((k for k, v in limits.items() if v not in (None, -1)), "") if ended else "")
 
     def config_text(self) -> str:
         """Returns the resolved configuration, without what belongs to one command only."""
@@ -357,13 +402,16 @@ class GenlabCLI(LightningCLI):
         return TensorBoardLogger(self.run.path, name="", version="tensorboard")
 
 
-def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = False) -> int:
+def main(
+    arguments: Sequence[str], given: Sequence[str] = (), again: bool = False, accepts: bool = False
+) -> int:
     """Runs one of Lightning's commands; returns the exit code.
 
     Args:
         arguments: The command and its options.
         given: The options as they were typed, for the record of a test.
         again: Measure what a test has measured before, too.
+        accepts: Go on although settings or data have changed, and record how.
     """
     for room in ROOMS:
         import_room(room)
@@ -373,7 +421,7 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
     logging.getLogger("pytorch_lightning.callbacks.model_summary").setLevel(logging.INFO)  # is asked for
     # A CPU multiplies numbers below 1e-38 many times slower; importance weights are full of them.
     torch.set_flush_denormal(True)
-    cli = GenlabCLI(
+    GenlabCLI(
         Model,
         DataModule,
         subclass_mode_model=True,
@@ -393,8 +441,9 @@ def main(arguments: Sequence[str], given: Sequence[str] = (), again: bool = Fals
         args=[arguments[0], *in_order(arguments[1:])],
         given=given,
         again=again,
+        accepts=accepts,
     )
-    return cli.stop.exit_code
+    return 0
 
 
 def import_room(name: str) -> None:
@@ -404,19 +453,36 @@ def import_room(name: str) -> None:
         importlib.import_module(module.name)
 
 
-def resolve_checkpoint(given: Any) -> Path | None:
-    """Returns the checkpoint's file: the given one, or the last one of the given run folder."""
+def resolve_checkpoint(given: Any, run: Run | None = None) -> Path | None:
+    """Returns the checkpoint's file.
+
+    Args:
+        given: A file; a run folder, whose last one it is; or "best" or "last" of the run; None for none.
+        run: The run that the command is about, where it is about one.
+
+    Raises:
+        CheckpointError: A run has none, or all are damaged.
+        ValueError: There is no such file.
+    """
     if not given:
         return None
     path = Path(given)
+    if str(given) in ("best", "last") and not path.exists():
+        if run is None:
+            raise ValueError(f"--ckpt_path {given} is one of a run: name the run first, or the file.")
+        return run.checkpoint(str(given))
     if path.is_dir():
-        found = open_run(path).last_checkpoint
-        if found is None:
-            raise ValueError(f"{path} has no checkpoint yet.")
-        return found
+        return open_run(path).checkpoint()
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}; a run keeps its own in <run>/checkpoints/.")
     return path
+
+
+def blame(trainer: Trainer, checkpoint: Path) -> None:
+    """Lets errors of what a trainer restores from a checkpoint name the file."""
+    connector = trainer._checkpoint_connector
+    for name in ("restore_model", "restore_callbacks", "restore_training_state"):
+        setattr(connector, name, restoring(checkpoint)(getattr(connector, name)))
 
 
 def run_of(checkpoint: Path) -> Run | None:

@@ -77,6 +77,8 @@ class Model(pl.LightningModule):
         config: The model's part of the configuration file, kept in its checkpoints.
         average: Of the network given to `keep_average`.
         step_noise: The random numbers of the step; a model inside of this one may borrow it.
+        renews_optimizers: Whether a restored optimiser takes this model's settings, such as its learning
+            rate, in place of those it was saved with.
     """
 
     alternating: bool = False
@@ -127,7 +129,9 @@ class Model(pl.LightningModule):
         self.latest: dict[str, Tensor] = {}
         self.config: dict[str, Any] = {}
         self.step_noise = randomness.StepNoise()
+        self.renews_optimizers = False
         self._averaged_at = 0
+        self._restored_gradients: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -204,6 +208,12 @@ class Model(pl.LightningModule):
             # Convolutions run a tenth faster on a CPU and more on a GPU with channels innermost.
             self.to(memory_format=torch.channels_last)
 
+    def on_train_start(self) -> None:
+        restored, self._restored_gradients = self._restored_gradients, {}
+        for name, gradient in restored.items():
+            parameter = self.get_parameter(name)
+            parameter.grad = gradient.to(parameter.device)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Everything random in this step follows from (seed, examples seen, rank): a resumed run repeats it.
         address = randomness.key(self.seed, "training", self.examples_seen)
@@ -270,6 +280,7 @@ class Model(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["examples_seen"] = self.examples_seen
         checkpoint["averaged_at"] = self._averaged_at
+        checkpoint["gradients"] = self._gradients_in_hand()
         checkpoint["latest"] = {name: value.cpu() for name, value in self.latest.items()}
         checkpoint["genlab"] = {
             "version": genlab.__version__,
@@ -282,6 +293,33 @@ class Model(pl.LightningModule):
         self._averaged_at = int(checkpoint["averaged_at"])
         # On the device, where a step of only one player will join its losses to the other's last ones.
         self.latest = {name: value.to(self.device) for name, value in checkpoint["latest"].items()}
+        self._restored_gradients = checkpoint.get("gradients", {})
+        if self.renews_optimizers:
+            self._renew_optimizers(checkpoint)
+
+    def _renew_optimizers(self, checkpoint: dict[str, Any]) -> None:
+        """Gives a checkpoint's optimisers the settings of this model; what they have learned stays."""
+        configured: Any = self.configure_optimizers()
+        optimizers = configured if isinstance(configured, list) else [configured]
+        optimizers = [each["optimizer"] if isinstance(each, dict) else each for each in optimizers]
+        groups = [optimizer.param_groups for optimizer in optimizers]
+        for own, state in zip(groups, checkpoint["optimizer_states"], strict=True):
+            for group, kept in zip(own, state["param_groups"], strict=True):
+                kept |= {name: value for name, value in group.items() if name != "params"}
+                kept["initial_lr"] = group.get("initial_lr", group["lr"])
+        for own, state in zip(groups, checkpoint["lr_schedulers"], strict=False):
+            state["base_lrs"] = [group["initial_lr"] for group in own]
+
+    def _gradients_in_hand(self) -> dict[str, Tensor]:
+        """Returns the gradients of an accumulation whose step is to come, the mean of all processes."""
+        if self._trainer is None or not self.trainer.fit_loop.epoch_loop._should_accumulate():
+            return {}
+        found = {n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None}
+        if self.trainer.world_size > 1:  # each has its own until the step, which takes their mean
+            for gradient in found.values():
+                dist.all_reduce(gradient)
+                gradient /= self.trainer.world_size
+        return found
 
     def _add_losses(self, batch: Batch) -> None:
         units, losses = self.units(batch), self(**batch)

@@ -14,10 +14,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 import time
 import unicodedata
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +28,9 @@ from typing import Any
 
 import genlab
 from genlab import files
-from genlab.errors import StorageError
-from genlab.runs import lock
+from genlab.errors import CheckpointError, StorageError
+from genlab.runs import checkpoint_files, lock
+from genlab.runs.changes import Change
 from genlab.runs.schema import problem_of
 from genlab.text import shortened
 
@@ -132,14 +133,41 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """Where to resume: last.ckpt or, where it is missing or cut short, the newest complete one."""
-        last = self.checkpoints / "last.ckpt"
-        return last if zipfile.is_zipfile(last) else _newest_complete(self.checkpoints.glob("[!.]*.ckpt"))
+        """Where to resume: last.ckpt or, where it is missing or damaged, the newest whole one."""
+        last = self.checkpoints / checkpoint_files.LAST
+        return checkpoint_files.whole([last] if last.exists() else []) or checkpoint_files.whole(
+            self.checkpoints.glob("[!.]*.ckpt")
+        )
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The newest complete best*.ckpt."""
-        return _newest_complete(self.checkpoints.glob("best*.ckpt"))
+        """The newest whole best*.ckpt."""
+        return checkpoint_files.whole(self.checkpoints.glob("best*.ckpt"))
+
+    def checkpoint(self, which: str = "last") -> Path:
+        """Returns the last or the best checkpoint; says so where another one stands in for a damaged one.
+
+        Raises:
+            CheckpointError: There is none, or all are damaged; the message names each.
+        """
+        found = self.last_checkpoint if which == "last" else self.best_checkpoint
+        asked = self.checkpoints / f"{which}.ckpt"
+        if found is None:
+            raise CheckpointError(self._why_no_checkpoint(which))
+        if found != asked and asked.exists():
+            told = f"! {checkpoint_files.described(asked)}: {found.name} is used in its place."
+            print(told, file=sys.stderr)
+        return found
+
+    def _why_no_checkpoint(self, which: str) -> str:
+        pattern = "[!.]*.ckpt" if which == "last" else "best*.ckpt"
+        damaged = sorted(self.checkpoints.glob(pattern))
+        if damaged:
+            named = "; ".join(map(checkpoint_files.described, damaged))
+            return f"Every checkpoint of {self.path} is damaged: {named}. Restore one, or train again."
+        if which == "best" and self.last_checkpoint is not None:
+            return f"{self.path} has no best checkpoint, since no score was measured: take --ckpt_path last."
+        return f"{self.path} has no checkpoint: the run ended before its first one was written."
 
     @property
     def status(self) -> str:
@@ -196,6 +224,13 @@ class Run:
         """Sets fields of the record in one step, whatever they held before."""
         with lock.exclusive(self.path):
             files.write_json(self.record, {**self.read(), **fields})
+
+    def record_changes(self, changes: Iterable[Change], examples_seen: int) -> None:
+        """Adds to the record's `changes` what is done otherwise from so many examples on."""
+        with lock.exclusive(self.path):
+            record = self.read()
+            added = [{"examples_seen": examples_seen, **change.to_dict()} for change in changes]
+            files.write_json(self.record, {**record, "changes": [*record.get("changes", []), *added]})
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -330,12 +365,6 @@ def _merged(record: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
         old = record.get(name)
         merged[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _newest_complete(checkpoints: Iterable[Path]) -> Path | None:
-    # A checkpoint is a zip archive, whose table of contents comes last: one cut short has none.
-    complete = [path for path in checkpoints if zipfile.is_zipfile(path)]
-    return max(complete, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def _suggestions(place: Path) -> str:

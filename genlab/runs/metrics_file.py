@@ -46,12 +46,17 @@ class MetricsFile:
             writer.writeheader()
             writer.writerows(rows)
 
-    def truncate_after(self, examples_seen: int) -> None:
-        """Drops the lines beyond a restored checkpoint: a resumed run writes them again."""
-        if not self.jsonl.exists():
-            return
-        kept = [row for row in read_metrics(self.jsonl) if row["examples_seen"] <= examples_seen]
-        files.write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in kept))
+    def truncate_after(self, examples_seen: int) -> int:
+        """Drops the lines beyond a restored checkpoint, which a resumed run writes again.
+
+        Returns:
+            The examples seen at the last line, dropped or not.
+        """
+        rows = read_metrics(self.jsonl)
+        kept = [row for row in rows if row["examples_seen"] <= examples_seen]
+        if len(kept) < len(rows):
+            files.write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in kept))
+        return max((row["examples_seen"] for row in rows), default=0)
 
 
 def short_name(name: str) -> str:

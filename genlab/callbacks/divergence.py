@@ -1,0 +1,92 @@
+"""Training that has left the numbers is noticed before anything is made of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from genlab.errors import Diverged
+from genlab.families.base import Model
+
+REMEDIES = "a smaller learning rate, `clip` or 32-bit precision are the usual remedies."
+
+
+class DivergenceGuard(Callback):
+    """Ends a run whose losses or weights are no longer finite, before an evaluation is made of them.
+
+    The device is waited for at evaluations and at the end alone; the recorder looks at the losses it writes,
+    and a checkpoint at the weights it keeps.
+    """
+
+    def __init__(self) -> None:
+        self._batch: Any = None
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch = batch
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.check(pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.check(pl_module)
+
+    def check(self, model: Model) -> None:
+        """Looks at the last losses and at all that a checkpoint would keep.
+
+        Raises:
+            Diverged: One of them is not finite.
+        """
+        require_finite_losses(model, read_losses(model.latest), self._batch)
+        require_finite_state(model)
+
+
+def require_finite_losses(model: Model, losses: dict[str, float], batch: Any) -> None:
+    """Raises `Diverged` for losses that are not finite, with what the model knows of the cause."""
+    broken = next((name for name, value in losses.items() if not math.isfinite(value)), None)
+    if broken is None:
+        return
+    reason = (model.explain(batch) if batch is not None else "") or REMEDIES
+    raise Diverged(
+        f"The {'' if broken == 'loss' else f'{broken} '}loss is not finite after {model.examples_seen:,} "
+        f"{model.spec.unit}. The last checkpoint is untouched; {reason}"
+    )
+
+
+def require_finite_state(model: Model) -> None:
+    """Raises `Diverged` for a weight, an average or a running statistic that is not finite."""
+    name = not_finite(model)
+    if name:
+        raise Diverged(
+            f"{name} is not finite after {model.examples_seen:,} {model.spec.unit}. "
+            f"The last checkpoint is untouched; {REMEDIES}"
+        )
+
+
+def not_finite(model: Any) -> str:
+    """Returns the first part of a model's state with a number that is not finite, "" where there is none.
+
+    The device is waited for once.
+    """
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    floats = {name: value for name, value in tensors.items() if value.is_floating_point() and value.numel()}
+    if not floats:
+        return ""
+    # The largest absolute value: a sum of squares overflows for large weights that are finite.
+    largest = torch._foreach_norm(list(floats.values()), math.inf)
+    finite = torch.stack([value.isfinite() for value in largest]).tolist()
+    return next((name for name, is_finite in zip(floats, finite, strict=True) if not is_finite), "")
+
+
+def read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Returns losses as numbers, waiting for the device once rather than once for each."""
+    if not losses:
+        return {}
+    values = torch.stack([value.float() for value in losses.values()]).tolist()
+    return dict(zip(losses, values, strict=True))
