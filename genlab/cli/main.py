@@ -132,7 +132,10 @@ def run_arguments(run: Run) -> list[str]:
     checkpoint = run.last_checkpoint
     if checkpoint is None:
         raise ValueError(f"{run.path} has no checkpoint: the run ended before its first one was written.")
-    return ["--config", str(run.config), "--ckpt_path", str(checkpoint)]
+    from genlab.runs.tests import is_without_validation
+
+    as_it_was = ["--data.val_fraction=0"] if is_without_validation(run) else []
+    return ["--config", str(run.config), "--ckpt_path", str(checkpoint), *as_it_was]
 
 
 def short_options(arguments: list[str]) -> list[str]:

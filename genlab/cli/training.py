@@ -164,6 +164,9 @@ class GenlabCLI(LightningCLI):
         values = self._values()
         if self.subcommand == "fit":
             check_variants(self.model, plain(values["model"]), values["variants"])
+            self._get(self.config_init, "evaluate").require_unseen_test()
+            if is_first_process():
+                self.datamodule.require_usable()
             if not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
                 self.run = self._run_folder(values)
         budget, checkpoints = (self._get(self.config_init, name) for name in ("budget", "checkpoints"))
@@ -270,8 +273,7 @@ class GenlabCLI(LightningCLI):
 
     def _run_folder(self, values: Any) -> Run:
         inherited = os.environ.get(RUN_VARIABLE)
-        is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-        if inherited and not is_first:
+        if inherited and not is_first_process():
             return open_run(inherited)
         resumed = run_of(self.checkpoint) if self.checkpoint is not None else None
         run = resumed or create_run(values["experiment"] or experiment_name(values), name=values["run_name"])
@@ -383,6 +385,11 @@ def run_of(checkpoint: Path) -> Run | None:
         return open_run(checkpoint)
     except ValueError:
         return None
+
+
+def is_first_process() -> bool:
+    """Returns whether this is the process that makes what all processes of a training share."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def choose_precision(values: Any) -> None:

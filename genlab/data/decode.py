@@ -1,6 +1,6 @@
 """From the bytes of an image file to pixels: every unusual input has a defined conversion or a named error.
 
-This module imports neither torch nor the rest of the room, so that worker processes and `genlab data check`
+This module imports no torch and nothing of the room, so that worker processes and `genlab data check`
 start fast.
 """
 
@@ -17,6 +17,8 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
+from genlab.errors import DataError
+
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is opened; the rest of Pillow's formats is rare, and some (EPS) start other programs."""
 
@@ -32,7 +34,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_MAXIMUM = 258, 262, 281
 _PNG_DEPTH_OFFSET = 24  # signature 8, chunk head 8, width 4, height 4
 
 
-class BadImage(ValueError):  # noqa: N818
+class BadImage(DataError):  # noqa: N818
     """A file that cannot become pixels; the message is one line that names it and says why."""
 
     def __init__(self, name: str, reason: str) -> None:

@@ -13,14 +13,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from genlab.data.decode import EXTENSIONS, BadImage
+from genlab.errors import DataError
 
 MAX_FILE_BYTES = 512 * 2**20
 """A member of an archive that claims more is refused unread."""
 
-SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Names of folders that are splits, in small letters, and which they are."""
 
 
-class BadSource(ValueError):  # noqa: N818
+class BadSource(DataError):  # noqa: N818
     """A place without usable images; the message is one line that says what to do."""
 
 
@@ -30,7 +36,9 @@ class Source:
     Attributes:
         path: The folder or archive.
         names: Path of each image inside it, with forward slashes.
-        labels: Class number of each image, where every image lies in a class folder exactly one level down.
+        parts: Split of each image, where the folders at the top are splits and one of them is for training.
+        labels: Class number of each image, where every image lies in a class folder exactly one level down, or
+            in one of a folder that is a split.
         classes: Names of the class folders, sorted; empty where there are none.
         parallel: Whether several processes may read at once without each paying for the others' share.
     """
@@ -39,7 +47,8 @@ class Source:
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path, self.names = path, list(names)
-        self.labels, self.classes = _class_folders(self.names)
+        self.parts, inside = _split_folders(self.names)
+        self.labels, self.classes = _class_folders(inside)
         self._handle: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
@@ -198,12 +207,22 @@ def _open(path: Path) -> Source:
     raise BadSource(f"{path} is neither a folder nor a zip nor a tar; give one of these with --data.path")
 
 
+def _split_folders(names: list[str]) -> tuple[list[str] | None, list[str]]:
+    """Returns the split of each image, None where not all lie in one, and the names below the splits."""
+    skip = len(_common_folder(names).parts)
+    inside = [PurePosixPath(name).parts[skip:] for name in names]
+    parts = [SPLIT_FOLDERS.get(way[0].lower(), "") if len(way) > 1 else "" for way in inside]
+    if "" in parts or "train" not in parts or len(set(parts)) == 1:
+        return None, names
+    return parts, [str(PurePosixPath(*way[1:])) for way in inside]
+
+
 def _class_folders(names: list[str]) -> tuple[list[int] | None, list[str]]:
     """Returns labels and class names where every image lies one level below the common folder."""
     skip = len(_common_folder(names).parts)
     folders = [PurePosixPath(name).parts[skip:-1] for name in names]
     classes = sorted({folder[0] for folder in folders if folder})
-    if len(classes) < 2 or any(len(folder) != 1 for folder in folders) or SPLIT_NAMES.issuperset(classes):
+    if len(classes) < 2 or any(len(folder) != 1 for folder in folders) or SPLIT_FOLDERS.keys() >= {*classes}:
         return None, []
     number = {name: label for label, name in enumerate(classes)}
     return [number[folder[0]] for folder in folders], classes

@@ -70,8 +70,8 @@ def _download(name: str, fetch: Callable[[str], object], folder: Path) -> None:
 class MNIST(DataModule):
     """60,000 + 10,000 handwritten digits of 28x28 (LeCun et al. 1998), from the original IDX files.
 
-    They are looked for in MNIST/raw, raw, and the folder itself, packed (.gz) or not. There is no split for
-    validation: "val" is the test split.
+    They are looked for in MNIST/raw, raw, and the folder itself, packed (.gz) or not. The
+    validation split is cut from the 60,000, the same for every `seed`.
 
     Args:
         path: Folder to search; None means ./data and the cache.
@@ -177,7 +177,7 @@ class CIFAR10(DataModule):
 
     Reads torchvision's cifar-10-batches-py. Also reads sheets: one lossless picture a class, train/3_cat.webp
     or .png, with the class's images side by side in full rows; the number before the underscore is the label.
-    There is no split for validation: "val" is the test split.
+    The validation split is cut from the 50,000, the same for every `seed`.
 
     Args:
         path: Folder to search; None means ./data and the cache.
@@ -253,8 +253,8 @@ class CelebA(ImageFolder):
 
     Of the 178x218 pixels the middle 178x178 remain; half-size copies (89x109) are cut alike. Reads
     torchvision's celeba/img_align_celeba, packed as .zip or not, or any folder, zip or tar of the images that
-    `path` names. With list_eval_partition.txt beside the images the official splits are used, and "val" is
-    its own split; without it the test split is drawn by `seed`, and "val" is the test split.
+    `path` names. With list_eval_partition.txt (Kaggle's: .csv) beside the images or in Eval the official splits
+    are used; without it the test split is drawn by `seed`.
 
     Args:
         path: Folder to search, or the images themselves; None means ./data and the cache.
@@ -290,11 +290,6 @@ class CelebA(ImageFolder):
     @property
     def spec(self) -> DataSpec:
         return DataSpec("celeba", (3, self.image_size, self.image_size))
-
-    @property
-    def split_names(self) -> dict[str, str]:
-        official = self._partition_file.exists()
-        return {"train": "train", "val": "val" if official else "test", "test": "test"}
 
     def load(self) -> dict[str, Packed]:
         packed = pack(self.source, self.policy, "celeba", self.cache)

@@ -22,7 +22,7 @@ class PointData(DataModule):
 
     Args:
         num_train: Points an epoch.
-        num_test: Points to score on, the same for every seed; also "val".
+        num_test: Points to score on, and as many others for validation, the same for every seed.
         fresh: Draw new points in each epoch, so that no point is seen twice; False repeats the first epoch's.
         base: Arguments that every data set has.
 
@@ -30,6 +30,7 @@ class PointData(DataModule):
         batch["point"]: (batch, dimensions), float32.
     """
 
+    things = "points"
     dimensions = 2
 
     def __init__(
@@ -58,6 +59,7 @@ class PointData(DataModule):
     def load(self) -> dict[str, Packed]:
         return {
             "train": self._points(self.num_train, self.seed, "train", 0),
+            "val": self._points(self.num_test, "val"),
             "test": self._points(self.num_test, "test"),
         }
 

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from genlab.data.base import DataModule
 from genlab.families.base import Model
 from genlab.runs.folder import Run
-from genlab.runs.tests import read_config
+from genlab.runs.tests import is_without_validation, read_config
 from genlab.runs.trust import check_class_paths
 from genlab.shapes import DataSpec
 
@@ -53,6 +53,8 @@ def build_model(config: dict[str, Any], spec: DataSpec) -> Model:
 def load_data(run: Run) -> DataModule:
     """Returns the data that a run was trained on."""
     config = read_config(run)["data"]
+    if is_without_validation(run):
+        config["init_args"]["val_fraction"] = 0.0
     check_class_paths(config)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data")
