@@ -60,8 +60,8 @@ class Evaluate(Callback):
             source image, PSNR and SSIM too. Texts of a source: BLEU; others: their likelihood alone.
         num_samples: Generated images for a score during training.
         num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
-        split: Real images to compare with while the model trains and by `genlab validate`; `genlab test` alone
-            compares with "test". Not "train", against which a model that memorised it would win.
+        split: Real images to compare with while the model trains and by `genlab validate`; `genlab test`
+            alone compares with "test". Not "train", against which a model that memorised it would win.
         drawing: Seed and batch size of the samples.
         at_start: Score the untrained model too, so that curves begin at 0 images.
         num_likelihood: Items of the split, evenly spaced, whose likelihood is estimated at test, where the
@@ -103,8 +103,8 @@ class Evaluate(Callback):
         """Refuses to let a training see what its model is scored on at the end."""
         if self.split == "test":
             raise ValueError(
-                "evaluate.split must not be test in a training: the best checkpoint would be chosen by what it is "
-                "scored on; use --evaluate.split val."
+                "evaluate.split must not be test in a training: the best checkpoint would be chosen by what it "
+                "is scored on; use --evaluate.split val."
             )
 
     def prepare(self, model: Model) -> None:

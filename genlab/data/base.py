@@ -19,7 +19,6 @@ from genlab.errors import DataError
 from genlab.files import cache_folder
 from genlab.shapes import Batch, DataSpec, to_float
 
-
 SPLITS = ("train", "val", "test")
 
 
@@ -38,9 +37,9 @@ class DataModule(pl.LightningDataModule):
         flip: Mirror half of the training images, chosen anew in each epoch.
         num_workers: Reading processes. Whole batches are read by one indexing, so 0 is nearly always fastest.
         seed: Order of the training images, and splits that the data set does not fix itself.
-        val_fraction: Share of the training split that is the validation split, the same share of each label,
-            where the data bring none; the same items for every `seed` that leaves the training split as it is.
-            At 0 there is none, and nothing can be trained.
+        val_fraction: Share of the training split that is the validation split where the data bring none, the
+            same share of each label. `seed` does not change the cut, so that training seeds are comparable.
+            At 0 there is no validation split, and nothing can be trained.
         fraction: Share of what is left of the training split that is used, the same share of each label; for
             scarce data. The others are the split "rest", on which a bench chooses settings.
 
@@ -112,7 +111,7 @@ class DataModule(pl.LightningDataModule):
         if name not in self._splits:
             raise DataError(
                 f"{self.spec.name} has no validation split at --data.val_fraction 0, as in runs of before there "
-                "was one; train anew, or continue on a part of the training split with --data.val_fraction 0.1."
+                "was one: train anew, or go on without a part of the training split by --data.val_fraction 0.1."
             )
         return self._splits[name]
 
@@ -122,17 +121,18 @@ class DataModule(pl.LightningDataModule):
         few = [name for name in ("val", "test") if name in splits and len(splits[name]) < LEAST]
         if few and self.spec.kind != "tokens":
             raise DataError(
-                f"The {few[0]} split of {self.spec.name} has {len(splits[few[0]])} {self.things}; scores compare "
-                f"with at least {LEAST}: add some."
+                f"The {few[0]} split of {self.spec.name} has {len(splits[few[0]])} {self.things}; scores "
+                f"compare with at least {LEAST}: add some."
             )
         return {**splits, **self.shares(splits["train"])}
 
     def validated(self, splits: dict[str, Packed]) -> dict[str, Packed]:
-        """Returns splits with one for validation: their own, else one cut from "train", stratified by label."""
+        """Returns splits with one for validation: their own, or one cut from "train", stratified."""
         if "val" in splits or self.val_fraction == 0.0:
             return splits
         train = splits["train"]
-        rows = held_out(train, share_of(len(train), self.val_fraction, self.things, "validation"), FIXED)
+        num = share_of(len(train), self.val_fraction, self.things, "validation")
+        rows = held_out(train, num, FIXED, "validation")
         return {**splits, "train": train.take(others(rows, len(train))), "val": train.take(rows)}
 
     def fingerprint(self, split: str) -> str:
@@ -277,8 +277,9 @@ class DataModule(pl.LightningDataModule):
         if num < joined:
             total = num + sum(len(self.split(name)) for name in ("val", "test"))
             raise DataError(
-                f"{total} {self.things} are too few: the {num} left to learn from are fewer than one batch of "
-                f"{joined} ({self.batch_size}{devices}); use --data.batch_size {max(1, num // world_size)} or less."
+                f"{total} {self.things} are too few: the {num} left to learn from are fewer than one batch "
+                f"of {joined} ({self.batch_size}{devices}); use --data.batch_size "
+                f"{max(1, num // world_size)} or less."
             )
 
 

@@ -266,9 +266,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, width, min(top + rows, height)))
 
 
-def _by_strips(
-    image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
+def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """Returns what a conversion of single pixels makes of an image, without holding its steps at once."""
     strips = _strips(image)
     first = convert(next(strips)[1])

@@ -176,9 +176,9 @@ class DegradedRows:
 class Degraded(DataModule):
     """The images of another data set, each with what a degradation leaves of it as its source.
 
-    Made batch by batch, the same in every epoch. Of the other data set only what it holds is used, with its test
-    split: batch size, flip, fractions and seed are those given here. The validation images are those that the
-    other data set would have at the same val_fraction.
+    Made batch by batch, the same in every epoch. Of the other data set only what it holds is used, with its
+    test split: batch size, flip, fractions and seed are those given here. The validation images are those
+    that the other data set would have at the same val_fraction.
 
     Args:
         data: The images.

@@ -52,7 +52,9 @@ class ImageFolder(DataModule):
         super().__init__(**base)
         require_share(test_fraction)
         if num_test is not None and num_test < LEAST:
-            raise ValueError(f"num_test must be at least {LEAST}, or scores have no covariance, got {num_test}.")
+            raise ValueError(
+                f"num_test must be at least {LEAST}, or scores have no covariance, got {num_test}."
+            )
         self.path, self.image_size = path, image_size
         self.policy = Policy(image_size, channels, background)
         self.num_test, self.test_fraction, self.labelled = num_test, test_fraction, labelled

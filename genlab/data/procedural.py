@@ -14,7 +14,7 @@ from genlab.data.base import DataModule
 from genlab.data.loading import permutation
 from genlab.data.packed import Packed
 from genlab.data.sentences import sentence_spec, sources
-from genlab.data.splits import seeded_split
+from genlab.data.splits import require_counts, seeded_split
 from genlab.data.tokenizers import Characters, Tokenizer
 from genlab.shapes import DataSpec
 
@@ -78,6 +78,7 @@ class Shapes(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        require_counts(num_train, num_test)
         if captions and self.flip:
             raise ValueError("flip must be false with captions: a mirrored left is a right.")
         if image_size < 16:

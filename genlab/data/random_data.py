@@ -11,6 +11,7 @@ from torch import Tensor
 from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.packed import Packed
+from genlab.data.splits import require_counts
 from genlab.shapes import DataSpec
 
 
@@ -50,6 +51,7 @@ class RandomData(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        require_counts(num_train, num_test)
         self.num_train, self.num_test = num_train, num_test
         self._spec = DataSpec(name, tuple(shape), num_classes, levels, source, vocabulary)
 

@@ -193,7 +193,7 @@ def _parted(pairs: Pairs, num: int, seed: int, name: str) -> dict[str, Pairs]:
     seen: dict[tuple[str, str], int] = {}
     both = zip(*pairs, strict=True)
     first = np.array([seen.setdefault(pair, row) for row, pair in enumerate(both)])
-    rows = together(drawn(None, len(first), seed), first, num)
+    rows = together(drawn(None, len(first), seed), first, num, name)
     return {"train": _taken(pairs, others(rows, len(first))), name: _taken(pairs, rows)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -24,6 +25,10 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Names of folders that are splits, in small letters, and which they are."""
+
+
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_IDX = "-idx3-ubyte"
 
 
 class BadSource(DataError):  # noqa: N818
@@ -77,7 +82,8 @@ class Source:
 
 
 class Folder(Source):
-    """All images below a folder, hidden ones left out; links to files are followed, links to folders are not.
+    """All images below a folder, hidden ones left out; links to folders are not followed, those to files are
+    where they stay inside.
 
     The fingerprint covers relative paths, sizes and modification times: reading every file would cost as much
     as packing does. A file replaced by another of the same size and time goes unnoticed.
@@ -89,6 +95,7 @@ class Folder(Source):
             inside = Path(folder).relative_to(path)
             names += [(inside / file).as_posix() for file in files]
         super().__init__(path, sorted(filter(_is_image, names)))
+        self.root = os.path.realpath(path)
         wrapper = _common_folder(self.names)
         if wrapper.parts:
             depth = len(wrapper.parts)
@@ -96,12 +103,15 @@ class Folder(Source):
             raise BadSource(
                 f"0 images in {path}; found {len(self.names)} {levels} down, use --data.path {path / wrapper}"
             )
+        if not self.names:
+            raise BadSource(f"0 images in {path}; {_instead(path, names)}")
 
     def read(self, index: int) -> bytes:
+        name = self.names[index]
         try:
-            return (self.path / self.names[index]).read_bytes()
+            return read_file(self.path / name, MAX_FILE_BYTES, self.root)
         except OSError as error:
-            raise BadImage(self.names[index], f"cannot be read: {error.strerror}") from None
+            raise BadImage(name, f"cannot be read: {error.strerror}") from None
 
     def fingerprint(self) -> str:
         return _hash(f"{name}\0{_size_and_time(self.path / name)}" for name in self.names)
@@ -183,6 +193,40 @@ class Tar(Source):
         return sorted(range(len(self)), key=offsets.__getitem__)
 
 
+def read_file(path: Path, at_most: int | None = None, root: str | None = None) -> bytes:
+    """Returns the bytes of a file, and of nothing else that a name can stand for.
+
+    Args:
+        path: The file. A pipe without a writer would never end, and /dev/zero never.
+        at_most: Most bytes that are read.
+        root: The folder, without links, that a link must not leave.
+
+    Raises:
+        OSError: Where it cannot be opened, is no file, is too large, or leaves the folder; `strerror` says so.
+    """
+    if root is not None and path.is_symlink() and not _is_inside(path, root):
+        raise OSError(
+            errno.EPERM, f"a link out of the folder, to {os.path.realpath(path)}; copy the file into it"
+        )
+    with open(
+        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
+    ) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, "a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "a pipe or a device, not a file")
+        if at_most is not None and status.st_size > at_most:
+            raise OSError(
+                errno.EFBIG, f"{status.st_size / 2**20:.0f} MiB, the cap is {at_most / 2**20:.0f} MiB"
+            )
+        return file.read()
+
+
+def _is_inside(path: Path, root: str) -> bool:
+    return os.path.realpath(path).startswith(os.path.join(root, ""))
+
+
 def open_source(path: str | Path) -> Source:
     """Returns the images of a folder, a zip or a tar.
 
@@ -200,11 +244,25 @@ def _open(path: Path) -> Source:
         raise BadSource(f"{path} does not exist; give a folder, a zip or a tar of images with --data.path")
     if path.is_dir():
         return Folder(path)
+    if not path.is_file():
+        raise BadSource(f"{path} is a pipe or a device; give a folder, a zip or a tar with --data.path")
     if zipfile.is_zipfile(path):
         return Zip(path)
     if path.stat().st_size and tarfile.is_tarfile(path):
         return Tar(path)
     raise BadSource(f"{path} is neither a folder nor a zip nor a tar; give one of these with --data.path")
+
+
+def _instead(path: Path, names: list[str]) -> str:
+    """Returns what to do about a folder without images, by what it does hold."""
+    archives = sorted(name for name in names if name.lower().endswith(_ARCHIVES))
+    if any(_IDX in name for name in names):
+        return f"found MNIST's own files, use --data MNIST --data.path {path}"
+    if any(PurePosixPath(name).name == "data_batch_1" for name in names):
+        return f"found CIFAR-10's own files, use --data CIFAR10 --data.path {path}"
+    if archives:
+        return f"found {', '.join(archives[:3])}, use --data.path {path / archives[0]}"
+    return f"known endings are {' '.join(sorted(EXTENSIONS))}"
 
 
 def _split_folders(names: list[str]) -> tuple[list[str] | None, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from typing import TypeVar
 
 import numpy as np
@@ -41,27 +42,39 @@ def stratified(labels: np.ndarray | None, num_items: int, num: int, seed: int) -
     return np.sort(drawn(labels, num_items, seed)[:num])
 
 
-def held_out(packed: Packed, num: int, seed: int) -> np.ndarray:
+def held_out(packed: Packed, num: int, seed: int, split: str) -> np.ndarray:
     """Returns ascending rows as `stratified`, but of equal items all or none: `num`, or a few less.
 
     An item that is learned and scored tells of memory alone. Without equal items, the rows of `stratified`.
+
+    Args:
+        packed: All items.
+        num: How many are held out.
+        seed: Of the draw.
+        split: What for, for the message that there are equal ones.
     """
-    return together(drawn(packed.get("label"), len(packed), seed), first_copies(packed.x), num)
+    return together(drawn(packed.get("label"), len(packed), seed), first_copies(packed.x), num, split)
 
 
-def together(order: np.ndarray, first: np.ndarray, num: int) -> np.ndarray:
+def together(order: np.ndarray, first: np.ndarray, num: int, split: str) -> np.ndarray:
     """Returns the first rows of an order, ascending, without parting rows that are equal.
 
     Args:
         order: All rows.
         first: For each row the first one that equals it.
         num: How many are wanted. A group that is larger than what is still missing is left out.
+        split: Their name, for the message that there are equal rows.
     """
+    num_copies = int((first != np.arange(len(first))).sum())
+    if num_copies:
+        warnings.warn(
+            f"{num_copies} of {len(first)} items are copies of others; all copies of one are kept on one side of "
+            f"the {split} split.",
+            stacklevel=2,
+        )
     sizes = np.bincount(first, minlength=len(first))
     chosen: list[int] = []
     for row in order[first[order] == order].tolist():  # a group stands where its first row does
-        if num == 0:
-            break
         if sizes[row] <= num:
             chosen.append(row)
             num -= int(sizes[row])
@@ -86,7 +99,7 @@ def others(rows: np.ndarray, num_items: int) -> np.ndarray:
 
 def seeded_split(packed: Packed, num_test: int, seed: int) -> dict[str, Packed]:
     """Returns a training and a test split of the given size, every label with its share in both."""
-    test = held_out(packed, num_test, seed)
+    test = held_out(packed, num_test, seed, "test")
     return {"train": packed.take(others(test, len(packed))), "test": packed.take(test)}
 
 
@@ -103,6 +116,13 @@ def share_of(num: int, fraction: float, what: str, split: str) -> int:
             f"add {what}, or hold out less with --data.{'val' if split == 'validation' else split}_fraction."
         )
     return share
+
+
+def require_counts(num_train: int, num_test: int) -> None:
+    """Refuses counts of made items that leave a split empty, or too small for scores."""
+    if num_train < 1 or num_test < LEAST:
+        name, value, least = ("num_train", num_train, 1) if num_train < 1 else ("num_test", num_test, LEAST)
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def require_share(test_fraction: float) -> None:

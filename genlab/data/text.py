@@ -14,7 +14,7 @@ from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.loading import Items
 from genlab.data.packed import Packed
-from genlab.data.sources import BadSource
+from genlab.data.sources import BadSource, read_file
 from genlab.data.splits import require_share
 from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
 from genlab.errors import DataError
@@ -205,7 +205,7 @@ def read_utf8(file: Path) -> str:
         BadSource: Where there is no such file, or the first byte that is not UTF-8.
     """
     try:
-        content = file.expanduser().read_bytes()
+        content = read_file(file.expanduser())
         return content.decode().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     except OSError as error:
         raise BadSource(

@@ -14,6 +14,7 @@ from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.loading import Items
 from genlab.data.packed import Packed
+from genlab.data.splits import require_counts
 from genlab.shapes import DataSpec
 
 
@@ -37,6 +38,7 @@ class PointData(DataModule):
         self, num_train: int = 10_000, num_test: int = 2_000, fresh: bool = True, **base: Any
     ) -> None:
         super().__init__(**base)
+        require_counts(num_train, num_test)
         if fresh and self.fraction < 1.0:
             raise ValueError(
                 f"fraction {self.fraction} means few data, but fresh draws new ones in each epoch; "
