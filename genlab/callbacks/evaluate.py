@@ -103,8 +103,8 @@ class Evaluate(Callback):
         """Refuses to let a training see what its model is scored on at the end."""
         if self.split == "test":
             raise ValueError(
-                "evaluate.split must not be test in a training: the best checkpoint would be chosen by what it "
-                "is scored on; use --evaluate.split val."
+                "evaluate.split must not be test in a training: the best checkpoint would be chosen by "
+                "what it is scored on; use --evaluate.split val."
             )
 
     def prepare(self, model: Model) -> None:

@@ -110,8 +110,8 @@ class DataModule(pl.LightningDataModule):
             self._splits = self.cut(self.load())
         if name not in self._splits:
             raise DataError(
-                f"{self.spec.name} has no validation split at --data.val_fraction 0, as in runs of before there "
-                "was one: train anew, or go on without a part of the training split by --data.val_fraction 0.1."
+                f"{self.spec.name} has no validation split at --data.val_fraction 0, as in runs of before "
+                "there was one: train anew, or go on without some training items by --data.val_fraction 0.1."
             )
         return self._splits[name]
 

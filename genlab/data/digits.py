@@ -16,8 +16,8 @@ _SPLIT_SEED = 1797  # fixed: every family and every run is scored on the same di
 class Digits(DataModule):
     """1,797 digits of 8x8 pixels with 17 grey levels: 900 for training, 100 for validation, 797 for the test.
 
-    The splits are stratified by digit, fixed, and independent of `seed`. Kaynak 1995, UCI "Optical recognition
-    of handwritten digits".
+    The splits are stratified by digit, fixed, and independent of `seed`. Kaynak 1995, UCI "Optical
+    recognition of handwritten digits".
 
     Shapes:
         batch["image"]: (batch, 1, 8, 8), levels 0 ... 16.

@@ -21,8 +21,8 @@ class ImageFolder(DataModule):
 
     Folders called train (training), val (valid, validation) and test (testing) at the top are the splits; a
     val without a test is the test split. Else the test split is drawn by `seed`, stratified by class, and
-    images of equal pixels stay on one side. Sub-folders are classes where every image lies in one, exactly one
-    level down.
+    images of equal pixels stay on one side. Sub-folders are classes where every image lies in one, exactly
+    one level down.
 
     Args:
         path: Folder, zip or tar; nothing is unpacked.
@@ -52,9 +52,7 @@ class ImageFolder(DataModule):
         super().__init__(**base)
         require_share(test_fraction)
         if num_test is not None and num_test < LEAST:
-            raise ValueError(
-                f"num_test must be at least {LEAST}, or scores have no covariance, got {num_test}."
-            )
+            raise ValueError(f"num_test must be at least {LEAST} for a covariance, got {num_test}.")
         self.path, self.image_size = path, image_size
         self.policy = Policy(image_size, channels, background)
         self.num_test, self.test_fraction, self.labelled = num_test, test_fraction, labelled
@@ -100,8 +98,8 @@ class ImageFolder(DataModule):
             return share_of(num, self.test_fraction, "images", "test")
         if self.num_test >= num:
             raise BadSource(
-                f"{num} images of {self.path} are too few for --data.num_test {self.num_test}; keep fewer for "
-                "the test."
+                f"{num} images of {self.path} are too few for --data.num_test {self.num_test}; keep fewer "
+                "for the test."
             )
         return self.num_test
 

@@ -22,8 +22,8 @@ from genlab.shapes import DataSpec
 class PairedImages(DataModule):
     """Pictures of an image and its source: two squares side by side in one file, or two files of one name.
 
-    Sub-folders called train, val and test are the splits; a val without a test is the test split. Else the test
-    split is drawn by `seed`.
+    Sub-folders called train, val and test are the splits; a val without a test is the test split. Else the
+    test split is drawn by `seed`.
 
     Args:
         path: Folder, zip or tar of the double pictures, or of the images where there are two places.
@@ -153,8 +153,8 @@ class UnpairedImages(DataModule):
     to within one. An epoch has as many items as there are images; of more sources, each takes others. For
     scoring, image i has source i, from the first one again where there are fewer.
 
-    Folders called train... (trainA) have their other splits beside them (testA, valA) where both have; else the
-    test splits are drawn by `seed`. Validation items are cut from both sides.
+    Folders called train... (trainA) have their other splits beside them (testA, valA) where both have; else
+    the test splits are drawn by `seed`. Validation items are cut from both sides.
 
     Args:
         path: Folder, zip or tar of the images.

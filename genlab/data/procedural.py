@@ -51,8 +51,8 @@ class Shapes(DataModule):
     """Anti-aliased shapes on black: colour x shape x position x size, 1,296 combinations equally often.
 
     Picture i is a function of i alone. Its place inside of its ninth of the picture is drawn, so that no two
-    pictures of one combination are equal. The label is the shape. The test split is drawn by `seed`, stratified
-    by shape. Every split also holds `factors`.
+    pictures of one combination are equal. The label is the shape. The test split is drawn by `seed`,
+    stratified by shape. Every split also holds `factors`.
     Where captions are asked for, each is its picture's source, spelt in characters.
 
     Args:

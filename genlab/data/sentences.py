@@ -147,8 +147,8 @@ def _num_longer(sentences: list[np.ndarray], length: int) -> int:
 class SentencePairs(PairData):
     """Pairs from a file of lines "source<TAB>target", or from two files whose lines belong together.
 
-    A file called train.* is the training split, and val.* and test.* beside it are the others; a val without a
-    test is the test split. Else the test split is drawn by `seed`, and pairs that are equal stay on one side.
+    A file called train.* is the training split, and val.* and test.* beside it are the others; a val without
+    a test is the test split. Else the test split is drawn by `seed`, and equal pairs stay on one side.
 
     Args:
         path: The file of pairs, or of the sentences to arrive at.
@@ -189,7 +189,7 @@ class SentencePairs(PairData):
 
 
 def _parted(pairs: Pairs, num: int, seed: int, name: str) -> dict[str, Pairs]:
-    """Returns pairs as a training split and one of a name, of which `num` are drawn; equal ones stay together."""
+    """Returns pairs as a training split and another of `num` drawn pairs; equal ones stay together."""
     seen: dict[tuple[str, str], int] = {}
     both = zip(*pairs, strict=True)
     first = np.array([seen.setdefault(pair, row) for row, pair in enumerate(both)])

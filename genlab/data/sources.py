@@ -42,8 +42,8 @@ class Source:
         path: The folder or archive.
         names: Path of each image inside it, with forward slashes.
         parts: Split of each image, where the folders at the top are splits and one of them is for training.
-        labels: Class number of each image, where every image lies in a class folder exactly one level down, or
-            in one of a folder that is a split.
+        labels: Class number of each image, where every image lies in a class folder exactly one level down,
+            or one level below its split.
         classes: Names of the class folders, sorted; empty where there are none.
         parallel: Whether several processes may read at once without each paying for the others' share.
     """
@@ -82,9 +82,9 @@ class Source:
 
 
 class Folder(Source):
-    """All images below a folder, hidden ones left out; links to folders are not followed, those to files are
-    where they stay inside.
+    """All images below a folder, hidden ones left out.
 
+    Links to folders are not followed, and links to files only inside the folder, which may be a link itself.
     The fingerprint covers relative paths, sizes and modification times: reading every file would cost as much
     as packing does. A file replaced by another of the same size and time goes unnoticed.
     """
@@ -202,25 +202,28 @@ def read_file(path: Path, at_most: int | None = None, root: str | None = None) -
         root: The folder, without links, that a link must not leave.
 
     Raises:
-        OSError: Where it cannot be opened, is no file, is too large, or leaves the folder; `strerror` says so.
+        OSError: Where it cannot be opened, is no file, is too large, or leaves the folder, as `strerror` says.
     """
     if root is not None and path.is_symlink() and not _is_inside(path, root):
-        raise OSError(
-            errno.EPERM, f"a link out of the folder, to {os.path.realpath(path)}; copy the file into it"
-        )
-    with open(
-        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
-    ) as file:
+        raise OSError(errno.EPERM, f"a link out of the folder, to {os.path.realpath(path)}")
+    with open(path, "rb", opener=_at_once) as file:
         status = os.fstat(file.fileno())
         if stat.S_ISDIR(status.st_mode):
             raise OSError(errno.EISDIR, "a folder, not a file")
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "a pipe or a device, not a file")
         if at_most is not None and status.st_size > at_most:
-            raise OSError(
-                errno.EFBIG, f"{status.st_size / 2**20:.0f} MiB, the cap is {at_most / 2**20:.0f} MiB"
-            )
+            raise OSError(errno.EFBIG, _too_large(status.st_size, at_most))
         return file.read()
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting for whoever writes into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _too_large(size: int, cap: int) -> str:
+    return f"{size / 2**20:.0f} MiB, the cap is {cap / 2**20:.0f} MiB"
 
 
 def _is_inside(path: Path, root: str) -> bool:

@@ -68,8 +68,8 @@ def together(order: np.ndarray, first: np.ndarray, num: int, split: str) -> np.n
     num_copies = int((first != np.arange(len(first))).sum())
     if num_copies:
         warnings.warn(
-            f"{num_copies} of {len(first)} items are copies of others; all copies of one are kept on one side of "
-            f"the {split} split.",
+            f"{num_copies:,} of {len(first):,} items are copies of others; all copies of one are kept on one "
+            f"side of the {split} split.",
             stacklevel=2,
         )
     sizes = np.bincount(first, minlength=len(first))
@@ -88,7 +88,7 @@ def first_copies(values: np.ndarray | Rows) -> np.ndarray:
     for start in range(0, len(values), 1024):
         block = np.ascontiguousarray(values[start : start + 1024])
         for row, value in enumerate(block.reshape(len(block), -1), start):
-            first[row] = seen.setdefault(hashlib.sha256(value).digest(), row)
+            first[row] = seen.setdefault(hashlib.sha256(value.data).digest(), row)
     return first
 
 

@@ -73,8 +73,8 @@ def _download(name: str, fetch: Callable[[str], object], folder: Path) -> None:
 class MNIST(DataModule):
     """60,000 + 10,000 handwritten digits of 28x28 (LeCun et al. 1998), from the original IDX files.
 
-    They are looked for in MNIST/raw, raw, and the folder itself, packed (.gz) or not, or each below its own name. The
-    validation split is cut from the 60,000, the same for every `seed`.
+    They are looked for in MNIST/raw, raw, and the folder itself, packed (.gz) or not, or each below its own
+    name. The validation split is cut from the 60,000, the same for every `seed`.
 
     Args:
         path: Folder to search; None means ./data and the cache.
@@ -268,8 +268,8 @@ class CelebA(ImageFolder):
 
     Of the 178x218 pixels the middle 178x178 remain; half-size copies (89x109) are cut alike. Reads
     torchvision's celeba/img_align_celeba, packed as .zip or not, or any folder, zip or tar of the images that
-    `path` names. With list_eval_partition.txt (Kaggle's: .csv) beside the images or in Eval the official splits
-    are used; without it the test split is drawn by `seed`.
+    `path` names. With list_eval_partition.txt (Kaggle's: .csv) beside the images or in Eval the official
+    splits are used; without it the test split is drawn by `seed`.
 
     Args:
         path: Folder to search, or the images themselves; None means ./data and the cache.
