@@ -131,7 +131,8 @@ class DataModule(pl.LightningDataModule):
         if "val" in splits or self.val_fraction == 0.0:
             return splits
         train = splits["train"]
-        num = share_of(len(train), self.val_fraction, self.things, "validation")
+        total = sum(map(len, splits.values()))
+        num = share_of(len(train), self.val_fraction, self.things, "validation", total)
         rows = held_out(train, num, FIXED, "validation")
         return {**splits, "train": train.take(others(rows, len(train))), "val": train.take(rows)}
 

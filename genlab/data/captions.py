@@ -42,7 +42,7 @@ class CaptionedImages(ImageFolder):
 
     def __init__(
         self,
-        path: str,
+        path: str = "",
         image_size: int = 64,
         tokenizer: TokenizerKind = "bpe",
         vocabulary_size: int = 1024,

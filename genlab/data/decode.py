@@ -84,18 +84,24 @@ class Policy:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}.")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}.")
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError:
+        if not _is_colour(self.background):
             raise ValueError(
                 f"background must be a colour by its name or its hex digits, such as white, black or "
                 f"'#808080', got {self.background!r}."
-            ) from None
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings by name; single pictures as before there were panels, so that packs stay."""
         settings = asdict(self)
         return settings if self.panels > 1 else {k: v for k, v in settings.items() if k != "panels"}
+
+
+def _is_colour(name: str) -> bool:
+    try:
+        ImageColor.getrgb(name)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

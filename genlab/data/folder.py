@@ -40,7 +40,7 @@ class ImageFolder(DataModule):
 
     def __init__(
         self,
-        path: str,
+        path: str = "",
         image_size: int = 64,
         channels: int = 3,
         num_test: int | None = None,

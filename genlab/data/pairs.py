@@ -14,7 +14,7 @@ from genlab.data.base import DataModule
 from genlab.data.decode import Policy
 from genlab.data.loading import Items
 from genlab.data.packed import MappedRows, Packed, pack, part_of
-from genlab.data.sources import SPLIT_FOLDERS, BadSource, Source, open_source, siblings
+from genlab.data.sources import SPLIT_FOLDERS, BadSource, Source, open_source, require_path, siblings
 from genlab.data.splits import as_test, require_share, seeded_split, share_of
 from genlab.shapes import DataSpec
 
@@ -40,7 +40,7 @@ class PairedImages(DataModule):
 
     def __init__(
         self,
-        path: str,
+        path: str = "",
         source_path: str | None = None,
         image_size: int = 64,
         side: Literal["left", "right"] = "left",
@@ -49,6 +49,7 @@ class PairedImages(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        require_path(path, "a folder, a zip or a tar of images")
         require_share(test_fraction)
         self.path, self.source_path, self.side = path, source_path, side
         self.policy = Policy(image_size, channels, panels=2 if source_path is None else 1)
@@ -170,14 +171,16 @@ class UnpairedImages(DataModule):
 
     def __init__(
         self,
-        path: str,
-        source_path: str,
+        path: str = "",
+        source_path: str = "",
         image_size: int = 64,
         channels: int = 3,
         test_fraction: float = 0.1,
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        require_path(path, "a folder, a zip or a tar of images")
+        require_path(source_path, "a folder, a zip or a tar of what is to become such images", "source_path")
         require_share(test_fraction)
         self.path, self.source_path, self.test_fraction = path, source_path, test_fraction
         self.policy = Policy(image_size, channels)

@@ -11,7 +11,7 @@ import numpy as np
 
 from genlab.data.base import DataModule
 from genlab.data.packed import Packed
-from genlab.data.sources import BadSource, siblings
+from genlab.data.sources import BadSource, require_path, siblings
 from genlab.data.splits import FIXED, as_test, drawn, others, require_share, share_of, together
 from genlab.data.text import read_utf8
 from genlab.data.tokenizers import BEGIN, END, PAD, Tokenizer, TokenizerKind, trained
@@ -158,9 +158,10 @@ class SentencePairs(PairData):
     """
 
     def __init__(
-        self, path: str, source_path: str | None = None, test_fraction: float = 0.1, **base: Any
+        self, path: str = "", source_path: str | None = None, test_fraction: float = 0.1, **base: Any
     ) -> None:
         super().__init__(**base)
+        require_path(path, "a file of sentences")
         require_share(test_fraction)
         self.path, self.source_path, self.test_fraction = path, source_path, test_fraction
 

@@ -202,7 +202,7 @@ def read_file(path: Path, at_most: int | None = None, root: str | None = None) -
         root: The folder, without links, that a link must not leave.
 
     Raises:
-        OSError: Where it cannot be opened, is no file, is too large, or leaves the folder, as `strerror` says.
+        OSError: Where it cannot be opened, is no file, is too large, or leaves the folder; with `strerror`.
     """
     if root is not None and path.is_symlink() and not _is_inside(path, root):
         raise OSError(errno.EPERM, f"a link out of the folder, to {os.path.realpath(path)}")
@@ -234,12 +234,20 @@ def open_source(path: str | Path) -> Source:
     """Returns the images of a folder, a zip or a tar.
 
     Raises:
+        ValueError: Where no path is given.
         BadSource: Where there is nothing to read, with the remedy.
     """
+    require_path(path, "a folder, a zip or a tar of images")
     source = _open(Path(path).expanduser())
     if not source.names:
         raise BadSource(f"0 images in {path}; known endings are {' '.join(sorted(EXTENSIONS))}")
     return source
+
+
+def require_path(path: str | Path, what: str, option: str = "path") -> None:
+    """Refuses a path that was not given, with the option that gives it."""
+    if not str(path):
+        raise ValueError(f"{option} is missing: give {what} with --data.{option} PLACE.")
 
 
 def _open(path: Path) -> Source:

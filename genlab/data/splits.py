@@ -103,8 +103,15 @@ def seeded_split(packed: Packed, num_test: int, seed: int) -> dict[str, Packed]:
     return {"train": packed.take(others(test, len(packed))), "test": packed.take(test)}
 
 
-def share_of(num: int, fraction: float, what: str, split: str) -> int:
+def share_of(num: int, fraction: float, what: str, split: str, total: int | None = None) -> int:
     """Returns how many of `num` items a share is: as rounded, but no fewer than two.
+
+    Args:
+        num: The items that are divided.
+        fraction: The share.
+        what: The items' name, for the message.
+        split: What the share is for, "test" or "validation".
+        total: The items with those that are in other splits already.
 
     Raises:
         DataError: Where none would be left to learn from.
@@ -112,7 +119,7 @@ def share_of(num: int, fraction: float, what: str, split: str) -> int:
     share = max(LEAST, round(fraction * num))
     if share >= num:
         raise DataError(
-            f"{num} {what} are too few: {share} would be the {split} split and none is left to learn from; "
+            f"{total or num} {what} are too few: {share} would be the {split} split and none is left to learn from; "
             f"add {what}, or hold out less with --data.{'val' if split == 'validation' else split}_fraction."
         )
     return share

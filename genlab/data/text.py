@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.loading import Items
 from genlab.data.packed import Packed
-from genlab.data.sources import BadSource, read_file
+from genlab.data.sources import BadSource, read_file, require_path
 from genlab.data.splits import require_share
 from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
 from genlab.errors import DataError
@@ -176,8 +177,9 @@ class TextFile(TextData):
         base: Arguments of every text and of every data set.
     """
 
-    def __init__(self, path: str, **base: Any) -> None:
+    def __init__(self, path: str = "", **base: Any) -> None:
         super().__init__(**base)
+        require_path(path, "a file of text or a folder of .txt files")
         self.path = path
 
     @property
@@ -187,25 +189,30 @@ class TextFile(TextData):
     def text(self) -> str:
         path = Path(self.path).expanduser()
         files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-        text = "".join(map(_ended, files)) if len(files) > 1 else "".join(map(read_utf8, files))
+        root = os.path.realpath(path) if path.is_dir() else None
+        texts = [read_utf8(file, root) for file in files]
+        text = "".join(map(_ended, texts)) if len(texts) > 1 else "".join(texts)
         if not text:
             raise BadSource(f"{self.path} holds no text; give a file of it, or a folder of .txt files")
         return text
 
 
-def _ended(file: Path) -> str:
-    text = read_utf8(file)
+def _ended(text: str) -> str:
     return text if not text or text.endswith("\n") else text + "\n"
 
 
-def read_utf8(file: Path) -> str:
+def read_utf8(file: Path, root: str | None = None) -> str:
     """Returns the text of a file without its byte order mark.
+
+    Args:
+        file: The file.
+        root: The folder, without links, that a link must not leave.
 
     Raises:
         BadSource: Where there is no such file, or the first byte that is not UTF-8.
     """
     try:
-        content = read_file(file.expanduser())
+        content = read_file(file.expanduser(), root=root)
         return content.decode().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     except OSError as error:
         raise BadSource(
