@@ -1,5 +1,6 @@
 """What is learned from, what chooses, and what is scored: three splits that never meet."""
 
+import io
 import json
 import os
 import warnings
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.GifImagePlugin import GifImageFile
 
+from genlab.data import decode as decoding
 from genlab.data.base import SPLITS
+from genlab.data.decode import Policy
 from genlab.data.digits import Digits
 from genlab.data.folder import ImageFolder
 from genlab.data.numbers import NumberNames, NumberText
@@ -19,8 +23,10 @@ from genlab.data.procedural import Shapes
 from genlab.data.random_images import RandomImages
 from genlab.data.sentences import SentencePairs
 from genlab.data.splits import first_copies, held_out, seeded_split, stratified
+from genlab.data.text import TextFile
+from genlab.data.torchvision_sets import MNIST, CelebA
 from genlab.data.toy import EightGaussians
-from genlab.errors import DataError
+from genlab.errors import DataError, exit_code
 from genlab.runs.folder import list_runs
 from genlab.runs.tests import is_without_validation
 
@@ -129,7 +135,7 @@ def test_equal_files_and_equal_pairs_are_never_learned_and_scored(tmp_path):
 def fit(genlab_command, name, *more):
     code, _, err = genlab_command(
         "fit",
-        *("--config", "experiments/gan_digits.yaml", "--run_name", name, "--budget.examples", 600),
+        *("--config", "experiments/gan_digits.yaml", "--run_name", name, "--budget.examples", 400),
         *("--evaluate.num_samples", 60, "--samples.num", 4, "--budget.evaluate_every", 200, *more),
     )
     assert code == 0, err
@@ -224,3 +230,151 @@ def test_a_named_pipe_and_links_out_of_the_folder_are_refused_by_name(tmp_path, 
 
 def image_folder(path):
     return "--data=ImageFolder", f"--data.path={path}", "--data.image_size=8", "--data.batch_size=4"
+
+
+# --- what people have ---------------------------------------------------------------------------------------
+
+
+def pictures(folder, numbers, mode="RGB"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def test_split_folders_with_classes_are_splits_and_classes(tmp_path):
+    for k, part in enumerate(("training", "testing")):
+        for label in (0, 1):
+            pictures(
+                tmp_path / "mnist_png" / part / str(label),
+                range(100 * k + 10 * label, 100 * k + 10 * label + 5),
+            )
+    data = ImageFolder(str(tmp_path / "mnist_png"), image_size=8, val_fraction=0.2)
+    assert data.spec.num_classes == 2
+    assert [len(data.split(name)) for name in SPLITS] == [8, 2, 10]
+    expected = {picture.tobytes() for picture in _pixels(tmp_path / "mnist_png" / "testing")}
+    assert digests(data, "test") == expected
+    assert np.bincount(data.split("val")["label"]).tolist() == [1, 1]
+    (tmp_path / "mnist_png" / "testing").rename(tmp_path / "mnist_png" / "val")
+    again = ImageFolder(str(tmp_path / "mnist_png"), image_size=8, val_fraction=0.2)
+    assert digests(again, "test") == expected  # never what chooses
+
+
+def _pixels(folder):
+    return [np.asarray(Image.open(file)).transpose(2, 0, 1) for file in sorted(folder.rglob("*.png"))]
+
+
+def test_a_folder_without_images_says_which_command_reads_what_it_holds(tmp_path):
+    for name, file, command in (
+        ("celeba", "img_align_celeba.zip", "--data.path .*celeba/img_align_celeba.zip"),
+        ("idx", "train-images-idx3-ubyte/train-images-idx3-ubyte", "--data MNIST --data.path .*idx"),
+        ("cifar", "cifar-10-batches-py/data_batch_1", "--data CIFAR10 --data.path .*cifar"),
+    ):
+        (tmp_path / name / file).parent.mkdir(parents=True)
+        (tmp_path / name / file).write_bytes(b"x")
+        (tmp_path / name / "list_attr_celeba.txt").write_text("")
+        with pytest.raises(DataError, match=f"0 images in .*{name}; found .*, use {command}"):
+            _ = ImageFolder(str(tmp_path / name)).spec
+
+
+def test_kaggles_celeba_and_mnist_are_found(tmp_path):
+    pictures(tmp_path / "c" / "img_align_celeba" / "img_align_celeba", range(12))
+    rows = "".join(f"{n:03d}.png,{0 if n < 8 else 1 + n % 2}\n" for n in range(12))
+    (tmp_path / "c" / "list_eval_partition.csv").write_text("image_id,partition\n" + rows)
+    assert CelebA(str(tmp_path / "c"), image_size=8).describe()["counts"] == {"train": 8, "val": 2, "test": 2}
+    for part, num in (("train", 30), ("t10k", 5)):
+        for kind, shape in (("images-idx3", (num, 28, 28)), ("labels-idx1", (num,))):
+            name = f"{part}-{kind}-ubyte"
+            head = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+            (tmp_path / "m" / name).mkdir(parents=True)
+            content = np.random.default_rng(num).integers(0, 10, shape).astype(np.uint8).tobytes()
+            (tmp_path / "m" / name / name.replace("-idx", ".idx")).write_bytes(head + content)
+    assert MNIST(str(tmp_path / "m")).describe()["counts"] == {"train": 27, "val": 3, "test": 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ({"num_test": 1}, 2, "num_test must be at least 2"),
+        ({"num_test": 50}, 3, "20 images of .* are too few for --data.num_test 50"),
+        ({"background": "rainbow"}, 2, "background must be a colour .* such as white.*got 'rainbow'"),
+        ({"path": ""}, 2, "path is missing: give a folder, a zip or a tar of images with --data.path"),
+        ({"batch_size": 0}, 2, "batch_size must be at least 1, got 0"),
+        (
+            {"batch_size": 64},
+            3,
+            "20 images are too few: the 16 left .* batch of 64 .*--data.batch_size 16",
+        ),
+    ],
+)
+def test_a_wrong_option_ends_with_2_and_wrong_data_with_3(tmp_path, options, code, message):
+    path = str(pictures(tmp_path / "d", range(20)))
+    with pytest.raises(ValueError, match=message) as caught:
+        ImageFolder(**{"path": path, "image_size": 8, "batch_size": 4, **options}).require_usable()
+    assert exit_code(caught.value) == code
+
+
+def test_a_partition_in_another_encoding_is_named(tmp_path):
+    pictures(tmp_path / "celeba" / "img_align_celeba", range(5))
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_bytes("000.png 0\nü".encode("latin-1"))
+    with pytest.raises(DataError, match=r"list_eval_partition\.txt is not UTF-8: byte 10 is 0xfc"):
+        CelebA(str(tmp_path), image_size=8).split("train")
+
+
+def test_texts_are_files_inside_their_folder(tmp_path):
+    (tmp_path / "t").mkdir()
+    os.mkfifo(tmp_path / "t" / "a.txt")
+    with pytest.raises(DataError, match=r"a\.txt cannot be read \(a pipe or a device"):
+        TextFile(str(tmp_path / "t")).split("train")
+    (tmp_path / "t" / "a.txt").unlink()
+    os.symlink("/dev/zero", tmp_path / "t" / "b.txt")
+    with pytest.raises(DataError, match=r"b\.txt cannot be read \(a link out of the folder"):
+        TextFile(str(tmp_path / "t")).split("train")
+
+
+def images_of_every_kind(rng):
+    grey = rng.integers(0, 256, (9, 7)).astype(np.uint8)
+    colours = rng.integers(0, 256, (9, 7, 4)).astype(np.uint8)
+    yield "L", Image.fromarray(grey), "png"
+    yield "LA", Image.fromarray(colours).convert("LA"), "png"
+    yield "RGBA", Image.fromarray(colours), "png"
+    yield "I;16", Image.fromarray(rng.integers(0, 65536, (9, 7)).astype(np.uint16)), "png"
+    yield "F", Image.fromarray(rng.random((9, 7)).astype(np.float32)), "tiff"
+    yield "turned", Image.fromarray(colours[..., :3]), "jpg"
+
+
+@pytest.mark.parametrize("background", ["white", "red"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strips_of_an_image_give_the_pixels_of_the_whole(monkeypatch, background, channels):
+    for name, image, ending in images_of_every_kind(np.random.default_rng(0)):
+        exif = Image.Exif()
+        exif[0x0112] = 6 if name == "turned" else 1
+        stream = io.BytesIO()
+        image.save(stream, {"jpg": "jpeg"}.get(ending, ending), **({"exif": exif} if ending == "jpg" else {}))
+        policy = Policy(None, channels, background)
+        whole = decoding.decode(stream.getvalue(), name, policy)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "_STRIP_PIXELS", 15)
+            strips = decoding.decode(stream.getvalue(), name, policy)
+        assert np.array_equal(whole.pixels, strips.pixels) and whole.notes == strips.notes, name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_pillows(orientation):
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(stream, "png", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(stream.getvalue()))))
+    found = decoding.decode(stream.getvalue(), "x", Policy(None)).pixels
+    assert np.array_equal(found, expected.transpose(2, 0, 1))
+
+
+def test_a_film_is_not_read_to_its_end(monkeypatch):
+    stream = io.BytesIO()
+    frames = [Image.new("L", (4, 4), level) for level in (10, 200)]
+    frames[0].save(stream, "gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(GifImageFile, "n_frames", property(lambda self: pytest.fail("read to its end")))
+    found = decoding.decode(stream.getvalue(), "x", Policy(None, 1))
+    assert "first of several frames" in found.notes and (found.pixels == 10).all()
