@@ -409,8 +409,16 @@ def test_a_description_is_plain_and_names_no_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"batch_size": 0}, {"fraction": 0.0}, {"fraction": 1.5}, {"num_workers": -1}, {"eval_batch_size": 0}]
-    + [{"val_fraction": -0.1}, {"val_fraction": 1.0}],
+    [
+        *(
+            {"batch_size": 0},
+            {"fraction": 0.0},
+            {"fraction": 1.5},
+            {"num_workers": -1},
+            {"eval_batch_size": 0},
+        ),
+        *({"val_fraction": -0.1}, {"val_fraction": 1.0}),
+    ],
 )
 def test_bad_arguments_are_named(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):

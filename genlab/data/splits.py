@@ -118,9 +118,10 @@ def share_of(num: int, fraction: float, what: str, split: str, total: int | None
     """
     share = max(LEAST, round(fraction * num))
     if share >= num:
+        option = "val_fraction" if split == "validation" else "test_fraction"
         raise DataError(
-            f"{total or num} {what} are too few: {share} would be the {split} split and none is left to learn "
-            f"from; add {what}, or hold out less with --data.{'val' if split == 'validation' else split}_fraction."
+            f"{total or num} {what} are too few: {share} would be the {split} split and none is left to "
+            f"learn from; add {what}, or hold out less with --data.{option}."
         )
     return share
 
