@@ -23,7 +23,6 @@ import torch
 from PIL import Image, ImageFile
 
 from genlab.data import packed as packing
-from genlab.data.base import stratified
 from genlab.data.check import check, print_report, propose
 from genlab.data.decode import BadImage, Policy, decode
 from genlab.data.digits import Digits
@@ -33,8 +32,10 @@ from genlab.data.packed import MappedRows, Packed, pack
 from genlab.data.procedural import COLOURS, FACTORS, Shapes, caption, factors, render
 from genlab.data.random_images import RandomImages
 from genlab.data.sources import BadSource, open_source
+from genlab.data.splits import stratified
 from genlab.data.torchvision_sets import CIFAR10, MNIST, CelebA, FashionMNIST
 from genlab.data.toy import Checkerboard, EightGaussians, Gaussian1D, Gaussian2D, Pinwheel, TwoMoons
+from genlab.errors import DataError
 from genlab.files import cache_folder
 from genlab.shapes import DataSpec
 
@@ -85,8 +86,8 @@ def test_row_j_of_rank_r_is_row_r_plus_w_j_of_the_batch_that_one_process_sees(wo
 
 def test_an_epoch_drops_its_rest_and_repeats_nothing():
     batches = numbers(Digits(batch_size=64).train_dataloader())
-    assert [len(batch) for batch in batches] == [64] * 15
-    assert len({row for batch in batches for row in batch}) == 960
+    assert [len(batch) for batch in batches] == [64] * 14
+    assert len({row for batch in batches for row in batch}) == 896
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -186,12 +187,13 @@ def test_lightning_resumes_from_every_checkpoint_with_the_same_images_and_flips(
 
 def test_too_few_images_for_a_batch_are_refused_before_training():
     message = (
-        r"1000 training items are fewer than one batch of 1600 \(800 on each of 2 devices\).*batch_size 500"
+        r"1797 images are too few: the 900 left to learn from are fewer than one batch of 1600 "
+        r"\(800 on each of 2 devices\).*batch_size 450"
     )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         placed(0, 2, batch_size=800).setup("fit")
-    with pytest.raises(ValueError, match=r"fewer than one batch of 1001.*--data.batch_size 1000 or less"):
-        Digits(batch_size=1001).train_dataloader()
+    with pytest.raises(DataError, match=r"fewer than one batch of 901.*--data.batch_size 900 or less"):
+        Digits(batch_size=901).train_dataloader()
 
 
 # --- scoring: every item once -------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ def test_scoring_reads_the_images_of_their_numbers():
 
 
 def test_levels_become_floats_from_minus_one_to_one():
-    data = Digits(batch_size=1000)
+    data = Digits(batch_size=900)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].dtype == torch.uint8 and int(batch["image"].max()) == 16
     floats = data.on_after_batch_transfer(batch, 0)["image"]
@@ -228,12 +230,12 @@ def test_levels_become_floats_from_minus_one_to_one():
 
 
 def test_flips_mirror_the_chosen_half_of_the_training_images_only():
-    data = Digits(batch_size=1000, flip=True)
+    data = Digits(batch_size=900, flip=True)
     batch = next(iter(data.train_dataloader()))
     plain = {name: value for name, value in batch.items() if name != "flip"}
     mirrored = data.to_device_batch(batch, "cpu")["image"]
     straight = data.to_device_batch(plain, "cpu")["image"]
-    assert 450 < int(batch["flip"].sum()) < 550
+    assert 400 < int(batch["flip"].sum()) < 500
     assert torch.equal(mirrored[batch["flip"]], straight[batch["flip"]].flip(-1))
     assert torch.equal(mirrored[~batch["flip"]], straight[~batch["flip"]])
     assert all("flip" not in batch for batch in data.loader("train"))
@@ -242,7 +244,7 @@ def test_flips_mirror_the_chosen_half_of_the_training_images_only():
 
 def test_an_image_is_flipped_anew_in_each_epoch_whatever_batch_it_is_in():
     def flips(epoch, **kwargs):
-        return Digits(flip=True, **kwargs).training_items(epoch).__getitems__(torch.arange(1000))["flip"]
+        return Digits(flip=True, **kwargs).training_items(epoch).__getitems__(torch.arange(900))["flip"]
 
     agree = (flips(0) == flips(1)).float().mean()
     assert 0.4 < agree < 0.6
@@ -256,21 +258,21 @@ def test_an_image_is_flipped_anew_in_each_epoch_whatever_batch_it_is_in():
 
 def test_digits_have_one_stratified_split_whatever_the_seed():
     data = Digits(seed=3)
-    assert (len(data.split("train")), len(data.split("test"))) == (1000, 797)
-    assert data.split("val") is data.split("test")
-    assert data.split_names["val"] == "test"
-    assert data.fingerprint("train") == Digits(seed=4).fingerprint("train")
-    train = np.bincount(data.split("train")["label"])
-    all_digits = train + np.bincount(data.split("test")["label"])
-    assert np.abs(train - all_digits * 1000 / 1797).max() <= 1
-    rows = {image.tobytes() for image in data.split("train").x}
-    assert not rows & {image.tobytes() for image in data.split("test").x}
+    splits = [data.split(name) for name in ("train", "val", "test")]
+    assert [len(split) for split in splits] == [900, 100, 797]
+    for name in ("train", "val", "test"):
+        assert data.fingerprint(name) == Digits(seed=4).fingerprint(name)
+    counts = np.array([np.bincount(split["label"]) for split in splits])
+    assert np.abs(counts[:2].sum(0) - counts.sum(0) * 1000 / 1797).max() <= 1
+    assert np.abs(counts[1] - counts[:2].sum(0) / 10).max() <= 1
+    assert len({image.tobytes() for split in splits for image in split.x}) == 1797
 
 
 def test_the_packed_digits_never_change():
     # Scores of different versions may only be compared on the same pixels.
     assert Digits().fingerprint("test").startswith("0e072b84e21ec72e")
-    assert Digits().fingerprint("train").startswith("5d67a56aa32ed1ef")
+    assert Digits().fingerprint("train").startswith("5898dcb807adc2d9")
+    assert Digits(val_fraction=0).fingerprint("train").startswith("5d67a56aa32ed1ef")
 
 
 @pytest.mark.parametrize("num", [1, 10, 37, 100])
@@ -292,8 +294,9 @@ def test_a_rare_label_is_taken_when_its_share_rounds_to_it(num):
 
 def test_a_fraction_of_the_training_split_leaves_the_test_split_alone():
     data = Digits(fraction=0.1)
-    assert len(data.split("train")) == 100
-    assert data.fingerprint("test") == Digits().fingerprint("test")
+    assert len(data.split("train")) == 90
+    for name in ("val", "test"):
+        assert data.fingerprint(name) == Digits().fingerprint(name)
     assert data.fingerprint("train") == Digits(fraction=0.1).fingerprint("train")
     assert data.fingerprint("train") != Digits(fraction=0.1, seed=1).fingerprint("train")
 
@@ -301,12 +304,12 @@ def test_a_fraction_of_the_training_split_leaves_the_test_split_alone():
 def test_what_a_fraction_leaves_out_is_the_rest_of_the_training_split():
     data = Digits(fraction=0.8, seed=3)
     train, rest, whole = data.split("train"), data.split("rest"), Digits().split("train")
-    assert (len(train), len(rest)) == (800, 200)
-    rows = np.concatenate([train.x, rest.x]).reshape(1000, -1)
-    assert sorted(map(bytes, rows)) == sorted(map(bytes, np.asarray(whole.x).reshape(1000, -1)))
+    assert (len(train), len(rest)) == (720, 180)
+    rows = np.concatenate([train.x, rest.x]).reshape(900, -1)
+    assert sorted(map(bytes, rows)) == sorted(map(bytes, np.asarray(whole.x).reshape(900, -1)))
     counts = np.bincount(rest["label"], minlength=10)
     assert (np.abs(counts - 0.2 * np.bincount(whole["label"], minlength=10)) <= 1).all()
-    assert sum(len(batch["image"]) for batch in data.loader("rest")) == 200
+    assert sum(len(batch["image"]) for batch in data.loader("rest")) == 180
     assert data.fingerprint("rest") not in (data.fingerprint("train"), data.fingerprint("test"))
 
 
@@ -374,11 +377,11 @@ class _Pairs(Digits):
 
 
 def test_a_source_is_mirrored_with_its_image_and_scaled_by_its_own_levels():
-    data = _Pairs(batch_size=1000, flip=True)
+    data = _Pairs(batch_size=900, flip=True)
     batch = next(iter(data.train_dataloader()))
     floats = data.to_device_batch(batch, "cpu")
     levels = torch.where(batch["flip"][:, None, None, None], batch["image"].flip(-1), batch["image"])
-    assert torch.allclose(floats["image"], levels / 8 - 1) and 400 < batch["flip"].sum() < 600
+    assert torch.allclose(floats["image"], levels / 8 - 1) and 350 < batch["flip"].sum() < 550
     assert torch.allclose(floats["source"], (4 - levels // 4) / 2 - 1)
 
 
@@ -401,12 +404,21 @@ def test_a_description_is_plain_and_names_no_folder(tmp_path):
     data = ImageFolder(str(tmp_path / "secret" / "photos"), image_size=8)
     text = json.dumps(data.describe())
     assert "secret" not in text and '"source": "photos"' in text
-    assert data.describe()["counts"] == {"train": 18, "val": 2, "test": 2}
+    assert data.describe()["counts"] == {"train": 16, "val": 2, "test": 2}
 
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"batch_size": 0}, {"fraction": 0.0}, {"fraction": 1.5}, {"num_workers": -1}, {"eval_batch_size": 0}],
+    [
+        *(
+            {"batch_size": 0},
+            {"fraction": 0.0},
+            {"fraction": 1.5},
+            {"num_workers": -1},
+            {"eval_batch_size": 0},
+        ),
+        *({"val_fraction": -0.1}, {"val_fraction": 1.0}),
+    ],
 )
 def test_bad_arguments_are_named(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
@@ -733,8 +745,8 @@ def test_a_place_without_images_says_what_to_do(tmp_path):
 
 
 def test_split_folders_are_not_taken_for_classes(tmp_path):
-    images_in(tmp_path / "d" / "train", 3)
-    images_in(tmp_path / "d" / "test", 3, start=50)
+    images_in(tmp_path / "d" / "train" / "a", 3)
+    images_in(tmp_path / "d" / "more", 3, start=50)
     with pytest.raises(BadSource, match=r"splits and not classes; use --data.path .*d/train"):
         _ = ImageFolder(str(tmp_path / "d")).spec
     assert ImageFolder(str(tmp_path / "d"), labelled=False).spec.num_classes == 0
@@ -932,7 +944,7 @@ def test_idx_files_are_read_where_torchvision_puts_them(kind, inside, ending, tm
     for name, array in images.items():
         write_idx(tmp_path / inside / f"{name}-images-idx3-ubyte{ending}", array)
         write_idx(tmp_path / inside / f"{name}-labels-idx1-ubyte{ending}", np.arange(7, dtype=np.uint8))
-    data = kind(str(tmp_path), image_size=32)
+    data = kind(str(tmp_path), image_size=32, val_fraction=0)
     assert np.array_equal(data.split("test").x[:, 0, 2:30, 2:30], images["t10k"])
     assert data.split("train").x.sum() == images["train"].sum()
     assert data.split("train")["label"].tolist() == list(range(7))
@@ -959,7 +971,7 @@ def binarized_mnist(folder, brightness=None, **options):
     for name in ("train", "t10k"):
         write_idx(folder / f"{name}-images-idx3-ubyte", images)
         write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(len(images), dtype=np.uint8) % 10)
-    return MNIST(str(folder), binarize=True, **options)
+    return MNIST(str(folder), binarize=True, val_fraction=0, **options)
 
 
 def test_binarized_pixels_are_one_as_often_as_they_are_bright(tmp_path):
@@ -988,7 +1000,7 @@ def test_binarization_is_drawn_anew_in_each_epoch_and_once_for_the_test(tmp_path
         next(iter(d.loader("test", batch_size=size)))["image"][:5] for d, size in ((data, 5), (other, 9))
     ]
     assert torch.equal(*tests)
-    assert data.fingerprint("test") != MNIST(str(tmp_path)).fingerprint("test")
+    assert data.fingerprint("test") != MNIST(str(tmp_path), val_fraction=0).fingerprint("test")
 
 
 def test_a_damaged_idx_file_is_named(tmp_path):
@@ -1024,7 +1036,7 @@ def test_cifar_batches_and_sheets_hold_the_same_images(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         sheet = images[10 * number : 10 * number + 10].reshape(2, 5, 3, 32, 32).transpose(0, 3, 1, 4, 2)
         Image.fromarray(sheet.reshape(64, 160, 3)).save(folder / f"{number}_thing.png")
-    ours, theirs = CIFAR10(str(tmp_path / "a")), CIFAR10(str(tmp_path / "b"))
+    ours, theirs = CIFAR10(str(tmp_path / "a"), val_fraction=0), CIFAR10(str(tmp_path / "b"), val_fraction=0)
     assert np.array_equal(ours.split("train").x, images[:50])
     assert ours.split("train")["label"].tolist() == [n for n in range(5) for _ in range(10)]
     assert ours.fingerprint("train") == theirs.fingerprint("train")
@@ -1048,7 +1060,7 @@ def test_a_pickle_that_calls_something_is_refused(tmp_path):
 def test_celeba_uses_the_official_partition_where_it_is(tmp_path):
     folder = images_in(tmp_path / "celeba" / "img_align_celeba", 10, size=(18, 22))
     drawn = CelebA(str(tmp_path), image_size=8)
-    assert drawn.split_names["val"] == "test" and len(drawn.split("test")) == 1
+    assert drawn.describe()["counts"] == {"train": 6, "val": 2, "test": 2}
     lines = [f"{number:04d}.png {[0, 0, 0, 0, 0, 0, 1, 1, 2, 2][number]}" for number in range(10)]
     (folder.parent / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
     official = CelebA(str(tmp_path), image_size=8)
@@ -1219,7 +1231,7 @@ def test_pictures_are_functions_of_their_index_and_splits_of_the_seed():
     assert np.array_equal(whole[[9, 2]], render(chosen[[9, 2]], np.array([9, 2]), 16))
     first, second = Shapes(16, 60, 40), Shapes(16, 60, 40, seed=1)
     assert first.fingerprint("test") != second.fingerprint("test")
-    pictures = [image.tobytes() for name in ("train", "test") for image in first.split(name).x]
+    pictures = [image.tobytes() for name in ("train", "val", "test") for image in first.split(name).x]
     assert len(set(pictures)) == 100
     batch = next(iter(first.loader("test")))
     assert batch["label"].tolist() == first.split("test")["label"].tolist()

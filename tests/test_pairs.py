@@ -54,7 +54,7 @@ def test_a_double_picture_is_its_two_halves(tmp_path, monkeypatch, side, mapped)
     if mapped:
         monkeypatch.setattr(packing, "LARGE", 0)
     path = saved(tmp_path / "both", range(10), (16, 8))
-    data = PairedImages(path, image_size=8, side=side, batch_size=4)
+    data = PairedImages(path, image_size=8, side=side, batch_size=4, val_fraction=0)
     seen = []
     for split in ("train", "test"):
         for batch in data.loader(split):
@@ -96,9 +96,9 @@ def test_packs_of_single_pictures_keep_their_name_and_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "names"),
     [
-        (("train", "val"), {"train": "train", "val": "val", "test": "val"}),
-        (("train", "test"), {"train": "train", "val": "test", "test": "test"}),
-        (("train", "val", "test"), {"train": "train", "val": "val", "test": "test"}),
+        (("train", "val"), ("train", "test")),
+        (("train", "test"), ("train", "test")),
+        (("train", "val", "test"), ("train", "val", "test")),
     ],
 )
 @pytest.mark.parametrize("is_zip", [False, True])
@@ -111,11 +111,10 @@ def test_folders_of_splits_are_the_splits(tmp_path, folders, names, is_zip):
             for file in path.rglob("*.png"):
                 archive.write(file, f"wrapper/{file.relative_to(path)}")
         path = tmp_path / "set.zip"
-    data = PairedImages(str(path), image_size=8)
-    assert data.split_names == names
-    for k, folder in enumerate(folders):
-        split = next(name for name, held in names.items() if held == folder)
-        assert numbers_of(data.split(split)["image"]) == list(range(10 * k, 10 * k + 4 - k))
+    loaded = PairedImages(str(path), image_size=8).load()
+    assert {name: numbers_of(part["image"]) for name, part in loaded.items()} == {
+        name: list(range(10 * k, 10 * k + 4 - k)) for k, name in enumerate(names)
+    }
 
 
 def test_pictures_outside_of_the_folders_of_splits_are_named(tmp_path):
@@ -133,7 +132,7 @@ def test_two_folders_are_matched_by_name_whatever_the_ending(tmp_path):
     images = saved(tmp_path / "a", range(12))
     sources = saved(tmp_path / "b", range(12), ending="bmp")
     data = PairedImages(images, sources, image_size=8, test_fraction=0.25)
-    for split, num in (("train", 9), ("test", 3)):
+    for split, num in (("train", 7), ("val", 2), ("test", 3)):
         columns = data.split(split).columns
         assert len(columns["image"]) == num
         assert np.array_equal(np.asarray(columns["image"]), np.asarray(columns["source"]))
@@ -176,13 +175,14 @@ def test_unpaired_sets_meet_other_partners_in_each_epoch(tmp_path):
     data = UnpairedImages(
         saved(tmp_path / "a", range(20)), saved(tmp_path / "b", range(100, 140)), image_size=8, batch_size=3
     )
-    assert [len(data.split(name)) for name in ("train", "test")] == [18, 2]
+    assert [len(data.split(name)) for name in ("train", "val", "test")] == [16, 2, 2]
     partners = []
     for epoch in range(4):
-        batch = data.training_items(epoch).__getitems__(torch.arange(18))
+        batch = data.training_items(epoch).__getitems__(torch.arange(16))
         assert numbers_of(batch["image"]) == numbers_of(data.split("train")["image"])
         partners.append(numbers_of(batch["source"]))
-    held_out = {*numbers_of(data.split("test")["source"])}
+    held_out = {n for name in ("val", "test") for n in numbers_of(data.split(name)["source"])}
+    assert len(held_out) == 4
     assert len({tuple(row) for row in partners}) == 4 and not held_out & {n for row in partners for n in row}
     batch = next(iter(data.loader("test")))
     assert numbers_of(batch["source"]) == numbers_of(data.split("test")["source"])
@@ -192,7 +192,7 @@ def test_held_out_folders_beside_both_training_folders_are_the_test_split(tmp_pa
     paths = saved(tmp_path / "trainA", range(6)), saved(tmp_path / "trainB", range(50, 54))
     saved(tmp_path / "testA", range(10, 15))
     saved(tmp_path / "testB", range(60, 62))
-    data = UnpairedImages(*paths, image_size=8, batch_size=2)
+    data = UnpairedImages(*paths, image_size=8, batch_size=2, val_fraction=0)
     assert numbers_of(data.split("train")["image"]) == list(range(6))
     assert numbers_of(data.split("test")["image"]) == list(range(10, 15))
     assert numbers_of(data.split("test")["source"]) == [60, 61, 60, 61, 60]
@@ -336,12 +336,12 @@ def test_an_image_comes_with_one_of_its_captions_drawn_anew_in_each_epoch(tmp_pa
     data = captioned(tmp_path)
     seen = {}
     for epoch in range(30):
-        batch = data.training_items(epoch).__getitems__(torch.arange(18))
+        batch = data.training_items(epoch).__getitems__(torch.arange(16))
         for number, row in zip(numbers_of(batch["image"]), batch["source"], strict=True):
             text = data.tokenizer.decode(row)
             assert text.startswith(f"picture {number} as ")
             seen.setdefault(number, set()).add(text)
-    assert all(len(texts) == 1 + number % 3 for number, texts in seen.items()) and len(seen) == 18
+    assert all(len(texts) == 1 + number % 3 for number, texts in seen.items()) and len(seen) == 16
     batch = next(iter(data.loader("test")))
     texts = [data.tokenizer.decode(row) for row in batch["source"]]
     assert texts == [f"picture {number} as one" for number in numbers_of(batch["image"])]

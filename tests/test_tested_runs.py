@@ -75,7 +75,7 @@ def test_one_test_leaves_every_measure_of_the_model_in_the_record(tested):
     assert entry["protocol"]["num_fake"] == 30 and entry["protocol"]["likelihood"]["num_real"] == 20
     assert entry["protocol"]["reconstruction"]["split"] == "test"
     assert entry["speed"]["nfe"] == 4 and entry["speed"]["peak_memory_mib"] is None  # on a CPU
-    assert entry["copies"]["num_train"] == 1000 and 0 <= entry["copies"]["share"] <= 1
+    assert entry["copies"]["num_train"] == 900 and 0 <= entry["copies"]["share"] <= 1
     assert entry["latent"]["type"] == "noise" and entry["latent"]["dim"] == 64
     assert 0 < entry["latent"]["linear_probe"] <= 1 <= entry["latent"]["path_length"]
     assert entry["floor"]["fid@30vs797"] > 0

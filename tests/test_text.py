@@ -44,7 +44,7 @@ def test_scoring_predicts_every_token_of_a_split_exactly_once(file, kind, contex
     data = text_of(file, context=context, tokenizer=kind, fraction=0.7)
     tokens = predicted(data, split)
     assert len(tokens) == data.num_tokens(split)
-    assert data.tokenizer.decode(tokens) == data.parts[data.split_names.get(split, split)]
+    assert data.tokenizer.decode(tokens) == data.parts[split]
     assert data.num_bytes(split) == len(data.tokenizer.bytes_of(tokens))
 
 
@@ -52,15 +52,16 @@ def test_scoring_predicts_every_token_of_a_split_exactly_once(file, kind, contex
 def test_the_splits_follow_each_other_and_the_token_before_is_the_first_input(file, kind):
     data = text_of(file, tokenizer=kind, fraction=0.7)
     text = file.read_text(encoding="utf-8")
-    assert "".join(data.parts[name] for name in ("train", "rest", "test")) == text
+    assert "".join(data.parts[name] for name in ("train", "rest", "val", "test")) == text
     assert data.parts["test"] == text[int(len(text) * 0.9) :]
     before = data.tokenizer.start
-    for name in ("train", "rest", "test"):
+    for name in ("train", "rest", "val", "test"):
         rows = data.split(name)["tokens"]
         assert rows[0, 0] == before
         assert (rows[1:, 0] == rows[:-1, -1]).all()
         before = predicted(data, name)[-1]
-    assert data.split("val") is data.split("test")
+    assert len(data.parts["val"]) == pytest.approx(0.09 * len(text), abs=1)
+    assert data.parts["train"] + data.parts["rest"] == text_of(file, val_fraction=0.1).parts["train"]
 
 
 def test_only_the_last_window_is_filled_up_and_only_at_its_end(file):
@@ -98,7 +99,7 @@ def test_training_windows_begin_at_another_offset_in_each_epoch(file):
 def test_no_training_window_leaves_the_text_whatever_its_length_and_offset(tmp_path, num):
     path = tmp_path / "a.txt"
     path.write_text("".join(chr(33 + n % 90) for n in range(num)) + "~" * 30)
-    data = text_of(path, test_fraction=30 / (num + 30), batch_size=1)
+    data = text_of(path, test_fraction=30 / (num + 30), val_fraction=0, batch_size=1)
     for epoch in range(40):
         rows = np.asarray(data.training_items(epoch).packed.x)
         assert rows.shape == (len(data.training_items(0)), 17) and (rows >= 0).all()
@@ -116,7 +117,7 @@ def test_training_reads_the_text_and_never_what_is_held_out(tmp_path):
         for batch in loader
     }
     assert {letter for text in letters for letter in text} == {"a"}
-    assert data.preprocessing()["unknown"] == {"train": 0, "rest": 0, "test": 100}
+    assert data.preprocessing()["unknown"] == {"train": 0, "rest": 0, "val": 0, "test": 100}
 
 
 def test_a_batch_is_int64_and_its_spec_counts_the_predicted_tokens(file):
@@ -184,7 +185,7 @@ def bad_texts():
         "mark": (b"\xef\xbb\xbf", "holds no text"),
         "short": (
             b"abcdefghijklmnopqrstuvwxyz" * 1,
-            r"got 16 for 23 tokens of short; use --data\.context 11 or less",
+            r"got 16 for 21 tokens of short; use --data\.context 10 or less",
         ),
     }
 
@@ -234,10 +235,10 @@ def read(data, split):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_of_two_files_stay_together(tmp_path, kind):
     data = SentencePairs(*two_files(tmp_path), tokenizer=kind, vocabulary_size=270, batch_size=2, seed=1)
-    pairs = read(data, "train") + read(data, "test")
+    pairs = [pair for name in ("train", "val", "test") for pair in read(data, name)]
     if kind != "characters":
         assert sorted(pairs) == sorted(zip(ENGLISH, GERMAN, strict=True))
-    assert len(read(data, "test")) == 1 and len(read(data, "train")) == 11
+    assert [len(read(data, name)) for name in ("train", "val", "test")] == [8, 2, 2]
     assert sorted(read(data, "train")) == sorted(zip(*data.directed["train"], strict=True))
     assert data.spec.unit == "pairs" and data.spec.source.shape == data.spec.shape == (64,)
 
@@ -256,15 +257,13 @@ def test_a_table_holds_the_same_pairs_as_two_files(tmp_path):
     assert read(table, "train") == read(SentencePairs(*two_files(tmp_path, "a"), tokenizer="bytes"), "train")
 
 
-@pytest.mark.parametrize(("beside", "names"), [("val", ("val", "val")), ("test", ("test", "test"))])
-def test_a_held_out_file_beside_the_training_file_is_its_split(tmp_path, beside, names):
+@pytest.mark.parametrize("beside", ["val", "test"])
+def test_a_held_out_file_beside_the_training_file_is_the_test_split(tmp_path, beside):
     files = two_files(tmp_path)
     two_files(tmp_path, beside, GERMAN[:3], ENGLISH[:3])
     data = SentencePairs(*files, tokenizer="bytes")
-    assert (data.split_names["val"], data.split_names["test"]) == names
-    assert len(data.split("train")) == 12 and read(data, "test") == list(
-        zip(ENGLISH[:3], GERMAN[:3], strict=True)
-    )
+    assert [len(data.split(name)) for name in ("train", "val", "test")] == [10, 2, 3]
+    assert read(data, "test") == list(zip(ENGLISH[:3], GERMAN[:3], strict=True))
 
 
 def test_rows_are_marked_filled_and_cut_to_their_length():
@@ -293,12 +292,13 @@ def test_rows_are_marked_filled_and_cut_to_their_length():
 
 def test_cut_sentences_and_unknown_characters_are_counted(tmp_path):
     two_files(tmp_path, "val", ["Katze Z", "Hund"], ["a big cat", "q"])
+    two_files(tmp_path, "test", GERMAN[:3], ENGLISH[:3])
     data = SentencePairs(*two_files(tmp_path), length=9)
     told = data.preprocessing()
     longer = sum(len(line) > 8 for line in ENGLISH), sum(len(line) > 8 for line in GERMAN)
     assert told["cut"]["train"] == {"source": longer[0], "tokens": longer[1]} and min(longer) > 0
     assert told["cut"]["val"] == {"source": 1, "tokens": 0}
-    assert told["unknown"] == {"train": 0, "val": 2}
+    assert told["unknown"] == {"train": 0, "val": 2, "test": 0}
 
 
 def test_files_that_do_not_pair_are_named(tmp_path):
@@ -308,7 +308,7 @@ def test_files_that_do_not_pair_are_named(tmp_path):
     with pytest.raises(BadSource, match="2 lines without exactly one tab, the first is line 2"):
         SentencePairs(str(tmp_path / "a.tsv")).split("train")
     (tmp_path / "b.tsv").write_text("a\tb\n")
-    with pytest.raises(ValueError, match="must leave pairs for both splits, got 0 of 1"):
+    with pytest.raises(ValueError, match="1 pairs are too few"):
         SentencePairs(str(tmp_path / "b.tsv")).split("train")
     (tmp_path / "c.tsv").write_text("")
     with pytest.raises(BadSource, match="holds no lines"):
@@ -319,7 +319,7 @@ def test_a_line_separator_inside_a_sentence_does_not_end_it(tmp_path):
     (tmp_path / "a.tsv").write_text(
         "".join(f"a\u2028b {n}\tc\x0bd\x85e\n" for n in range(10)), encoding="utf-8"
     )
-    assert len(SentencePairs(str(tmp_path / "a.tsv"), tokenizer="bytes").split("train")) == 9
+    assert len(SentencePairs(str(tmp_path / "a.tsv"), tokenizer="bytes").split("train")) == 6
 
 
 # --- numbers ------------------------------------------------------------------------------------------------
@@ -378,9 +378,10 @@ def test_every_number_has_the_name_that_says_it():
 
 def test_number_names_translate_to_their_digits_and_none_is_in_both_splits():
     data = NumberNames(500, batch_size=50)
-    train, test = read(data, "train"), read(data, "test")
-    assert sorted(int(digits) for _, digits in train + test) == list(range(500)) and len(test) == 50
-    assert all(spelt(int(digits)) == name for name, digits in train + test)
+    train, val, test = (read(data, name) for name in ("train", "val", "test"))
+    assert sorted(int(digits) for _, digits in train + val + test) == list(range(500))
+    assert (len(train), len(val), len(test)) == (405, 45, 50)
+    assert all(spelt(int(digits)) == name for name, digits in train + val + test)
     assert data.fingerprint("test") == NumberNames(500, seed=4).fingerprint("test")
     told = NumberNames().preprocessing()
     assert not any(told["unknown"].values()) and not any(told["cut"]["train"].values())
@@ -391,6 +392,6 @@ def test_number_text_is_lines_of_numbers_and_their_names():
     lines = data.text().splitlines()
     assert sorted(int(line.split()[0]) for line in lines) == list(range(300))
     assert all(spelt(int(line.split()[0])) == line.split(" ", 1)[1] for line in lines)
-    assert data.preprocessing()["unknown"] == {"train": 0, "test": 0}
+    assert data.preprocessing()["unknown"] == {"train": 0, "val": 0, "test": 0}
     with pytest.raises(ValueError, match=r"numbers must be in 10 \.\.\. 10000, got 5"):
         NumberText(5).text()

@@ -187,7 +187,7 @@ def test_speed_measures_every_sampler_at_every_price(trained, tiny_extractor, ge
     assert len(points) == 2 * len(names) and found["protocol"]["num_fake"] == 16
     by_name = {(p["sampler"], p["passes"]): p for p in points}
     assert ("DDIM, even times", 5) in by_name and ("Heun, Karras grid", 5) in by_name
-    assert all(p["metric"] == "fid@16vs797" and np.isfinite(p["value"]) and p["seconds"] > 0 for p in points)
+    assert all(p["metric"] == "fid@16vs100" and np.isfinite(p["value"]) and p["seconds"] > 0 for p in points)
     assert Image.open(run / "speed" / "speed.png").size == (800, 500)
     assert out.count("\n") == len(points) + 2
 

@@ -63,7 +63,7 @@ class DensityPlot(Callback):
         return float((probability.cpu().flatten() - 0.5).abs()[has_mass].max())
 
     def _places(self, data: Any) -> torch.Tensor:
-        real = torch.as_tensor(data.split("test").x).float()
+        real = torch.as_tensor(data.split("val").x).float()
         low, high = real.min(), real.max()
         margin = 0.15 * (high - low)
         return torch.linspace(float(low - margin), float(high + margin), self.num_places)[:, None]
@@ -96,7 +96,7 @@ class DensityPlot(Callback):
         return rendered(figure)
 
     def _two_dimensions(self, data: Any, model: Any, samples: torch.Tensor) -> np.ndarray:
-        real = torch.as_tensor(data.split("test").x).float()
+        real = torch.as_tensor(data.split("val").x).float()
         low, high = (real.min(0).values - 0.5).tolist(), (real.max(0).values + 0.5).tolist()
         places = [torch.linspace(low[i], high[i], 200) for i in range(2)]
         x, y = torch.meshgrid(*places, indexing="xy")

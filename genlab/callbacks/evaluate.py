@@ -64,8 +64,8 @@ class Evaluate(Callback):
             source image, PSNR and SSIM too. Texts of a source: BLEU; others: their likelihood alone.
         num_samples: Generated images for a score during training.
         num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
-        split: Real images to compare with. The test split by default: a model that memorised the training
-            split would win against the training split.
+        split: Real images to compare with while the model trains and by `genlab validate`; `genlab test`
+            alone compares with "test". Not "train", against which a model that memorised it would win.
         drawing: Seed and batch size of the samples.
         at_start: Score the untrained model too, so that curves begin at 0 images.
         num_likelihood: Items of the split, evenly spaced, whose likelihood is estimated at test, where the
@@ -78,7 +78,7 @@ class Evaluate(Callback):
         metrics: dict[str, SampleMetric] | None = None,
         num_samples: int = 2_048,
         num_test_samples: int = 10_000,
-        split: str = "test",
+        split: str = "val",
         drawing: Drawing = Drawing(),
         at_start: bool = True,
         num_likelihood: int | None = None,
@@ -102,6 +102,14 @@ class Evaluate(Callback):
         self.prepare(pl_module)
         if self.missing is not None:
             say(trainer, f"No scores by features in this run: {self.missing}")
+
+    def require_unseen_test(self) -> None:
+        """Refuses to let a training see what its model is scored on at the end."""
+        if self.split == "test":
+            raise ValueError(
+                "evaluate.split must not be test in a training: the best checkpoint would be chosen by "
+                "what it is scored on; use --evaluate.split val."
+            )
 
     def prepare(self, model: Model) -> None:
         """Loads what the model's scores need; `missing` is why the default extractor cannot be had.
@@ -157,7 +165,7 @@ class Evaluate(Callback):
     def score(self, trainer: Any, model: Model) -> Scores | None:
         """Returns the model's scores during training, None where it or the extractor cannot give any."""
         num = SMALLEST if trainer.fast_dev_run else self.num_samples
-        examination = replace(self.examination(trainer.datamodule), num_samples=num)
+        examination = replace(self.examination(trainer.datamodule), split=self.split, num_samples=num)
         was_training = model.training
         model.eval()
         try:
@@ -178,7 +186,7 @@ class Evaluate(Callback):
             data,
             self.extractor,
             self.metrics or [],
-            self.split,
+            "test",
             SMALLEST if is_trial else self.num_test_samples,
             self.drawing.batch_size,
             self.drawing.seed,

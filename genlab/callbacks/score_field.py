@@ -46,9 +46,9 @@ class ScoreField(Callback):
             log_image(trainer, "score", self._picture(data, pl_module, errors), pl_module.examples_seen)
 
     def error(self, data: Any, model: Any, ratio: float) -> float:
-        """Returns the relative error of the model's score over the noised test data."""
+        """Returns the relative error of the model's score over the noised validation data."""
         level = model.process.level_of(ratio)
-        x = torch.as_tensor(data.split("test").x[: self.num]).float()
+        x = torch.as_tensor(data.split("val").x[: self.num]).float()
         noise = randomness.normal(randomness.key("score error"), torch.arange(len(x)), (2,))
         x_t = level.alpha * x + level.sigma * noise
         exact = exact_score(data, x_t, level)
@@ -59,7 +59,7 @@ class ScoreField(Callback):
         figure, all_axes = new_figure(6 * len(errors), 6, len(errors))
         for axes, (ratio, error) in zip(all_axes, errors.items(), strict=True):
             level = model.process.level_of(ratio)
-            reach = 3.0 * max(level.alpha * float(np.abs(data.split("test").x).std()), level.sigma)
+            reach = 3.0 * max(level.alpha * float(np.abs(data.split("val").x).std()), level.sigma)
             fine, coarse = plane(reach, 120), plane(reach, self.num_arrows)
             density = data.noised_log_density(fine, level.alpha, level.sigma).exp().reshape(120, 120)
             side = torch.linspace(-reach, reach, 120)

@@ -186,9 +186,13 @@ def run_arguments(run: Run, rest: list[str]) -> list[str]:
     The folder stands for its configuration and its last checkpoint, unless `--ckpt_path` names another one.
     """
     run.require_todays_model()
+    from genlab.runs.tests import is_without_validation
+
     named, others = taken("--ckpt_path", rest)
     checkpoint = named if named not in (None, "best", "last") else str(run.checkpoint(named or "last"))
-    return ["--config", str(run.config), "--ckpt_path", checkpoint, *others]
+    is_given = any(argument.startswith("--data.val_fraction") for argument in rest)
+    as_it_was = ["--data.val_fraction=0"] if is_without_validation(run) and not is_given else []
+    return ["--config", str(run.config), "--ckpt_path", checkpoint, *as_it_was, *others]
 
 
 def taken(option: str, arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -192,7 +192,11 @@ class GenlabCLI(LightningCLI):
         if self.subcommand == "fit":
             check_variants(self.model, plain(values["model"]), values["variants"])
             check_trainer(trainer, self.model.alternating)
-            self._get(self.config_init, "evaluate").prepare(self.model)
+            evaluate = self._get(self.config_init, "evaluate")
+            evaluate.require_unseen_test()
+            if is_first_process():
+                self.datamodule.require_usable()
+            evaluate.prepare(self.model)
             if self.spent and self.checkpoint is not None:
                 self.run = run_of(self.checkpoint)
             elif not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
@@ -348,8 +352,7 @@ class GenlabCLI(LightningCLI):
 
     def _run_folder(self, values: Any) -> Run:
         inherited = os.environ.get(RUN_VARIABLE)
-        is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-        if inherited and not is_first:
+        if inherited and not is_first_process():
             return open_run(inherited)
         resumed = run_of(self.checkpoint) if self.checkpoint is not None else None
         run = resumed or create_run(values["experiment"] or experiment_name(values), name=values["run_name"])
@@ -521,6 +524,11 @@ def refuse_secrets(trainer: Any) -> None:
             f"{found[0]} is a secret, which the files of the run and of its logger would keep: leave it out "
             "and give it in the environment, such as WANDB_API_KEY."
         )
+
+
+def is_first_process() -> bool:
+    """Returns whether this is the process that makes what all processes of a training share."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def choose_precision(values: Any) -> None:

@@ -7,20 +7,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from genlab import randomness
-from genlab.data.loading import Items, Order, ScoringLoader, TrainLoader, permutation
+from genlab.data.loading import Items, Order, ScoringLoader, TrainLoader
 from genlab.data.packed import Packed
+from genlab.data.splits import FIXED, LEAST, held_out, others, share_of, stratified
+from genlab.errors import DataError
 from genlab.files import cache_folder
 from genlab.shapes import Batch, DataSpec, to_float
+
+SPLITS = ("train", "val", "test")
 
 
 class DataModule(pl.LightningDataModule):
     """A data set as packed arrays, with one batch format for training and for every metric.
+
+    Three splits: "train" is learned from; "val" is looked at while a model is trained, by curves, health, the
+    best checkpoint and early stopping; "test" is scored by `genlab test` and decides nothing.
 
     A data set implements `spec` and `load`. Images travel as uint8 levels and become floats in [-1, 1] on the
     device, where half of the training images are mirrored if `flip` is set.
@@ -31,13 +37,19 @@ class DataModule(pl.LightningDataModule):
         flip: Mirror half of the training images, chosen anew in each epoch.
         num_workers: Reading processes. Whole batches are read by one indexing, so 0 is nearly always fastest.
         seed: Order of the training images, and splits that the data set does not fix itself.
-        fraction: Share of the training split that is used, the same share of each label; for scarce data.
-            The others are the split "rest", on which settings are chosen without a look at the test split.
+        val_fraction: Share of the training split that is the validation split where the data bring none, the
+            same share of each label. `seed` does not change the cut, so that training seeds are comparable.
+            At 0 there is no validation split, and nothing can be trained.
+        fraction: Share of what is left of the training split that is used, the same share of each label; for
+            scarce data. The others are the split "rest", on which a bench chooses settings.
 
     Shapes:
         batch["image"]: (batch, channels, height, width); uint8 from the loader, float after the transfer.
         batch["label"], batch["index"]: (batch,), int64.
     """
+
+    things = "images"
+    """What the items are, as messages name them."""
 
     def __init__(
         self,
@@ -46,10 +58,12 @@ class DataModule(pl.LightningDataModule):
         flip: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        val_fraction: float = 0.1,
         fraction: float = 1.0,
     ) -> None:
         super().__init__()
         _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
+        _require(0.0 <= val_fraction < 1.0, f"val_fraction must be in [0, 1), got {val_fraction}.")
         _require(0.0 < fraction <= 1.0, f"fraction must be in (0, 1], got {fraction}.")
         _require(num_workers >= 0, f"num_workers must be at least 0, got {num_workers}.")
         self.batch_size = batch_size
@@ -60,17 +74,10 @@ class DataModule(pl.LightningDataModule):
         self.flip = flip
         self.num_workers = num_workers
         self.seed = seed
+        self.val_fraction = val_fraction
         self.fraction = fraction
         self._splits: dict[str, Packed] | None = None
         self._fingerprints: dict[str, str] = {}
-
-    @property
-    def split_names(self) -> dict[str, str]:
-        """What each of "train", "val" and "test" holds.
-
-        Where a data set has no split of its own for validation, "val" IS the test split, as this says.
-        """
-        return {"train": "train", "val": "test", "test": "test"}
 
     @property
     @abstractmethod
@@ -79,7 +86,7 @@ class DataModule(pl.LightningDataModule):
 
     @abstractmethod
     def load(self) -> dict[str, Packed]:
-        """Returns the whole splits by the names on the right of `split_names`, packing them where needed."""
+        """Returns "train", "test" and, where the data bring it, "val", packing them where needed."""
 
     def preprocessing(self) -> dict[str, Any]:
         """Returns what was done to the images, for the run's record."""
@@ -94,21 +101,46 @@ class DataModule(pl.LightningDataModule):
         """Returns the items of "train", "val" or "test", or of "rest", what `fraction` leaves out of "train".
 
         Raises:
-            ValueError: For another name, or where the data cannot be had, with the ways to get them.
+            ValueError: For another name.
+            DataError: Where the data cannot be had, with the ways to get them, or are too few.
         """
-        names = {**self.split_names, **({"rest": "rest"} if self.fraction < 1.0 else {})}
+        names = (*SPLITS, *(("rest",) if self.fraction < 1.0 else ()))
         _require(name in names, f"split must be one of {', '.join(names)}, got {name!r}{_hint(name)}.")
         if self._splits is None:
-            splits = self.load()
-            self._splits = {**splits, **self.shares(splits["train"])}
-        return self._splits[names[name]]
+            self._splits = self.cut(self.load())
+        if name not in self._splits:
+            raise DataError(
+                f"{self.spec.name} has no validation split at --data.val_fraction 0, as in runs of before "
+                "there was one: train anew, or go on without some training items by --data.val_fraction 0.1."
+            )
+        return self._splits[name]
+
+    def cut(self, splits: dict[str, Packed]) -> dict[str, Packed]:
+        """Returns loaded splits with a validation split, and of the training split the `shares`."""
+        splits = self.validated(splits)
+        few = [name for name in ("val", "test") if name in splits and len(splits[name]) < LEAST]
+        if few and self.spec.kind != "tokens":
+            raise DataError(
+                f"The {few[0]} split of {self.spec.name} has {len(splits[few[0]])} {self.things}; scores "
+                f"compare with at least {LEAST}: add some."
+            )
+        return {**splits, **self.shares(splits["train"])}
+
+    def validated(self, splits: dict[str, Packed]) -> dict[str, Packed]:
+        """Returns splits with one for validation: their own, or one cut from "train", stratified."""
+        if "val" in splits or self.val_fraction == 0.0:
+            return splits
+        train = splits["train"]
+        total = sum(map(len, splits.values()))
+        num = share_of(len(train), self.val_fraction, self.things, "validation", total)
+        rows = held_out(train, num, FIXED, "validation")
+        return {**splits, "train": train.take(others(rows, len(train))), "val": train.take(rows)}
 
     def fingerprint(self, split: str) -> str:
         """Returns a SHA-256 over pixels, labels and level count; one changed pixel changes it."""
-        name = self.split_names.get(split, split)
-        if name not in self._fingerprints:
-            self._fingerprints[name] = self.split(split).fingerprint(self.spec.levels)
-        return self._fingerprints[name]
+        if split not in self._fingerprints:
+            self._fingerprints[split] = self.split(split).fingerprint(self.spec.levels)
+        return self._fingerprints[split]
 
     def num_tokens(self, split: str) -> int | None:
         """Returns how many tokens of a split are predicted; None where the data are no text."""
@@ -128,10 +160,10 @@ class DataModule(pl.LightningDataModule):
             "num_classes": spec.num_classes,
             "unit": spec.unit,
             "spec": spec.summary(),
-            "splits": dict(self.split_names),
-            "counts": {name: len(self.split(name)) for name in self.split_names},
-            "fingerprints": {name: self.fingerprint(name) for name in self.split_names},
+            "counts": {name: len(self.split(name)) for name in SPLITS},
+            "fingerprints": {name: self.fingerprint(name) for name in SPLITS},
             "seed": self.seed,
+            "val_fraction": self.val_fraction,
             "fraction": self.fraction,
             "flip": self.flip,
             "source": None if path is None else Path(path).name,
@@ -139,11 +171,20 @@ class DataModule(pl.LightningDataModule):
         }
 
     def prepare_data(self) -> None:
-        self.load()
+        self.split("train")
+
+    def require_usable(self) -> None:
+        """Refuses data that nothing can be trained on, before anything else is made.
+
+        Raises:
+            DataError: They are missing, damaged or too few, or have nothing to validate on.
+        """
+        self.split("val")
+        self._require_a_batch()
 
     def setup(self, stage: str | None = None) -> None:
         if stage == "fit":
-            self._require_a_batch()
+            self.require_usable()
 
     def train_dataloader(self) -> TrainLoader:
         rank, world_size = self._place()
@@ -228,46 +269,19 @@ class DataModule(pl.LightningDataModule):
             return {"train": train}
         num = max(1, round(self.fraction * len(train)))
         rows = stratified(train.get("label"), len(train), num, self.seed)
-        rest = np.setdiff1d(np.arange(len(train)), rows)
-        return {"train": train.take(rows), "rest": train.take(rest)}
+        return {"train": train.take(rows), "rest": train.take(others(rows, len(train)))}
 
     def _require_a_batch(self) -> None:
         _, world_size = self._place()
         num, joined = len(self.training_items(0)), self.batch_size * world_size
         devices = f" on each of {world_size} devices" if world_size > 1 else ""
-        _require(
-            num >= joined,
-            f"{num} training items are fewer than one batch of {joined} ({self.batch_size}{devices}); "
-            f"use --data.batch_size {max(1, num // world_size)} or less.",
-        )
-
-
-def stratified(labels: np.ndarray | None, num_items: int, num: int, seed: int) -> np.ndarray:
-    """Returns `num` ascending row numbers, drawn so that every label keeps its share to within one item.
-
-    Rows are ranked inside their label by a seeded draw; the first ones of every label are taken.
-    """
-    draw = permutation(num_items, seed, 0).numpy()
-    if labels is None:
-        return np.sort(draw[:num])
-    place = np.empty(num_items)
-    for label in np.unique(labels):
-        rows = draw[labels[draw] == label]
-        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    # Items of one place are told apart by the draw, or the low labels would get every rounding.
-    return np.sort(draw[np.argsort(place[draw], kind="stable")][:num])
-
-
-def seeded_split(packed: Packed, num_test: int, seed: int) -> dict[str, Packed]:
-    """Returns a training and a test split of the given size, every label with its share in both."""
-    test = stratified(packed.get("label"), len(packed), num_test, seed)
-    train = np.setdiff1d(np.arange(len(packed)), test)
-    return {"train": packed.take(train), "test": packed.take(test)}
-
-
-def require_share(test_fraction: float) -> None:
-    """Refuses a held-out share that leaves one of the splits empty."""
-    _require(0.0 < test_fraction < 1.0, f"test_fraction must be in (0, 1), got {test_fraction}.")
+        if num < joined:
+            total = num + sum(len(self.split(name)) for name in ("val", "test"))
+            raise DataError(
+                f"{total} {self.things} are too few: the {num} left to learn from are fewer than one batch "
+                f"of {joined} ({self.batch_size}{devices}); use --data.batch_size "
+                f"{max(1, num // world_size)} or less."
+            )
 
 
 def _mirrored(images: Tensor, flip: Tensor | None) -> Tensor:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from genlab import randomness
-from genlab.data.base import stratified
 from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items
-from genlab.data.packed import Packed, pack
+from genlab.data.packed import Packed, Rows, pack
 from genlab.data.sentences import sentence_spec, sources
 from genlab.data.sources import BadSource
 from genlab.data.text import read_utf8
@@ -43,7 +42,7 @@ class CaptionedImages(ImageFolder):
 
     def __init__(
         self,
-        path: str,
+        path: str = "",
         image_size: int = 64,
         tokenizer: TokenizerKind = "bpe",
         vocabulary_size: int = 1024,
@@ -67,10 +66,15 @@ class CaptionedImages(ImageFolder):
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """The numbers of the images of each split."""
-        num = len(self.source)
-        test = stratified(None, num, self.num_held_out(num), self.seed)
-        return {"train": np.setdiff1d(np.arange(num), test), "test": test}
+        """The numbers of the images of each split, of the training split before `fraction`."""
+        number = np.arange(len(self.source))
+        splits = self.validated(self.split_images(Packed({"image": self.images, "factors": number[:, None]})))
+        return {name: np.asarray(part["factors"])[:, 0] for name, part in splits.items()}
+
+    @cached_property
+    def images(self) -> np.ndarray | Rows:
+        """All images, packed."""
+        return pack(self.source, self.policy, Path(self.path).stem, self.cache)["image"]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -85,10 +89,9 @@ class CaptionedImages(ImageFolder):
         return [sources([encode(text) for text in texts], self.length) for texts in self.captions]
 
     def load(self) -> dict[str, Packed]:
-        images = pack(self.source, self.policy, Path(self.path).stem, self.cache)["image"]
         number = np.arange(len(self.source))
         first = np.stack([rows[0] for rows in self.encoded])
-        whole = Packed({"image": images, "source": first, "factors": number[:, None]})
+        whole = Packed({"image": self.images, "source": first, "factors": number[:, None]})
         return {name: whole.take(rows) for name, rows in self.rows.items()}
 
     def training_items(self, epoch: int) -> Items:

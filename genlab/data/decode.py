@@ -1,6 +1,6 @@
 """From the bytes of an image file to pixels: every unusual input has a defined conversion or a named error.
 
-This module imports neither torch nor the rest of the room, so that worker processes and `genlab data check`
+This module imports no torch and nothing of the room, so that worker processes and `genlab data check`
 start fast.
 """
 
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageColor, ImageFile, ImageOps
+from PIL import Image, ImageCms, ImageColor, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
+
+from genlab.errors import DataError
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is opened; the rest of Pillow's formats is rare, and some (EPS) start other programs."""
@@ -29,10 +31,21 @@ VERSION = 1
 """Part of the cache key of packed images: raise it whenever the same file would give other pixels."""
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_MAXIMUM = 258, 262, 281
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STRIP_PIXELS = 2**20  # steps that need several numbers a pixel take so many at a time
 _PNG_DEPTH_OFFSET = 24  # signature 8, chunk head 8, width 4, height 4
 
 
-class BadImage(ValueError):  # noqa: N818
+class BadImage(DataError):  # noqa: N818
     """A file that cannot become pixels; the message is one line that names it and says why."""
 
     def __init__(self, name: str, reason: str) -> None:
@@ -71,12 +84,24 @@ class Policy:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}.")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}.")
-        ImageColor.getrgb(self.background)
+        if not _is_colour(self.background):
+            raise ValueError(
+                f"background must be a colour by its name or its hex digits, such as white, black or "
+                f"'#808080', got {self.background!r}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings by name; single pictures as before there were panels, so that packs stay."""
         settings = asdict(self)
         return settings if self.panels > 1 else {k: v for k, v in settings.items() if k != "panels"}
+
+
+def _is_colour(name: str) -> bool:
+    try:
+        ImageColor.getrgb(name)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -124,22 +149,26 @@ def _decode(data: bytes, name: str, policy: Policy) -> Decoded:
     if image.format == "PNG":  # decoding alone does not look at the checksums of the pixel data
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()
     size, mode, notes = image.size, image.mode, list[str]()
-    if getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "is_animated", False):  # n_frames would read a film to its end
         notes.append("first of several frames")
         image.seek(0)
     if _high_depth_colour(image, data):
         notes.append("16-bit colour to 8 bits")
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if image.getexif().get(0x0112, 1) not in (0, 1):
+    turn = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if turn not in (0, 1):
         notes.append("turned by its EXIF orientation")
-    pixels = _with_channels(
-        _eight_bits(upright, image, name, policy.background, notes), policy.channels, notes
-    )
+    pixels = _eight_bits(image, name, policy.background, notes)
+    del image  # a large one would take as much memory again at every further step
+    if turn in _TURNS:
+        pixels = pixels.transpose(_TURNS[turn])
+    pixels = _with_channels(pixels, policy.channels, notes)
     panels = _panels(pixels, policy.panels, name)
+    del pixels
     if policy.image_size is not None:
         panels = [_square(panel, policy.image_size, notes) for panel in panels]
-    joined = np.concatenate([_channels_first(panel) for panel in panels], axis=2)
+    arrays = [_channels_first(panel) for panel in panels]
+    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=2)
     return Decoded(joined, size, mode, tuple(dict.fromkeys(notes)))
 
 
@@ -173,13 +202,11 @@ def _high_depth_colour(image: Image.Image, data: bytes) -> bool:
     return image.format == "TIFF" and image.mode != "F" and max(_tiff(image, _TIFF_BITS, (8,))) > 8
 
 
-def _eight_bits(
-    image: Image.Image, opened: Image.Image, name: str, background: str, notes: list[str]
-) -> Image.Image:
+def _eight_bits(image: Image.Image, name: str, background: str, notes: list[str]) -> Image.Image:
     """Returns the image as 8-bit grey or RGB without transparency."""
     mode = image.mode
     if mode.startswith("I"):
-        return _from_integers(image, opened, name, notes)
+        return _from_integers(image, name, notes)
     if mode == "F":
         return _from_floats(image, name, notes)
     if mode == "CMYK":
@@ -196,18 +223,21 @@ def _eight_bits(
     raise BadImage(name, f"pixel format {mode} has no defined conversion; save it as 8-bit RGB")
 
 
-def _from_integers(image: Image.Image, opened: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    highest = _declared_maximum(opened, name)
-    if values.min() < 0 or values.max() > highest:
+def _from_integers(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
+    lowest, highest = _extremes(image)
+    white = _declared_maximum(image, name)
+    if lowest < 0 or highest > white:
         raise BadImage(
-            name,
-            f"values {values.min()} to {values.max()} leave the declared range 0 to {highest}; rescale it",
+            name, f"values {lowest} to {highest} leave the declared range 0 to {white}; rescale it"
         )
-    if _tiff(opened, _TIFF_PHOTOMETRIC, 1) == 0:  # white is zero; Pillow inverts 8 bits only
-        values = highest - values
     notes.append("16-bit grey to 8 bits")
-    return Image.fromarray(((values * 255 + highest // 2) // highest).astype(np.uint8))
+    # White is zero in some TIFF; Pillow inverts 8 bits only.
+    sign, offset = (-1, white) if _tiff(image, _TIFF_PHOTOMETRIC, 1) == 0 else (1, 0)
+    return _by_strips(
+        image,
+        "L",
+        lambda strip: _grey(((offset + sign * _values(strip).astype(np.int64)) * 255 + white // 2) // white),
+    )
 
 
 def _declared_maximum(opened: Image.Image, name: str) -> int:
@@ -224,13 +254,50 @@ def _declared_maximum(opened: Image.Image, name: str) -> int:
 
 
 def _from_floats(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    values = np.asarray(image)
-    if not (values.min() >= 0.0 and values.max() <= 1.0):  # also refuses NaN
-        raise BadImage(
-            name, f"float values {values.min():g} to {values.max():g} are not within 0 to 1; rescale it"
-        )
+    lowest, highest = _extremes(image)
+    if not (lowest >= 0.0 and highest <= 1.0):  # also refuses NaN
+        raise BadImage(name, f"float values {lowest:g} to {highest:g} are not within 0 to 1; rescale it")
     notes.append("float to 8 bits")
-    return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
+    return _by_strips(image, "L", lambda strip: _grey(np.rint(_values(strip) * 255.0)))
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yields the image from top to bottom in strips, each with its first row."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        yield 0, image
+        return
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(top + rows, height)))
+
+
+def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Returns what a conversion of single pixels makes of an image, without holding its steps at once."""
+    strips = _strips(image)
+    first = convert(next(strips)[1])
+    if first.size == image.size:
+        return first
+    whole = Image.new(mode, image.size)
+    whole.paste(first)
+    for top, strip in strips:
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _extremes(image: Image.Image) -> tuple[Any, Any]:
+    """Returns the smallest and the largest value, NaN where one is."""
+    found = [(values.min(), values.max()) for _, strip in _strips(image) for values in [_values(strip)]]
+    lowest, highest = zip(*found, strict=True)
+    return np.min(lowest), np.max(highest)
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    return np.asarray(image)
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _from_cmyk(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -246,14 +313,17 @@ def _from_cmyk(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _over(image: Image.Image, background: str) -> Image.Image:
-    grey = image.mode in ("L", "LA", "La")
-    canvas = Image.new("RGBA", image.size, (*ImageColor.getrgb(background)[:3], 255))
-    straight = {"La": "LA", "RGBa": "RGBA"}.get(
-        image.mode, image.mode
-    )  # Pillow undoes premultiplied alpha first
-    flat = Image.alpha_composite(canvas, image.convert(straight).convert("RGBA")).convert("RGB")
     colour = ImageColor.getrgb(background)[:3]
-    return flat.convert("L") if grey and len(set(colour)) == 1 else flat
+    mode = "L" if image.mode in ("L", "LA", "La") and len(set(colour)) == 1 else "RGB"
+    # Pillow undoes premultiplied alpha only by way of the straight one.
+    straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)
+
+    def flat(strip: Image.Image) -> Image.Image:
+        canvas = Image.new("RGBA", strip.size, (*colour, 255))
+        laid = Image.alpha_composite(canvas, strip.convert(straight).convert("RGBA")).convert("RGB")
+        return laid if mode == "RGB" else laid.convert("L")
+
+    return _by_strips(image, mode, flat)
 
 
 def _with_channels(image: Image.Image, channels: int, notes: list[str]) -> Image.Image:
@@ -282,7 +352,7 @@ def _square(image: Image.Image, size: int, notes: list[str]) -> Image.Image:
         notes.append("enlarged")
     if width != height:
         notes.append("cropped to the centred square")
-    square = image.crop((left, top, left + side, top + side))
+    square = image if width == height else image.crop((left, top, left + side, top + side))
     return square if side == size else square.resize((size, size), Image.Resampling.BICUBIC)
 
 

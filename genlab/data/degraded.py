@@ -176,8 +176,9 @@ class DegradedRows:
 class Degraded(DataModule):
     """The images of another data set, each with what a degradation leaves of it as its source.
 
-    Made batch by batch, the same in every epoch. Of the other data set only what it holds is used: batch
-    size, flip, fraction and seed are those given here.
+    Made batch by batch, the same in every epoch. Of the other data set only what it holds is used, with its
+    test split: batch size, flip, fractions and seed are those given here. The validation images are those
+    that the other data set would have at the same val_fraction.
 
     Args:
         data: The images.
@@ -201,10 +202,6 @@ class Degraded(DataModule):
         inner, lost = self.data.spec, type(self.degradation).__name__.lower()
         source = DataSpec(f"{inner.name} {lost}", self.degradation.shape(inner.shape), levels=inner.levels)
         return DataSpec(f"{inner.name}-{lost}", inner.shape, inner.num_classes, inner.levels, source)
-
-    @property
-    def split_names(self) -> dict[str, str]:
-        return self.data.split_names
 
     def load(self) -> dict[str, Packed]:
         return {name: self._degraded(packed) for name, packed in self.data.load().items()}

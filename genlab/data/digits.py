@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from genlab.data.base import DataModule, seeded_split
+from genlab.data.base import DataModule
 from genlab.data.packed import Packed
+from genlab.data.splits import seeded_split
 from genlab.shapes import DataSpec
 
 NUM_TEST = 797
@@ -13,10 +14,10 @@ _SPLIT_SEED = 1797  # fixed: every family and every run is scored on the same di
 
 
 class Digits(DataModule):
-    """1,797 digits of 8x8 pixels with 17 grey levels, 1,000 for training and 797 for the test.
+    """1,797 digits of 8x8 pixels with 17 grey levels: 900 for training, 100 for validation, 797 for the test.
 
-    The split is stratified by digit, fixed, and independent of `seed`; there is no split for validation, so
-    that "val" is the test split. Kaynak 1995, UCI "Optical recognition of handwritten digits".
+    The splits are stratified by digit, fixed, and independent of `seed`. Kaynak 1995, UCI "Optical
+    recognition of handwritten digits".
 
     Shapes:
         batch["image"]: (batch, 1, 8, 8), levels 0 ... 16.

@@ -6,25 +6,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genlab.data.base import DataModule, require_share, seeded_split
+import numpy as np
+
+from genlab.data.base import DataModule
 from genlab.data.decode import Policy
 from genlab.data.packed import Packed, pack
 from genlab.data.sources import BadSource, Source, open_source
+from genlab.data.splits import LEAST, as_test, require_share, seeded_split, share_of
 from genlab.shapes import DataSpec
 
 
 class ImageFolder(DataModule):
     """Images of a folder, a zip or a tar, cut to the centred square and resized.
 
-    Sub-folders are classes where every image lies in one, exactly one level down. The split is drawn by
-    `seed`, stratified by class; there is none for validation, so that "val" is the test split.
+    Folders called train (training), val (valid, validation) and test (testing) at the top are the splits; a
+    val without a test is the test split. Else the test split is drawn by `seed`, stratified by class, and
+    images of equal pixels stay on one side. Sub-folders are classes where every image lies in one, exactly
+    one level down.
 
     Args:
         path: Folder, zip or tar; nothing is unpacked.
         image_size: Side of the images in pixels.
         channels: 1 (grey) or 3 (RGB).
-        num_test: Images kept for the test; None means test_fraction of all.
-        test_fraction: Share kept for the test.
+        num_test: Images kept for the test where no folder is; None means test_fraction of all.
+        test_fraction: Share kept for the test where no folder is.
         labelled: Use class sub-folders; False gives images without labels.
         background: Colour under transparent pixels.
         base: Arguments that every data set has.
@@ -35,7 +40,7 @@ class ImageFolder(DataModule):
 
     def __init__(
         self,
-        path: str,
+        path: str = "",
         image_size: int = 64,
         channels: int = 3,
         num_test: int | None = None,
@@ -46,6 +51,8 @@ class ImageFolder(DataModule):
     ) -> None:
         super().__init__(**base)
         require_share(test_fraction)
+        if num_test is not None and num_test < LEAST:
+            raise ValueError(f"num_test must be at least {LEAST} for a covariance, got {num_test}.")
         self.path, self.image_size = path, image_size
         self.policy = Policy(image_size, channels, background)
         self.num_test, self.test_fraction, self.labelled = num_test, test_fraction, labelled
@@ -54,7 +61,7 @@ class ImageFolder(DataModule):
     def source(self) -> Source:
         """The images' place, opened once."""
         source = self.open()
-        if self.labelled and source.labels is None:
+        if self.labelled and source.labels is None and source.parts is None:
             self._refuse_split_folders(source)
         return source
 
@@ -69,10 +76,17 @@ class ImageFolder(DataModule):
         return DataSpec(Path(self.path).stem, shape, num_classes)
 
     def load(self) -> dict[str, Packed]:
-        packed = pack(self.source, self.policy, Path(self.path).stem, self.cache)
-        if not self.labelled:
-            packed = Packed({"image": packed["image"]})
-        return self.drawn_split(packed)
+        columns = {"image": pack(self.source, self.policy, Path(self.path).stem, self.cache)["image"]}
+        if self.labelled and self.source.labels is not None:
+            columns["label"] = np.asarray(self.source.labels, np.int64)
+        return self.split_images(Packed(columns))
+
+    def split_images(self, packed: Packed) -> dict[str, Packed]:
+        """Returns the splits that the folders name, else a training and a test split drawn by `seed`."""
+        if self.source.parts is None:
+            return self.drawn_split(packed)
+        parts = np.array(self.source.parts)
+        return as_test({name: packed.take(np.flatnonzero(parts == name)) for name in sorted({*parts})})
 
     def drawn_split(self, packed: Packed) -> dict[str, Packed]:
         """Returns the training and test split drawn by `seed`."""
@@ -80,13 +94,14 @@ class ImageFolder(DataModule):
 
     def num_held_out(self, num: int) -> int:
         """Returns how many of the images are kept for the test."""
-        num_test = round(self.test_fraction * num) if self.num_test is None else self.num_test
-        if not 1 <= num_test < num:
-            raise ValueError(
-                f"num_test must leave images for both splits, got {num_test} of {num} images of {self.path}; "
-                "set --data.num_test."
+        if self.num_test is None:
+            return share_of(num, self.test_fraction, "images", "test")
+        if self.num_test >= num:
+            raise BadSource(
+                f"{num} images of {self.path} are too few for --data.num_test {self.num_test}; keep fewer "
+                "for the test."
             )
-        return num_test
+        return self.num_test
 
     def preprocessing(self) -> dict[str, Any]:
         return self.policy.to_dict()

@@ -10,21 +10,20 @@ import numpy as np
 import torch
 
 from genlab import randomness
-from genlab.data.base import DataModule, require_share, seeded_split
+from genlab.data.base import DataModule
 from genlab.data.decode import Policy
 from genlab.data.loading import Items
 from genlab.data.packed import MappedRows, Packed, pack, part_of
-from genlab.data.sources import BadSource, Source, open_source, siblings
+from genlab.data.sources import SPLIT_FOLDERS, BadSource, Source, open_source, require_path, siblings
+from genlab.data.splits import as_test, require_share, seeded_split, share_of
 from genlab.shapes import DataSpec
-
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class PairedImages(DataModule):
     """Pictures of an image and its source: two squares side by side in one file, or two files of one name.
 
-    Sub-folders called train, val and test are the splits, with one for both where one of the last two is
-    missing. Else the test split is drawn by `seed`, and "val" is the test split.
+    Sub-folders called train, val and test are the splits; a val without a test is the test split. Else the
+    test split is drawn by `seed`.
 
     Args:
         path: Folder, zip or tar of the double pictures, or of the images where there are two places.
@@ -41,7 +40,7 @@ class PairedImages(DataModule):
 
     def __init__(
         self,
-        path: str,
+        path: str = "",
         source_path: str | None = None,
         image_size: int = 64,
         side: Literal["left", "right"] = "left",
@@ -50,6 +49,7 @@ class PairedImages(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        require_path(path, "a folder, a zip or a tar of images")
         require_share(test_fraction)
         self.path, self.source_path, self.side = path, source_path, side
         self.policy = Policy(image_size, channels, panels=2 if source_path is None else 1)
@@ -64,10 +64,6 @@ class PairedImages(DataModule):
         """The images' place, or the double pictures'."""
         return open_source(self.path)
 
-    @property
-    def split_names(self) -> dict[str, str]:
-        return _split_names(set(_splits_of(self.images.names)))
-
     def load(self) -> dict[str, Packed]:
         double = self.source_path is None
         packed, names = self._halves() if double else self._matched(open_source(str(self.source_path)))
@@ -75,7 +71,7 @@ class PairedImages(DataModule):
         if set(parts) == {""}:
             return _drawn(packed, self.test_fraction, self.seed)
         _require_splits(self.path, names, parts.tolist())
-        return {name: packed.take(np.flatnonzero(parts == name)) for name in sorted(set(parts))}
+        return as_test({name: packed.take(np.flatnonzero(parts == name)) for name in sorted({*parts})})
 
     def preprocessing(self) -> dict[str, Any]:
         return {**self.policy.to_dict(), **({"side": self.side} if self.source_path is None else {})}
@@ -125,7 +121,8 @@ def _by_stem(source: Source) -> dict[str, tuple[str, int]]:
 def _splits_of(names: list[str]) -> list[str]:
     """Returns the split that each name lies in by its folders, "" for those in none."""
     folders = [PurePosixPath(name).parts[:-1] for name in names]
-    return [next((_SPLITS[part] for part in parts if part in _SPLITS), "") for parts in folders]
+    splits = [[SPLIT_FOLDERS.get(part.lower(), "") for part in parts] for parts in folders]
+    return [next(filter(None, found), "") for found in splits]
 
 
 def _require_splits(path: str, names: list[str], parts: list[str]) -> None:
@@ -140,17 +137,8 @@ def _require_splits(path: str, names: list[str], parts: list[str]) -> None:
         raise BadSource(f"{path} needs a folder train and one of val and test, and holds {found}")
 
 
-def _split_names(found: set[str]) -> dict[str, str]:
-    """Returns where "val" and "test" are, each standing for the other where that is missing."""
-    test = "val" if "val" in found and "test" not in found else "test"
-    return {"train": "train", "val": "val" if "val" in found else test, "test": test}
-
-
 def _drawn(packed: Packed, test_fraction: float, seed: int) -> dict[str, Packed]:
-    num_test = round(test_fraction * len(packed))
-    if not 1 <= num_test < len(packed):
-        raise ValueError(f"test_fraction must leave images for both splits, got {num_test} of {len(packed)}.")
-    return seeded_split(packed, num_test, seed)
+    return seeded_split(packed, share_of(len(packed), test_fraction, "images", "test"), seed)
 
 
 def _pair_spec(path: str, policy: Policy) -> DataSpec:
@@ -166,8 +154,8 @@ class UnpairedImages(DataModule):
     to within one. An epoch has as many items as there are images; of more sources, each takes others. For
     scoring, image i has source i, from the first one again where there are fewer.
 
-    Folders called train... (trainA) have their test splits beside them (testA) where both have; else the test
-    splits are drawn by `seed`. "val" is the test split.
+    Folders called train... (trainA) have their other splits beside them (testA, valA) where both have; else
+    the test splits are drawn by `seed`. Validation items are cut from both sides.
 
     Args:
         path: Folder, zip or tar of the images.
@@ -183,14 +171,16 @@ class UnpairedImages(DataModule):
 
     def __init__(
         self,
-        path: str,
-        source_path: str,
+        path: str = "",
+        source_path: str = "",
         image_size: int = 64,
         channels: int = 3,
         test_fraction: float = 0.1,
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        require_path(path, "a folder, a zip or a tar of images")
+        require_path(source_path, "a folder, a zip or a tar of what is to become such images", "source_path")
         require_share(test_fraction)
         self.path, self.source_path, self.test_fraction = path, source_path, test_fraction
         self.policy = Policy(image_size, channels)
@@ -207,8 +197,7 @@ class UnpairedImages(DataModule):
     def load(self) -> dict[str, Packed]:
         images, sources = self.sides
         return {
-            name: _side_by_side(images[name], sources[name], np.arange(len(images[name])))
-            for name in ("train", "test")
+            name: _side_by_side(images[name], sources[name], np.arange(len(images[name]))) for name in images
         }
 
     def training_items(self, epoch: int) -> Items:
@@ -221,11 +210,12 @@ class UnpairedImages(DataModule):
         return {**self.policy.to_dict(), "sources": counts}
 
     def _side(self, path: str, other: str) -> dict[str, Packed]:
-        held_out = siblings(Path(path).expanduser()).get("test")
-        train = self._packed(path)
-        if held_out is None or "test" not in siblings(Path(other).expanduser()):
-            return _drawn(train, self.test_fraction, self.seed)
-        return {"train": train, "test": self._packed(held_out)}
+        train, beside = self._packed(path), siblings(Path(path).expanduser())
+        both = beside.keys() & siblings(Path(other).expanduser()).keys()
+        held_out = as_test({name: self._packed(beside[name]) for name in sorted(both)})
+        if "test" not in held_out:
+            return self.validated(_drawn(train, self.test_fraction, self.seed))
+        return self.validated({"train": train, **held_out})
 
     def _packed(self, path: str | Path) -> Packed:
         return Packed({"image": pack(open_source(path), self.policy, Path(path).stem, self.cache)["image"]})

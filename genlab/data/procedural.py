@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from genlab import randomness
-from genlab.data.base import DataModule, seeded_split
+from genlab.data.base import DataModule
 from genlab.data.loading import permutation
 from genlab.data.packed import Packed
 from genlab.data.sentences import sentence_spec, sources
+from genlab.data.splits import require_counts, seeded_split
 from genlab.data.tokenizers import Characters, Tokenizer
 from genlab.shapes import DataSpec
 
@@ -50,13 +51,13 @@ class Shapes(DataModule):
     """Anti-aliased shapes on black: colour x shape x position x size, 1,296 combinations equally often.
 
     Picture i is a function of i alone. Its place inside of its ninth of the picture is drawn, so that no two
-    pictures of one combination are equal. The label is the shape. The split is drawn by `seed`, stratified by
-    shape; there is none for validation, so that "val" is the test split. Every split also holds `factors`.
+    pictures of one combination are equal. The label is the shape. The test split is drawn by `seed`,
+    stratified by shape. Every split also holds `factors`.
     Where captions are asked for, each is its picture's source, spelt in characters.
 
     Args:
         image_size: Side of the pictures in pixels, at least 16.
-        num_train: Pictures to train on.
+        num_train: Pictures to train on, with those for validation.
         num_test: Pictures to score on.
         captions: Give each picture its caption as batch["source"].
         jitter: How much of the free way inside of its ninth a shape may move; 0 puts it in the middle.
@@ -77,6 +78,7 @@ class Shapes(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        require_counts(num_train, num_test)
         if captions and self.flip:
             raise ValueError("flip must be false with captions: a mirrored left is a right.")
         if image_size < 16:

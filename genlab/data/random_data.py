@@ -11,6 +11,7 @@ from torch import Tensor
 from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.packed import Packed
+from genlab.data.splits import require_counts
 from genlab.shapes import DataSpec
 
 
@@ -26,7 +27,7 @@ class RandomData(DataModule):
         source: The spec of what each item comes with, made in the same way; None for nothing.
         vocabulary: A tokenizer's JSON, so that random tokens can be read.
         num_train: Items to train on.
-        num_test: Items to score on; also "val".
+        num_test: Items to score on, and as many others for validation.
         name: The name that the spec carries, such as that of the data set it stands for.
         base: Arguments that every data set has.
 
@@ -34,6 +35,8 @@ class RandomData(DataModule):
         batch["image"]: (batch, *shape); likewise "point" and tokens on a grid.
         batch["tokens"]: (batch, length + 1) for a shape of one axis, as of a text.
     """
+
+    things = "items"
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class RandomData(DataModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        require_counts(num_train, num_test)
         self.num_train, self.num_test = num_train, num_test
         self._spec = DataSpec(name, tuple(shape), num_classes, levels, source, vocabulary)
 
@@ -59,6 +63,7 @@ class RandomData(DataModule):
         return {
             "train": self._draw(0, self.num_train),
             "test": self._draw(self.num_train, self.num_test),
+            "val": self._draw(self.num_train + self.num_test, self.num_test),
         }
 
     def _draw(self, first: int, num: int) -> Packed:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from genlab.data.base import DataModule, require_share, stratified
+from genlab.data.base import DataModule
 from genlab.data.packed import Packed
-from genlab.data.sources import BadSource, siblings
+from genlab.data.sources import BadSource, require_path, siblings
+from genlab.data.splits import FIXED, as_test, drawn, others, require_share, share_of, together
 from genlab.data.text import read_utf8
 from genlab.data.tokenizers import BEGIN, END, PAD, Tokenizer, TokenizerKind, trained
 from genlab.shapes import IGNORED, DataSpec
@@ -44,6 +45,8 @@ class PairData(DataModule):
         batch["source"]: (batch, length), int64.
     """
 
+    things = "pairs"
+
     def __init__(
         self,
         tokenizer: TokenizerKind = "characters",
@@ -60,7 +63,7 @@ class PairData(DataModule):
 
     @abstractmethod
     def pairs(self) -> dict[str, Pairs]:
-        """Returns the pairs of each split by the names on the right of `split_names`."""
+        """Returns the pairs of "train", "test" and, where the data bring it, "val"."""
 
     @property
     @abstractmethod
@@ -76,6 +79,9 @@ class PairData(DataModule):
     def directed(self) -> dict[str, Pairs]:
         """The pairs of each split in the direction that is asked for."""
         pairs = self.pairs()
+        if "val" not in pairs and self.val_fraction > 0.0:
+            num = share_of(len(pairs["train"].targets), self.val_fraction, self.things, "validation")
+            pairs = {**pairs, **_parted(pairs["train"], num, FIXED, "val")}
         return {name: Pairs(*part[::-1]) for name, part in pairs.items()} if self.reverse else pairs
 
     @cached_property
@@ -141,8 +147,8 @@ def _num_longer(sentences: list[np.ndarray], length: int) -> int:
 class SentencePairs(PairData):
     """Pairs from a file of lines "source<TAB>target", or from two files whose lines belong together.
 
-    A file called train.* is the training split, and val.* and test.* beside it are the others, with one for
-    both where the other is missing. Else the test split is drawn by `seed`, and "val" is the test split.
+    A file called train.* is the training split, and val.* and test.* beside it are the others; a val without
+    a test is the test split. Else the test split is drawn by `seed`, and equal pairs stay on one side.
 
     Args:
         path: The file of pairs, or of the sentences to arrive at.
@@ -152,9 +158,10 @@ class SentencePairs(PairData):
     """
 
     def __init__(
-        self, path: str, source_path: str | None = None, test_fraction: float = 0.1, **base: Any
+        self, path: str = "", source_path: str | None = None, test_fraction: float = 0.1, **base: Any
     ) -> None:
         super().__init__(**base)
+        require_path(path, "a file of sentences")
         require_share(test_fraction)
         self.path, self.source_path, self.test_fraction = path, source_path, test_fraction
 
@@ -174,25 +181,21 @@ class SentencePairs(PairData):
         files = {"train": path, **siblings(path)}
         return {name: (files[name], beside[name]) for name in files if name in beside}
 
-    @property
-    def split_names(self) -> dict[str, str]:
-        test = "val" if "val" in self._files and "test" not in self._files else "test"
-        return {"train": "train", "val": "val" if "val" in self._files else test, "test": test}
-
     def pairs(self) -> dict[str, Pairs]:
-        found = {name: _read(*files) for name, files in self._files.items()}
-        return found if len(found) > 1 else self._drawn(found["train"])
+        found = as_test({name: _read(*files) for name, files in self._files.items()})
+        if len(found) > 1:
+            return found
+        num = share_of(len(found["train"].targets), self.test_fraction, self.things, "test")
+        return _parted(found["train"], num, self.seed, "test")
 
-    def _drawn(self, pairs: Pairs) -> dict[str, Pairs]:
-        num = len(pairs.targets)
-        num_test = round(self.test_fraction * num)
-        if not 1 <= num_test < num:
-            raise ValueError(
-                f"test_fraction must leave pairs for both splits, got {num_test} of {num} pairs."
-            )
-        test = stratified(None, num, num_test, self.seed)
-        train = np.setdiff1d(np.arange(num), test)
-        return {"train": _taken(pairs, train), "test": _taken(pairs, test)}
+
+def _parted(pairs: Pairs, num: int, seed: int, name: str) -> dict[str, Pairs]:
+    """Returns pairs as a training split and another of `num` drawn pairs; equal ones stay together."""
+    seen: dict[tuple[str, str], int] = {}
+    both = zip(*pairs, strict=True)
+    first = np.array([seen.setdefault(pair, row) for row, pair in enumerate(both)])
+    rows = together(drawn(None, len(first), seed), first, num, name)
+    return {"train": _taken(pairs, others(rows, len(first))), name: _taken(pairs, rows)}
 
 
 def _taken(pairs: Pairs, rows: np.ndarray) -> Pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -13,14 +14,24 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from genlab.data.decode import EXTENSIONS, BadImage
+from genlab.errors import DataError
 
 MAX_FILE_BYTES = 512 * 2**20
 """A member of an archive that claims more is refused unread."""
 
-SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Names of folders that are splits, in small letters, and which they are."""
 
 
-class BadSource(ValueError):  # noqa: N818
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_IDX = "-idx3-ubyte"
+
+
+class BadSource(DataError):  # noqa: N818
     """A place without usable images; the message is one line that says what to do."""
 
 
@@ -30,7 +41,9 @@ class Source:
     Attributes:
         path: The folder or archive.
         names: Path of each image inside it, with forward slashes.
-        labels: Class number of each image, where every image lies in a class folder exactly one level down.
+        parts: Split of each image, where the folders at the top are splits and one of them is for training.
+        labels: Class number of each image, where every image lies in a class folder exactly one level down,
+            or one level below its split.
         classes: Names of the class folders, sorted; empty where there are none.
         parallel: Whether several processes may read at once without each paying for the others' share.
     """
@@ -39,7 +52,8 @@ class Source:
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path, self.names = path, list(names)
-        self.labels, self.classes = _class_folders(self.names)
+        self.parts, inside = _split_folders(self.names)
+        self.labels, self.classes = _class_folders(inside)
         self._handle: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
@@ -68,8 +82,9 @@ class Source:
 
 
 class Folder(Source):
-    """All images below a folder, hidden ones left out; links to files are followed, links to folders are not.
+    """All images below a folder, hidden ones left out.
 
+    Links to folders are not followed, and links to files only inside the folder, which may be a link itself.
     The fingerprint covers relative paths, sizes and modification times: reading every file would cost as much
     as packing does. A file replaced by another of the same size and time goes unnoticed.
     """
@@ -80,6 +95,7 @@ class Folder(Source):
             inside = Path(folder).relative_to(path)
             names += [(inside / file).as_posix() for file in files]
         super().__init__(path, sorted(filter(_is_image, names)))
+        self.root = os.path.realpath(path)
         wrapper = _common_folder(self.names)
         if wrapper.parts:
             depth = len(wrapper.parts)
@@ -87,12 +103,15 @@ class Folder(Source):
             raise BadSource(
                 f"0 images in {path}; found {len(self.names)} {levels} down, use --data.path {path / wrapper}"
             )
+        if not self.names:
+            raise BadSource(f"0 images in {path}; {_instead(path, names)}")
 
     def read(self, index: int) -> bytes:
+        name = self.names[index]
         try:
-            return (self.path / self.names[index]).read_bytes()
+            return read_file(self.path / name, MAX_FILE_BYTES, self.root)
         except OSError as error:
-            raise BadImage(self.names[index], f"cannot be read: {error.strerror}") from None
+            raise BadImage(name, f"cannot be read: {error.strerror}") from None
 
     def fingerprint(self) -> str:
         return _hash(f"{name}\0{_size_and_time(self.path / name)}" for name in self.names)
@@ -174,16 +193,61 @@ class Tar(Source):
         return sorted(range(len(self)), key=offsets.__getitem__)
 
 
+def read_file(path: Path, at_most: int | None = None, root: str | None = None) -> bytes:
+    """Returns the bytes of a file, and of nothing else that a name can stand for.
+
+    Args:
+        path: The file. A pipe without a writer would never end, and /dev/zero never.
+        at_most: Most bytes that are read.
+        root: The folder, without links, that a link must not leave.
+
+    Raises:
+        OSError: Where it cannot be opened, is no file, is too large, or leaves the folder; with `strerror`.
+    """
+    if root is not None and path.is_symlink() and not _is_inside(path, root):
+        raise OSError(errno.EPERM, f"a link out of the folder, to {os.path.realpath(path)}")
+    with open(path, "rb", opener=_at_once) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, "a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "a pipe or a device, not a file")
+        if at_most is not None and status.st_size > at_most:
+            raise OSError(errno.EFBIG, _too_large(status.st_size, at_most))
+        return file.read()
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting for whoever writes into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _too_large(size: int, cap: int) -> str:
+    return f"{size / 2**20:.0f} MiB, the cap is {cap / 2**20:.0f} MiB"
+
+
+def _is_inside(path: Path, root: str) -> bool:
+    return os.path.realpath(path).startswith(os.path.join(root, ""))
+
+
 def open_source(path: str | Path) -> Source:
     """Returns the images of a folder, a zip or a tar.
 
     Raises:
+        ValueError: Where no path is given.
         BadSource: Where there is nothing to read, with the remedy.
     """
+    require_path(path, "a folder, a zip or a tar of images")
     source = _open(Path(path).expanduser())
     if not source.names:
         raise BadSource(f"0 images in {path}; known endings are {' '.join(sorted(EXTENSIONS))}")
     return source
+
+
+def require_path(path: str | Path, what: str, option: str = "path") -> None:
+    """Refuses a path that was not given, with the option that gives it."""
+    if not str(path):
+        raise ValueError(f"{option} is missing: give {what} with --data.{option} PLACE.")
 
 
 def _open(path: Path) -> Source:
@@ -191,6 +255,8 @@ def _open(path: Path) -> Source:
         raise BadSource(f"{path} does not exist; give a folder, a zip or a tar of images with --data.path")
     if path.is_dir():
         return Folder(path)
+    if not path.is_file():
+        raise BadSource(f"{path} is a pipe or a device; give a folder, a zip or a tar with --data.path")
     if zipfile.is_zipfile(path):
         return Zip(path)
     if path.stat().st_size and tarfile.is_tarfile(path):
@@ -198,12 +264,34 @@ def _open(path: Path) -> Source:
     raise BadSource(f"{path} is neither a folder nor a zip nor a tar; give one of these with --data.path")
 
 
+def _instead(path: Path, names: list[str]) -> str:
+    """Returns what to do about a folder without images, by what it does hold."""
+    archives = sorted(name for name in names if name.lower().endswith(_ARCHIVES))
+    if any(_IDX in name for name in names):
+        return f"found MNIST's own files, use --data MNIST --data.path {path}"
+    if any(PurePosixPath(name).name == "data_batch_1" for name in names):
+        return f"found CIFAR-10's own files, use --data CIFAR10 --data.path {path}"
+    if archives:
+        return f"found {', '.join(archives[:3])}, use --data.path {path / archives[0]}"
+    return f"known endings are {' '.join(sorted(EXTENSIONS))}"
+
+
+def _split_folders(names: list[str]) -> tuple[list[str] | None, list[str]]:
+    """Returns the split of each image, None where not all lie in one, and the names below the splits."""
+    skip = len(_common_folder(names).parts)
+    inside = [PurePosixPath(name).parts[skip:] for name in names]
+    parts = [SPLIT_FOLDERS.get(way[0].lower(), "") if len(way) > 1 else "" for way in inside]
+    if "" in parts or "train" not in parts or len(set(parts)) == 1:
+        return None, names
+    return parts, [str(PurePosixPath(*way[1:])) for way in inside]
+
+
 def _class_folders(names: list[str]) -> tuple[list[int] | None, list[str]]:
     """Returns labels and class names where every image lies one level below the common folder."""
     skip = len(_common_folder(names).parts)
     folders = [PurePosixPath(name).parts[skip:-1] for name in names]
     classes = sorted({folder[0] for folder in folders if folder})
-    if len(classes) < 2 or any(len(folder) != 1 for folder in folders) or SPLIT_NAMES.issuperset(classes):
+    if len(classes) < 2 or any(len(folder) != 1 for folder in folders) or SPLIT_FOLDERS.keys() >= {*classes}:
         return None, []
     number = {name: label for label, name in enumerate(classes)}
     return [number[folder[0]] for folder in folders], classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +12,18 @@ import numpy as np
 import torch
 
 from genlab import randomness
-from genlab.data.base import DataModule, require_share
+from genlab.data.base import DataModule
 from genlab.data.loading import Items
 from genlab.data.packed import Packed
-from genlab.data.sources import BadSource
+from genlab.data.sources import BadSource, read_file, require_path
+from genlab.data.splits import require_share
 from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
+from genlab.errors import DataError
 from genlab.shapes import IGNORED, DataSpec
 
 
 class TextData(DataModule):
-    """A text in windows of `context` tokens; the last part of it is held out.
+    """A text in windows of `context` tokens: its beginning is learned, then come validation and test parts.
 
     A row of batch["tokens"] has context + 1 tokens t_0 ... t_context: from t_0 ... t_(i-1) a model predicts
     t_i, for i = 1 ... context. t_0 is the token before the window, the end of a line before the whole text.
@@ -31,19 +34,22 @@ class TextData(DataModule):
     - Training: in each epoch the windows begin at another offset, drawn from (seed, epoch), so that a token
       is predicted from contexts of every length; what is left over at both ends waits for another epoch.
 
-    "val" is the test split, which `seed` does not change. A `fraction` takes the beginning of the training
-    text, and "rest" is what comes after it. The vocabulary is learnt from the training part alone.
+    No part depends on `seed`. A `fraction` takes the beginning of the training text, and "rest" is what comes
+    after it. The vocabulary is learnt from the training part alone.
 
     Args:
         context: Tokens that one item predicts, and the most that a prediction looks back on.
         tokenizer: "characters" (those of the training part, others are unknown), "bytes" of UTF-8, or "bpe".
         vocabulary_size: Number of tokens of "bpe", at least 256; the others follow from the text.
-        test_fraction: Share of the characters, at the end, that is held out.
+        test_fraction: Share of the characters, at the end, that is the test split. Of what comes before it,
+            the last `val_fraction` is for validation.
         base: Arguments that every data set has.
 
     Shapes:
         batch["tokens"]: (batch, context + 1), int64.
     """
+
+    things = "windows"
 
     def __init__(
         self,
@@ -83,10 +89,18 @@ class TextData(DataModule):
     def parts(self) -> dict[str, str]:
         """The text of each split, as they follow each other."""
         text = self.text()
-        num = int(len(text) * (1.0 - self.test_fraction))
-        used = max(1, round(self.fraction * num))
-        rest = {"rest": text[used:num]} if self.fraction < 1.0 else {}
-        return {"train": text[:used], **rest, "test": text[num:]}
+        end = int(len(text) * (1.0 - self.test_fraction))
+        num = round(end * (1.0 - self.val_fraction))
+        used = round(self.fraction * num)
+        parts = {"train": text[:used], "rest": text[used:num], "val": text[num:end], "test": text[end:]}
+        asked = {"rest": self.fraction < 1.0, "val": self.val_fraction > 0.0}
+        parts = {name: part for name, part in parts.items() if asked.get(name, True)}
+        empty = [name for name, part in parts.items() if not part]
+        if empty:
+            raise DataError(
+                f"{len(text)} characters of {self.data_name} are too few: nothing is left for {empty[0]}."
+            )
+        return parts
 
     @cached_property
     def stretches(self) -> dict[str, np.ndarray]:
@@ -113,11 +127,11 @@ class TextData(DataModule):
 
     def num_tokens(self, split: str) -> int:
         """Returns how many tokens of a split are predicted."""
-        return len(self.stretches[self.split_names.get(split, split)]) - 1
+        return len(self.stretches[split]) - 1
 
     def num_bytes(self, split: str) -> int:
         """Returns how many bytes of UTF-8 the predicted tokens of a split stand for."""
-        return len(self.parts[self.split_names.get(split, split)].encode())
+        return len(self.parts[split].encode())
 
     def describe(self) -> dict[str, Any]:
         names = list(self.stretches)
@@ -141,7 +155,7 @@ class TextData(DataModule):
 
     def _require_windows(self, num: int) -> None:
         if num < 2 * self.context:
-            raise ValueError(
+            raise DataError(
                 f"context must leave two windows of the training text, got {self.context} for {num} tokens "
                 f"of {self.data_name}; use --data.context {max(1, num // 2)} or less."
             )
@@ -163,8 +177,9 @@ class TextFile(TextData):
         base: Arguments of every text and of every data set.
     """
 
-    def __init__(self, path: str, **base: Any) -> None:
+    def __init__(self, path: str = "", **base: Any) -> None:
         super().__init__(**base)
+        require_path(path, "a file of text or a folder of .txt files")
         self.path = path
 
     @property
@@ -174,25 +189,30 @@ class TextFile(TextData):
     def text(self) -> str:
         path = Path(self.path).expanduser()
         files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-        text = "".join(map(_ended, files)) if len(files) > 1 else "".join(map(read_utf8, files))
+        root = os.path.realpath(path) if path.is_dir() else None
+        texts = [read_utf8(file, root) for file in files]
+        text = "".join(map(_ended, texts)) if len(texts) > 1 else "".join(texts)
         if not text:
             raise BadSource(f"{self.path} holds no text; give a file of it, or a folder of .txt files")
         return text
 
 
-def _ended(file: Path) -> str:
-    text = read_utf8(file)
+def _ended(text: str) -> str:
     return text if not text or text.endswith("\n") else text + "\n"
 
 
-def read_utf8(file: Path) -> str:
+def read_utf8(file: Path, root: str | None = None) -> str:
     """Returns the text of a file without its byte order mark.
+
+    Args:
+        file: The file.
+        root: The folder, without links, that a link must not leave.
 
     Raises:
         BadSource: Where there is no such file, or the first byte that is not UTF-8.
     """
     try:
-        content = file.expanduser().read_bytes()
+        content = read_file(file.expanduser(), root=root)
         return content.decode().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     except OSError as error:
         raise BadSource(

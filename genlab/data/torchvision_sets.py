@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import pickle
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from genlab.data.base import DataModule
 from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items
 from genlab.data.packed import Packed, pack
-from genlab.data.sources import BadSource, Source, open_source
+from genlab.data.sources import MAX_FILE_BYTES, BadSource, Source, open_source, read_file
+from genlab.data.text import read_utf8
 from genlab.files import cache_folder
 from genlab.shapes import DataSpec
 
@@ -70,8 +73,8 @@ def _download(name: str, fetch: Callable[[str], object], folder: Path) -> None:
 class MNIST(DataModule):
     """60,000 + 10,000 handwritten digits of 28x28 (LeCun et al. 1998), from the original IDX files.
 
-    They are looked for in MNIST/raw, raw, and the folder itself, packed (.gz) or not. There is no split for
-    validation: "val" is the test split.
+    They are looked for in MNIST/raw, raw, and the folder itself, packed (.gz) or not, or each below its own
+    name. The validation split is cut from the 60,000, the same for every `seed`.
 
     Args:
         path: Folder to search; None means ./data and the cache.
@@ -119,7 +122,7 @@ class MNIST(DataModule):
 
     def load(self) -> dict[str, Packed]:
         name = type(self).__name__
-        patterns = [f"{folder}train-images-idx3-ubyte*" for folder in (f"{name}/raw/", "raw/", "")]
+        patterns = [f"{folder}train-images?idx3-ubyte*" for folder in (f"{name}/raw/", "raw/", "")]
         folder = find(name, patterns, self.path, self.download, self._fetch).parent
         return {"train": self._read(folder, "train"), "test": self._read(folder, "t10k")}
 
@@ -155,21 +158,32 @@ class FashionMNIST(MNIST):
 
 
 def read_idx(file: Path) -> np.ndarray:
-    """Returns the uint8 array of an IDX file, packed by gzip or not.
+    """Returns the uint8 array of an IDX file, packed by gzip or not, or in a folder of its own name.
 
     Raises:
         BadSource: Where the file is missing, damaged or of another kind.
     """
-    packed = file.with_name(file.name + ".gz")
+    found = _idx_file(file)
     try:
-        data = file.read_bytes() if file.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
-        raise BadSource(f"{packed} cannot be read ({error}); fetch it again") from None
+        data = read_file(found, MAX_FILE_BYTES)
+        if found.suffix == ".gz":
+            with gzip.open(io.BytesIO(data)) as stream:
+                data = stream.read(MAX_FILE_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadSource(f"{found} cannot be read ({error}); fetch it again") from None
     num_dims = data[3] if data[:3] == b"\x00\x00\x08" else 0
     shape = tuple(int(size) for size in np.frombuffer(data, ">u4", num_dims, 4))
     if num_dims == 0 or len(data) != 4 + 4 * num_dims + int(np.prod(shape)):
-        raise BadSource(f"{file} is not a whole IDX file of bytes; fetch it again")
+        raise BadSource(f"{found} is not a whole IDX file of bytes; fetch it again")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * num_dims).reshape(shape)
+
+
+def _idx_file(file: Path) -> Path:
+    """Returns the file as it lies there: with a dot for the last dash, packed, or below its own name."""
+    dotted = file.with_name(file.name.replace("-idx", ".idx"))
+    plain = [place for name in (file, dotted) for place in (name, name / file.name, name / dotted.name)]
+    packed = [place.with_name(place.name + ".gz") for place in plain]
+    return next((place for place in (*plain, *packed) if place.is_file()), packed[0])
 
 
 class CIFAR10(DataModule):
@@ -177,7 +191,7 @@ class CIFAR10(DataModule):
 
     Reads torchvision's cifar-10-batches-py. Also reads sheets: one lossless picture a class, train/3_cat.webp
     or .png, with the class's images side by side in full rows; the number before the underscore is the label.
-    There is no split for validation: "val" is the test split.
+    The validation split is cut from the 50,000, the same for every `seed`.
 
     Args:
         path: Folder to search; None means ./data and the cache.
@@ -213,8 +227,7 @@ class CIFAR10(DataModule):
 
 def _batch(file: Path) -> Packed:
     try:
-        with file.open("rb") as stream:
-            content = _ArraysOnly(stream, encoding="latin1").load()
+        content = _ArraysOnly(io.BytesIO(read_file(file)), encoding="latin1").load()
         images = np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32)
         return Packed({"image": images, "label": np.asarray(content["labels"], np.int64)})
     except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
@@ -233,8 +246,10 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _sheet(file: Path) -> Packed:
-    with Image.open(file) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(read_file(file))).convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadSource(f"{file} is no sheet ({error}); fetch it again") from None
     if pixels.shape[0] % 32 or pixels.shape[1] % 32:
         raise BadSource(f"{file} is no sheet: {pixels.shape[1]}x{pixels.shape[0]} is not a multiple of 32")
     rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
@@ -253,8 +268,8 @@ class CelebA(ImageFolder):
 
     Of the 178x218 pixels the middle 178x178 remain; half-size copies (89x109) are cut alike. Reads
     torchvision's celeba/img_align_celeba, packed as .zip or not, or any folder, zip or tar of the images that
-    `path` names. With list_eval_partition.txt beside the images the official splits are used, and "val" is
-    its own split; without it the test split is drawn by `seed`, and "val" is the test split.
+    `path` names. With list_eval_partition.txt (Kaggle's: .csv) beside the images or in Eval the official
+    splits are used; without it the test split is drawn by `seed`.
 
     Args:
         path: Folder to search, or the images themselves; None means ./data and the cache.
@@ -291,14 +306,9 @@ class CelebA(ImageFolder):
     def spec(self) -> DataSpec:
         return DataSpec("celeba", (3, self.image_size, self.image_size))
 
-    @property
-    def split_names(self) -> dict[str, str]:
-        official = self._partition_file.exists()
-        return {"train": "train", "val": "val" if official else "test", "test": "test"}
-
     def load(self) -> dict[str, Packed]:
         packed = pack(self.source, self.policy, "celeba", self.cache)
-        if not self._partition_file.exists():
+        if self._partition_file is None:
             return self.drawn_split(packed)
         part = _partition(self._partition_file, self.source.names)
         return {
@@ -306,19 +316,21 @@ class CelebA(ImageFolder):
         }
 
     def open(self) -> Source:
-        folders = ["celeba/img_align_celeba", "img_align_celeba"]
-        patterns = [*folders, *(f"{folder}.zip" for folder in folders)]
-        if (
-            self.path
-            and _first([Path(self.path).expanduser()], patterns) is None
-            and Path(self.path).exists()
-        ):
+        nested = "img_align_celeba/img_align_celeba"  # as Kaggle packs it
+        patterns = ["celeba/img_align_celeba", nested, "img_align_celeba"]
+        patterns += [f"{folder}img_align_celeba.zip" for folder in ("celeba/", "", "Img/")]
+        place = Path(self.path).expanduser()
+        if self.path and place.exists() and _first([place], patterns) is None:
             return open_source(self.path)
         return open_source(find("CelebA", patterns, self.path or None, self.download, self._fetch))
 
     @property
-    def _partition_file(self) -> Path:
-        return self.source.path.parent / "list_eval_partition.txt"
+    def _partition_file(self) -> Path | None:
+        """The official split where it lies beside the images or, as first published, in Eval."""
+        folder = self.source.path.parent
+        places = [folder, folder.parent, folder.parent / "Eval"]
+        files = [place / f"list_eval_partition.{ending}" for place in places for ending in ("txt", "csv")]
+        return next((file for file in files if file.is_file()), None)
 
     def _fetch(self, folder: str) -> object:
         from torchvision import datasets
@@ -328,7 +340,8 @@ class CelebA(ImageFolder):
 
 def _partition(file: Path, names: list[str]) -> np.ndarray:
     """Returns 0, 1 or 2 (train, val, test) for each image."""
-    part = dict(line.split() for line in file.read_text().splitlines() if line.strip())
+    rows = [line.replace(",", " ").split() for line in read_utf8(file).splitlines()]
+    part = {row[0]: row[1] for row in rows if len(row) == 2 and row[1] in ("0", "1", "2")}
     missing = [name for name in names if Path(name).name not in part]
     if missing:
         raise BadSource(f"{file} does not list {len(missing)} of {len(names)} images, such as {missing[0]}")

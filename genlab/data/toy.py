@@ -14,6 +14,7 @@ from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.loading import Items
 from genlab.data.packed import Packed
+from genlab.data.splits import require_counts
 from genlab.shapes import DataSpec
 
 
@@ -22,7 +23,7 @@ class PointData(DataModule):
 
     Args:
         num_train: Points an epoch.
-        num_test: Points to score on, the same for every seed; also "val".
+        num_test: Points to score on, and as many others for validation, the same for every seed.
         fresh: Draw new points in each epoch, so that no point is seen twice; False repeats the first epoch's.
         base: Arguments that every data set has.
 
@@ -30,12 +31,14 @@ class PointData(DataModule):
         batch["point"]: (batch, dimensions), float32.
     """
 
+    things = "points"
     dimensions = 2
 
     def __init__(
         self, num_train: int = 10_000, num_test: int = 2_000, fresh: bool = True, **base: Any
     ) -> None:
         super().__init__(**base)
+        require_counts(num_train, num_test)
         if fresh and self.fraction < 1.0:
             raise ValueError(
                 f"fraction {self.fraction} means few data, but fresh draws new ones in each epoch; "
@@ -58,6 +61,7 @@ class PointData(DataModule):
     def load(self) -> dict[str, Packed]:
         return {
             "train": self._points(self.num_train, self.seed, "train", 0),
+            "val": self._points(self.num_test, "val"),
             "test": self._points(self.num_test, "test"),
         }
 

@@ -21,7 +21,7 @@ from genlab.errors import CheckpointError
 from genlab.families.base import Model
 from genlab.runs.checkpoint_files import damage
 from genlab.runs.folder import Run
-from genlab.runs.tests import read_config
+from genlab.runs.tests import is_without_validation, read_config
 from genlab.shapes import DataSpec
 
 OLDEST = (0, 2)
@@ -63,9 +63,12 @@ def build_model(config: dict[str, Any], spec: DataSpec) -> Model:
 
 def load_data(run: Run) -> DataModule:
     """Returns the data that a run was trained on."""
+    config = read_config(run)["data"]
+    if is_without_validation(run):
+        config["init_args"]["val_fraction"] = 0.0
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data")
-    return parser.instantiate_classes(_parsed(parser, {"data": read_config(run)["data"]})).data
+    return parser.instantiate_classes(_parsed(parser, {"data": config})).data
 
 
 def _parsed(parser: ArgumentParser, config: dict[str, Any]) -> Any:

@@ -75,7 +75,7 @@ def measure(
     extractor: Extractor,
     metrics: Sequence[Any],
     num_samples: int,
-    split: str = "test",
+    split: str = "val",
     seed: int = 0,
     batch_size: int = 100,
 ) -> tuple[Point, dict[str, Any]]:
@@ -89,7 +89,7 @@ def measure(
         extractor: Network whose features the metrics compare.
         metrics: What to compute.
         num_samples: Number of generated images.
-        split: Split of the real images.
+        split: Split of the real images; the curve serves to choose a sampler, which the test split must not.
         seed: Seed of the samples.
         batch_size: Images drawn at a time.
     """

@@ -74,6 +74,15 @@ def read_config(run: Run) -> dict[str, Any]:
     return sections
 
 
+def is_without_validation(run: Run) -> bool:
+    """Returns whether a run is of before there was a validation split: it learned the whole training split.
+
+    What it took for validation was the test split.
+    """
+    options = (read_config(run).get("data") or {}).get("init_args") or {}
+    return "fraction" in options and "val_fraction" not in options
+
+
 def variants_of(run: Run) -> dict[str, dict[str, Any]]:
     """Returns the settings of each variant that a run's configuration names."""
     return read_config(run).get("variants") or {}
