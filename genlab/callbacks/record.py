@@ -19,7 +19,7 @@ from genlab.callbacks.clock import TrainingClock
 from genlab.callbacks.divergence import read_losses, require_finite_losses
 from genlab.callbacks.measured import measured
 from genlab.callbacks.run_logger import RunLogger
-from genlab.data.base import DataModule
+from genlab.data.base import SPLITS, DataModule
 from genlab.errors import DataError, Diverged
 from genlab.families.base import Model
 from genlab.files import write_json, write_text
@@ -65,7 +65,7 @@ class Resumption:
             ValueError: A setting differs that shapes the curve.
             DataError: The data differ.
         """
-        splits = [name for name in self.trained_with.data if name in data.split_names]
+        splits = [name for name in self.trained_with.data if name in SPLITS]
         now = {name: data.fingerprint(name) for name in splits}
         of_data, of_settings = data_changes(self.trained_with.data, now), []
         if config is not None:

@@ -33,7 +33,6 @@ from genlab.callbacks.progress import ProgressLine
 from genlab.callbacks.record import Resumption, RunRecorder, SameData
 from genlab.callbacks.run_logger import RunLogger
 from genlab.callbacks.samples import SampleWriter
-from genlab.callbacks.stop import StopAtOnce
 from genlab.cli import peers
 from genlab.cli.guests import check_precision, check_trainer
 from genlab.cli.parser import GROUPS, Parser, in_order
@@ -225,9 +224,7 @@ class GenlabCLI(LightningCLI):
         budget, checkpoints = (self._get(self.config_init, name) for name in ("budget", "checkpoints"))
         # The clock comes first, so that what the others do at a pause is not training time.
         callbacks: list[Callback] = [budget.clock]
-        if self.subcommand != "fit":
-            callbacks.append(StopAtOnce())
-        else:
+        if self.subcommand == "fit":
             callbacks += [Monitors(), ExampleInput(), *([ProgressLine(budget)] if shows_line else [])]
             callbacks += [checkpoints.request, DivergenceGuard()]
         if recorder is not None:
