@@ -1,5 +1,6 @@
 """Every test has its own outputs and cache, and one thread."""
 
+import gc
 import os
 import shutil
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ def genlab_command(capsys):
             code = main([str(argument) for argument in arguments])
         except SystemExit as stop:
             code = stop.code
+            gc.collect()  # a stopped training's reading processes, which would hold a browser's pipes open
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -238,6 +238,12 @@ def test_nothing_is_written_outside_of_the_run(form, tmp_path, genlab_command, n
     assert (code == 0) == (form != "a checkpoint's name"), error
 
 
+def test_a_file_may_be_named_by_a_score(genlab_command, no_training):
+    options = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=mine-{val/fid:.2f}"]
+    code, _, error = genlab_command(*FIT, *options)
+    assert code == 0, error
+
+
 NAMES = (
     *("foreign_code.run", "foreign_code.opt", "foreign_code.Net", "foreign_code.lower", "foreign_code"),
     *(FX, POPEN, "os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torch.hub.load"),

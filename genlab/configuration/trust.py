@@ -12,6 +12,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -181,14 +182,20 @@ def check_places(trainer: Any, run: Path | None) -> None:
         ValueError: With the setting.
     """
     for name, value in _places(trainer, "trainer"):
-        place = Path(os.path.abspath(Path(value).expanduser()))
         homes = [*([run] if run is not None else []), *map(Path, _allowed_folders())]
-        name_only = Path(value).name == value and name.endswith("filename")
-        if not name_only and not any(place.is_relative_to(os.path.abspath(home)) for home in homes):
+        place = Path(os.path.abspath(Path(value).expanduser()))
+        is_inside = any(place.is_relative_to(os.path.abspath(home)) for home in homes)
+        if not is_inside and not (name.endswith("filename") and _is_plain_name(value)):
             raise ValueError(
                 f"{name} would write to {value}, outside of the run's folder: leave it out, and the run "
                 f"keeps it; or add --allow {place}."
             )
+
+
+def _is_plain_name(value: str) -> bool:
+    """Returns whether a file's name has no folders in it; `{val/fid:.2f}` stands for a number."""
+    name = re.sub(r"\{[^{}]*\}", "0", value)
+    return name not in ("", ".", "..") and Path(name).name == name
 
 
 def _places(config: Any, name: str) -> Iterator[tuple[str, str]]:
