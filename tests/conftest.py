@@ -116,3 +116,11 @@ def tiny_extractor(tmp_path_factory):
         return file
 
     return path
+
+
+@pytest.fixture
+def no_inception(monkeypatch):
+    """A machine where the weights of the default extractor cannot be had."""
+    from genlab.callbacks import evaluate
+
+    monkeypatch.setattr(evaluate, "extractor_available", lambda source: "the weights are not there.")

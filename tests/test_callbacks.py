@@ -56,7 +56,7 @@ def test_a_budget_of_epochs_is_lightnings_own(epochs, genlab_command, tiny_extra
         *("--budget", "{}", "--trainer.max_epochs", epochs),
     )
     assert code == 0, error
-    assert list_runs()[-1].read()["examples_seen"] == epochs * 15 * 64
+    assert list_runs()[-1].read()["examples_seen"] == epochs * 14 * 64
 
 
 @pytest.mark.parametrize(("name", "value"), [("examples", 0), ("seconds", -1.0), ("evaluate_every", 0)])

@@ -153,11 +153,16 @@ def test_an_option_wins_over_a_file_wherever_it_stands(genlab_command, tmp_path)
         assert code == 0 and re.search(r"budget:\n  examples: 128\n", out)
 
 
-def test_an_option_that_is_given_twice_is_refused_unless_it_says_the_same(genlab_command):
-    code, _, error = genlab_command(*FIT, "--budget.examples", "64", "--budget.examples=128")
-    assert code == 2 and "--budget.examples is given twice, as 64 and as 128" in error
+def test_an_option_that_is_given_twice_is_said_unless_it_says_the_same(genlab_command, recwarn):
+    twice = ("--budget.examples", "64", "--budget.examples=128", "--print_config")
+    code, out, _ = genlab_command(*FIT, *twice)
+    (said,) = [str(warning.message) for warning in recwarn if "given twice" in str(warning.message)]
+    assert said == "--budget.examples is given twice, as 64 and as 128; the last one holds."
+    assert code == 0 and "examples: 128" in out
+    recwarn.clear()
     code, out, _ = genlab_command(*FIT, "--budget.examples", "64", "--budget.examples=64", "--print_config")
     assert code == 0 and "examples: 64" in out
+    assert not [warning for warning in recwarn if "given twice" in str(warning.message)]
 
 
 @pytest.mark.parametrize("amount, number", {"10k": 10_000, "1e6": 10**6, "1M": 10**6, "640": 640}.items())

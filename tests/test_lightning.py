@@ -117,7 +117,7 @@ def test_a_checkpoint_of_ones_own_is_kept_by_the_best_score(visited):
     run, _ = visited
     best = min(evaluated(run), key=lambda row: row["val/fid@32vs64"])
     kept = {path.name for path in run.checkpoints.glob("*.ckpt")}
-    assert kept == {"last.ckpt", "best.ckpt", f"mine-{best['step']}.ckpt"}
+    assert kept == {"last.ckpt", "previous.ckpt", "best.ckpt", f"mine-{best['step']}.ckpt"}
 
 
 def test_learning_rates_stand_beside_the_losses(visited):

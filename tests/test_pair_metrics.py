@@ -238,13 +238,13 @@ def test_default_metrics_follow_what_is_drawn_and_what_it_is_told():
     assert names(sentences) == ["BLEU"] and names(DataSpec("codes", (8,), levels=5, source=text)) == []
 
 
-def test_without_an_extractor_pairs_are_scored_all_the_same(tmp_path):
-    data, evaluate = Pairs(batch_size=4), Evaluate(str(tmp_path / "nowhere"))
+def test_without_an_extractor_pairs_are_scored_all_the_same(no_inception):
+    data, evaluate = Pairs(batch_size=4), Evaluate()
     model = Negative(data.spec)
     evaluate.prepare(model)
-    assert "is not there" in evaluate.missing
+    assert "are not there" in evaluate.missing
     assert set(evaluate.examination(data).scores(model).values) == {"psnr", "ssim"}
-    unconditional, other = Negative(data.spec, ()), Evaluate(str(tmp_path / "nowhere"))
+    unconditional, other = Negative(data.spec, ()), Evaluate()
     other.prepare(unconditional)
     assert other.missing and other.examination(data).scores(unconditional) is None
 
@@ -266,7 +266,7 @@ class Windows(DataModule):
 
     def load(self):
         tokens = np.array([[0, 1, 2, 3, 4], [4, 1, 2, 3, IGNORED]])
-        return {"train": Packed({"tokens": tokens}), "test": Packed({"tokens": tokens})}
+        return {name: Packed({"tokens": tokens}) for name in ("train", "val", "test")}
 
     def num_bytes(self, split):
         return 9

@@ -86,13 +86,15 @@ def test_a_report_of_kept_records_needs_no_picture(bench, tmp_path, genlab_comma
 def test_a_table_in_a_file_is_made_anew_and_the_rest_stays(bench, tmp_path, genlab_command):
     file = tmp_path / "README.md"
     head = HEAD.format(options=f"'{bench}' --markdown --columns fid,ms")
-    file.write_text(f"# before\n\n{head}old\n{END}\n\nafter\n{head}{END}\n", encoding="utf-8")
+    file.write_text(f"# before\n\n{head}of yesterday\n{END}\n\nafter\n{head}{END}\n", encoding="utf-8")
     code, _, err = genlab_command("compare", "--refresh", file)
     assert code == 0, err
     table = markdown_table(compare([bench]), None)
     text = file.read_text(encoding="utf-8")
     assert text.startswith(f"# before\n\n{head}\n| model | FID@797 | ms/sample |\n")
-    assert text.count("| dcgan_digits |") == 2 and f"{END}\n\nafter\n{head}" in text and "old" not in text
+    assert (
+        text.count("| dcgan_digits |") == 2 and f"{END}\n\nafter\n{head}" in text and "yesterday" not in text
+    )
     assert table.splitlines()[-1] in text  # its remarks, too
     assert refreshed(file) == text
 

@@ -194,6 +194,11 @@ def test_a_run_of_before_the_validation_split_is_tested_on_what_it_was(genlab_co
     del config["data"]["init_args"]["val_fraction"]
     config["evaluate"]["split"] = "test"
     run.config.write_text(yaml.safe_dump(config))
+    for name in ("last", "previous", "best"):  # of then, which said nothing of their data
+        path = run.checkpoints / f"{name}.ckpt"
+        state = torch.load(path, weights_only=True)
+        del state["trained_with"]
+        torch.save(state, path)
     assert is_without_validation(run)
     with short_measures():
         code, _, err = genlab_command("test", run.path, "--evaluate.num_test_samples", 60)

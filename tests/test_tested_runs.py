@@ -13,8 +13,10 @@ import yaml
 from PIL import Image
 
 import genlab
+from genlab.callbacks import evaluate
 from genlab.cli.main import main
 from genlab.files import digest
+from genlab.metrics.extractors import load_extractor
 from genlab.report.film import film_of
 from genlab.runs import tests as stored
 from genlab.runs.folder import Run, list_runs
@@ -241,14 +243,20 @@ def test_a_test_that_was_killed_goes_on_where_it_was(run, genlab_command, monkey
     assert measured(run, genlab_command) == ["three steps"]
 
 
-def test_scores_that_wait_for_an_extractor_are_made_once_there_is_one(run, genlab_command, tiny_extractor):
+def test_scores_that_wait_for_an_extractor_are_made_once_there_is_one(
+    run, genlab_command, tiny_extractor, monkeypatch
+):
     config = yaml.safe_load(run.config.read_text())
-    away = config["evaluate"]["extractor"] = str(run.path / "later.safetensors")
+    config["evaluate"]["extractor"] = None  # the default, which may be absent
     run.config.write_text(yaml.safe_dump(config))
-    code, _, error = genlab_command("test", run.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "extractor_available", lambda source: "not yet.")
+        code, _, error = genlab_command("test", run.path)
     assert code == 0 and "No scores by features" in error
     assert "speed" in run.read()["test"] and "copies" not in run.read()["test"]
-    shutil.copy(tiny_extractor(1), away)
+    there = load_extractor(tiny_extractor(1))
+    monkeypatch.setattr(evaluate, "extractor_available", lambda source: None)
+    monkeypatch.setattr(evaluate, "load_extractor", lambda source: there)
     assert measured(run, genlab_command) == ["test", *VARIANTS]
     assert "copies" in run.read()["test"]
 

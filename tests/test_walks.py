@@ -192,15 +192,12 @@ def test_speed_measures_every_sampler_at_every_price(trained, tiny_extractor, ge
     assert out.count("\n") == len(points) + 2
 
 
-def test_the_speed_of_a_sampler_is_scored_as_the_test_scores_it(trained, short_measures, genlab_command):
+def test_the_speed_of_a_sampler_is_scored_as_a_validation_scores_it(trained, genlab_command):
     run = trained("ddpm_digits")
     arguments = ("--passes", 3, "--num_samples", 16, "--samplers", "DDIM, even")
     genlab_command("speed", run, *arguments)
     value = json.loads((run / "speed" / "speed.json").read_text())["points"][0]["value"]
-    with short_measures():
-        code, out, error = genlab_command(
-            "test", run, "--evaluate.num_test_samples", 16, "--evaluate.num_likelihood", 2
-        )
+    code, out, error = genlab_command("validate", run, "--evaluate.num_samples", 16)
     assert code == 0, error
     (line,) = (line for line in out.splitlines() if line.startswith("fid@"))
     assert float(line.split()[1]) == pytest.approx(value, rel=1e-3)

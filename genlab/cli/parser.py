@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,10 @@ def _kind(config: Any) -> str:
 def in_order(arguments: Sequence[str]) -> list[str]:
     """Returns a command's arguments with its configuration files first: what is typed wins over any file.
 
+    An option that is given twice is said: the last one holds, as everywhere.
+
     Raises:
-        ValueError: An option is given twice with different values, or a file cannot be read.
+        ValueError: A file cannot be read.
     """
     files: list[str] = []
     options: list[str] = []
@@ -101,7 +104,7 @@ def in_order(arguments: Sequence[str]) -> list[str]:
             files += ["--config", _existing(value)]
             continue
         if name in given and given[name] != value and not name.endswith("+"):
-            raise ValueError(f"{name} is given twice, as {given[name]} and as {value}: leave one out.")
+            warnings.warn(f"{name} is given twice, as {given[name]} and as {value}; the last one holds.")
         given[name] = value
         options += [argument] if equals or not value else [name, value]
     return files + options

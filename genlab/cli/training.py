@@ -593,6 +593,7 @@ def _unwrapped(value: Any) -> Any:
         return {name: _unwrapped(part) for name, part in value.items() if name != "spec"}
     if isinstance(value, list | tuple):
         return [_unwrapped(part) for part in value]
+    value = value.value if isinstance(value, Enum) else value
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

@@ -66,7 +66,10 @@ def parse_budget(text: str) -> Budget:
     except ValueError as error:
         raise ValueError(f"--budget {error}, or a time such as 90s or 5m.") from None
     if not 0 < amount < _MOST:
-        raise ValueError(f"--budget must be positive and a size that ends, got {shortened(text)!r}.")
+        raise ValueError(
+            f"--budget must be above 0: a time such as 90s or 5m, or examples such as 300k; it is "
+            f"{shortened(text)!r}."
+        )
     return Budget(seconds=float(amount)) if is_time else Budget(int(amount))
 
 

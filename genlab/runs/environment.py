@@ -136,10 +136,11 @@ def _without_pairs(text: str) -> str:
     """Returns the text with the value behind each secret name hidden, in one pass."""
     parts, place = [], 0
     while name := _NAME.search(text, place):
-        value = _VALUE.match(text, name.end())
         parts.append(text[place : name.end()])
-        place = name.end()
-        if value and _is_secret(name[0].rstrip(" \t=:\"'"), value[0]):
+        place, word = name.end(), name[0].rstrip(" \t=:\"'")
+        # By the name first: a value may reach to the end of the text, behind each of many names.
+        value = _VALUE.match(text, place) if _is_secret(word, "") else None
+        if value and _is_secret(word, value[0]):
             parts.append(_HIDDEN)
             place = value.end()
     return "".join([*parts, text[place:]])
