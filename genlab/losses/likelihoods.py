@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from genlab.losses.precision import at_least_float32
-from genlab.shapes import DataSpec
+from genlab.shapes import DataSpec, to_float, to_levels
 
 LOG_SCALES = (-7.0, 7.0)  # a thousandth is narrower than half a level of 256, a thousand is flat
 TAIL = -20.0  # where the expansion of the normal tail is right to single precision
@@ -40,6 +40,9 @@ class PixelLikelihood(nn.Module, ABC):
     num_parameters = 1
     """Numbers that the decoder gives for each pixel and channel."""
 
+    couples_channels = False
+    """Whether a channel's distribution depends on the earlier channels of its pixel."""
+
     @property
     def parameter_shape(self) -> tuple[int, ...]:
         """Shape of one item of the decoder's output: as the data, with num_parameters times the channels."""
@@ -58,6 +61,22 @@ class PixelLikelihood(nn.Module, ABC):
     @abstractmethod
     def mean(self, parameters: Tensor) -> Tensor:
         """Returns the expected pixels, in [-1, 1] for images."""
+
+    num_uniforms = 1
+    """Uniform numbers that it takes to draw one item's pixel, for each channel."""
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        """Returns pixels drawn by their probability, (batch, *spec.shape), levels as floats in [-1, 1].
+
+        Args:
+            parameters: What the decoder returned.
+            u: Uniform numbers in (0, 1), (batch, num_uniforms, *spec.shape).
+            temperature: 1 draws what was learned, near 0 what is likeliest.
+
+        Raises:
+            ValueError: The distribution is not drawn from pixel by pixel.
+        """
+        raise ValueError(f"{type(self).__name__} is not drawn from pixel by pixel; take Softmax.")
 
     def _split(self, parameters: Tensor) -> Tensor:
         """Returns the parameters as (batch, num_parameters, *spec.shape)."""
@@ -102,6 +121,45 @@ class Bernoulli(PixelLikelihood):
 
     def mean(self, parameters: Tensor) -> Tensor:
         return 2.0 * torch.sigmoid(parameters.float()) - 1.0
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        white = u[:, 0] < torch.sigmoid(parameters.double() / temperature)
+        return 2.0 * white.to(parameters.dtype) - 1.0
+
+
+class Softmax(PixelLikelihood):
+    """Every level with a probability of its own, whatever its neighbours'.
+
+        p(level k) = softmax(logits)_k          van den Oord et al. 2016 (arXiv:1601.06759), section 3
+
+    Args:
+        spec: The data, with levels.
+
+    Raises:
+        ValueError: For continuous data.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__(spec)
+        if spec.levels < 2:
+            raise ValueError(f"Softmax needs data with levels, but {spec.name} is continuous; take Gaussian.")
+        self.num_parameters = spec.levels
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        # A cross-entropy and not a log_softmax, which would keep a number for every level of every pixel.
+        levels = to_levels(x, self.spec.levels).long()
+        return -cross_entropy(self._split(parameters), levels, reduction="none")
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return torch.einsum("bk...,k->b...", self._split(parameters.float()).softmax(dim=1), self._values())
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        mass = (self._split(parameters).double() / temperature).softmax(dim=1).cumsum(dim=1)
+        level = (mass[:, :-1] < u * mass[:, -1:]).sum(dim=1)
+        return to_float(level, self.spec.levels)
+
+    def _values(self) -> Tensor:
+        return to_float(torch.arange(self.spec.levels), self.spec.levels)
 
 
 class Gaussian(PixelLikelihood):
@@ -186,6 +244,19 @@ class DiscretizedLogistic(PixelLikelihood):
         weights = torch.ones_like(means) if logits is None else logits.softmax(dim=1)
         return (weights * means.clamp(-1.0, 1.0)).sum(dim=1)
 
+    @property
+    def num_uniforms(self) -> int:  # type: ignore[override]
+        return 2 if self.num_components > 1 else 1
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        logits, means, log_scales = self._mixture(parameters)
+        if logits is not None:
+            mass = (logits.double() / temperature).softmax(dim=1).cumsum(dim=1)
+            chosen = (mass[:, :-1] < u[:, 1:] * mass[:, -1:]).sum(dim=1, keepdim=True)
+            means, log_scales = means.gather(1, chosen), log_scales.gather(1, chosen)
+        value = means[:, 0] + log_scales[:, 0].exp() * temperature * torch.logit(u[:, 0]).to(means.dtype)
+        return nearest_level(value, self.spec.levels)
+
     def _mixture(self, parameters: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """Returns the components' logits, where there are several, their means and log scales."""
         *logits, means, log_scales = self._split(parameters).split(self.num_components, dim=1)
@@ -196,6 +267,11 @@ class DiscretizedLogistic(PixelLikelihood):
             )
         # Shifted, so that a decoder that still says 0 gives a scale of a seventh of the range.
         return logits[0] if logits else None, means, (log_scales - 2.0).clamp(*LOG_SCALES)
+
+
+def nearest_level(x: Tensor, num_levels: int) -> Tensor:
+    """Returns the levels whose bins hold x, as floats in [-1, 1]; the outermost bins reach to infinity."""
+    return to_float(to_levels(x, num_levels), num_levels).to(x.dtype)
 
 
 def log_logistic_interval(low: Tensor, high: Tensor, is_lowest: Tensor, is_highest: Tensor) -> Tensor:
