@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,14 @@ class Memory:
         size: Their height and width.
 
     Attributes:
-        rows: What a layer needs in the row at hand of the rows above, (batch, channels, width).
+        known: What layers of other kinds keep, each under a name of its own.
     """
 
     def __init__(self, num_images: int, size: tuple[int, int]) -> None:
         self.num_images, self.size = num_images, size
         self._maps: dict[int, Tensor] = {}
         self._kernels: dict[int, Tensor] = {}
-        self.rows: dict[nn.Module, Tensor] = {}
+        self.known: dict[tuple[nn.Module, str], Any] = {}
 
     def inputs(self, layer: CausalConv2d) -> Tensor:
         """Returns the inputs of a layer with the zeros around them, to be filled in."""
@@ -56,8 +56,8 @@ class CausalConv2d(nn.Conv2d):
 
     Args:
         in_channels, out_channels: Of the features.
-        size: Height and width of the kernel of an image-wide convolution; the lower half of the height is
-            left out. An odd width.
+        reach: Rows above, columns to the left and columns to the right that it looks at; of its own row only
+            what it may see.
         sees: What of its own row.
         num_channels: Of a pixel, when its channels see each other in turn; 1 for all at a time.
 
@@ -71,15 +71,14 @@ class CausalConv2d(nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        size: tuple[int, int] = (1, 1),
+        reach: tuple[int, int, int] = (0, 0, 0),
         sees: Sees = "up to",
         num_channels: int = 1,
     ) -> None:
-        height, width = size
-        rows = height // 2 + 1
-        super().__init__(in_channels, out_channels, (rows, width))
-        self.margins = (width // 2, width // 2, rows - 1, 0)
-        self.register_buffer("mask", _mask(self.weight, sees, num_channels), persistent=False)
+        above, left, right = reach
+        super().__init__(in_channels, out_channels, (above + 1, left + 1 + right))
+        self.margins = (left, right, above, 0)
+        self.register_buffer("mask", _mask(self.weight, left, sees, num_channels), persistent=False)
 
     def kernel(self) -> Tensor:
         """Returns the weight with zeros where nothing may be seen."""
@@ -128,12 +127,11 @@ class CausalConv2d(nn.Conv2d):
         return conv2d(known[:, :, row : row + top + 1], self.kernel(), self.bias)[:, :, 0]
 
 
-def _mask(weight: Tensor, sees: Sees, num_channels: int) -> Tensor:
+def _mask(weight: Tensor, middle: int, sees: Sees, num_channels: int) -> Tensor:
     """Returns ones where an output may see an input, (out channels, in channels, rows, width)."""
     mask = torch.ones_like(weight)
     if sees == "above":
         return mask
-    middle = weight.shape[3] // 2
     mask[:, :, -1, middle + 1 :] = 0
     out, into = (torch.arange(number) % num_channels for number in weight.shape[:2])
     earlier = out[:, None] > into[None, :] if sees == "before" else out[:, None] >= into[None, :]

@@ -43,12 +43,11 @@ class PixelCNN(nn.Module):
     ) -> None:
         super().__init__()
         channels = spec.shape[0]
-        width = _multiple(features, channels)
-        _require_odd(size, first_size)
+        width = multiple(features, channels)
         self.size = spec.shape[1:]
-        self.first = CausalConv2d(channels, 2 * width, (first_size, first_size), "before", channels)
+        self.first = CausalConv2d(channels, 2 * width, around(first_size), "before", channels)
         self.blocks = nn.ModuleList(_Block(width, size, channels) for _ in range(num_blocks))
-        self.last = _Head(2 * width, num_outputs, channels)
+        self.last = Head(2 * width, num_outputs, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
@@ -72,7 +71,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, size: int, channels: int) -> None:
         super().__init__()
         self.narrow = CausalConv2d(2 * width, width, num_channels=channels)
-        self.look = CausalConv2d(width, width, (size, size), num_channels=channels)
+        self.look = CausalConv2d(width, width, around(size), num_channels=channels)
         self.widen = CausalConv2d(width, 2 * width, num_channels=channels)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -84,7 +83,7 @@ class _Block(nn.Module):
         return h + self.widen.pixel(inner.relu(), *place)
 
 
-class _Head(nn.Module):
+class Head(nn.Module):
     """Two 1 x 1 convolutions from features to outputs, which begin at 0: every level is equally likely."""
 
     def __init__(self, features: int, num_outputs: int, channels: int) -> None:
@@ -137,8 +136,7 @@ class GatedPixelCNN(nn.Module):
     ) -> None:
         super().__init__()
         channels = spec.shape[0]
-        width = _multiple(features, channels)
-        _require_odd(size, first_size)
+        width = multiple(features, channels)
         self.size, self.num_classes = spec.shape[1:], spec.num_classes
         first = _GatedLayer(channels, width, first_size, "before", channels, spec.num_classes)
         rest = (
@@ -146,7 +144,7 @@ class GatedPixelCNN(nn.Module):
             for _ in range(num_layers - 1)
         )
         self.layers = nn.ModuleList([first, *rest])
-        self.last = _Head(width, num_outputs, channels)
+        self.last = Head(width, num_outputs, channels)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         above = across = x
@@ -185,8 +183,8 @@ class _GatedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.is_first = sees == "before"
-        self.vertical = CausalConv2d(in_width, 2 * width, (size, size), "above")
-        self.horizontal = CausalConv2d(in_width, 2 * width, (1, size), sees, channels)
+        self.vertical = CausalConv2d(in_width, 2 * width, around(size), "above")
+        self.horizontal = CausalConv2d(in_width, 2 * width, (0, size // 2, 0), sees, channels)
         self.joining = nn.Conv2d(2 * width, 2 * width, 1)
         self.leaving = CausalConv2d(width, width, num_channels=channels)
         self.label = nn.Embedding(num_classes, 4 * width) if num_classes else None
@@ -203,7 +201,7 @@ class _GatedLayer(nn.Module):
     def read_row(self, above: Tensor | None, row: int, memory: Memory, label: Tensor | None) -> Tensor | None:
         """Computes one row of the vertical stack; None stands for the row above the first, which is zeros."""
         seen = None if above is None else self.vertical.row(above, row, memory)
-        memory.rows[self] = self._joined(seen, memory)
+        memory.known[self, "above"] = self._joined(seen, memory)
         return None if seen is None else _gate(seen + self._told(label)[0][..., None])
 
     def image_pixel(self, x: Tensor, row: int, column: int, memory: Memory, label: Tensor | None) -> Tensor:
@@ -215,7 +213,7 @@ class _GatedLayer(nn.Module):
         return self._out(seen, row, column, memory, label) + across
 
     def _out(self, seen: Tensor, row: int, column: int, memory: Memory, label: Tensor | None) -> Tensor:
-        joined = seen + memory.rows[self][:, :, column] + self._told(label)[1]
+        joined = seen + memory.known[self, "above"][:, :, column] + self._told(label)[1]
         return self.leaving.pixel(_gate(joined), row, column, memory)
 
     def _joined(self, seen: Tensor | None, memory: Memory) -> Tensor:
@@ -237,14 +235,13 @@ def _gate(x: Tensor) -> Tensor:
     return value.tanh() * gate.sigmoid()
 
 
-def _multiple(features: int, channels: int) -> int:
+def multiple(features: int, channels: int) -> int:
     """Returns the number of features, raised to a whole number for each channel."""
     return -(-features // channels) * channels
 
 
-def _require_odd(*sizes: int) -> None:
-    for size in sizes:
-        if size < 1 or size % 2 == 0:
-            raise ValueError(
-                f"The side of a masked convolution must be odd, so that it has a middle, got {size}."
-            )
+def around(size: int) -> tuple[int, int, int]:
+    """Returns the reach of a convolution of these sides, of which the rows below are left out."""
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"The side of a masked convolution must be odd, to have a middle, got {size}.")
+    return size // 2, size // 2, size // 2
