@@ -221,9 +221,8 @@ class AutoregressiveImages(ChainRule):
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns sample i of the seed for every i in index, (batch, channels, height, width)."""
         index = indices(index, self.device)
-        return self.complete(
-            torch.zeros(len(index), *self.spec.shape, device=self.device), 0, index, seed, **given
-        )
+        nothing = torch.zeros(len(index), *self.spec.shape, dtype=self.dtype, device=self.device)
+        return self.complete(nothing, 0, index, seed, **given)
 
     def complete(
         self,

@@ -60,6 +60,7 @@ class CausalConv2d(nn.Conv2d):
             what it may see.
         sees: What of its own row.
         num_channels: Of a pixel, when its channels see each other in turn; 1 for all at a time.
+        stride: Takes every second row and column where it is 2: output (i, j) is that of pixel (2 i, 2 j).
 
     Shapes:
         x: (batch, in_channels, height, width). Returns (batch, out_channels, height, width).
@@ -74,9 +75,10 @@ class CausalConv2d(nn.Conv2d):
         reach: tuple[int, int, int] = (0, 0, 0),
         sees: Sees = "up to",
         num_channels: int = 1,
+        stride: int = 1,
     ) -> None:
         above, left, right = reach
-        super().__init__(in_channels, out_channels, (above + 1, left + 1 + right))
+        super().__init__(in_channels, out_channels, (above + 1, left + 1 + right), stride)
         self.margins = (left, right, above, 0)
         self.register_buffer("mask", _mask(self.weight, left, sees, num_channels), persistent=False)
 
@@ -85,7 +87,7 @@ class CausalConv2d(nn.Conv2d):
         return self.weight * self.mask
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(pad(x, self.margins), self.kernel(), self.bias)
+        return conv2d(pad(x, self.margins), self.kernel(), self.bias, self.stride)
 
     def pixel(self, features: Tensor, row: int, column: int, memory: Memory) -> Tensor:
         """Returns the output at one pixel, (batch, out_channels), and remembers the features there.
@@ -122,9 +124,11 @@ class CausalConv2d(nn.Conv2d):
             memory: Of the rows above it.
         """
         known = memory.inputs(self)
-        left, _, top, _ = self.margins
-        known[:, :, row + top, left : left + features.shape[2]] = features
-        return conv2d(known[:, :, row : row + top + 1], self.kernel(), self.bias)[:, :, 0]
+        left, right, top, _ = self.margins
+        width = features.shape[2]
+        known[:, :, row + top, left : left + width] = features
+        seen = known[:, :, row : row + top + 1, : left + width + right]
+        return conv2d(seen, self.kernel(), self.bias, self.stride)[:, :, 0]
 
 
 def _mask(weight: Tensor, middle: int, sees: Sees, num_channels: int) -> Tensor:
