@@ -221,7 +221,7 @@ class AutoregressiveImages(ChainRule):
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns sample i of the seed for every i in index, (batch, channels, height, width)."""
         index = indices(index, self.device)
-        nothing = torch.zeros(len(index), *self.spec.shape, dtype=self.dtype, device=self.device)
+        nothing = torch.zeros(len(index), *self.spec.shape, dtype=self.dtype, device=self.device)  # type: ignore[arg-type]
         return self.complete(nothing, 0, index, seed, **given)
 
     def complete(

@@ -189,7 +189,7 @@ class _GatedLayer(nn.Module):
         self.leaving = CausalConv2d(width, width, num_channels=channels)
         self.label = nn.Embedding(num_classes, 4 * width) if num_classes else None
         if self.label is not None:
-            nn.init.normal_(self.label.weight, std=0.02)
+            nn.init.normal_(self.label.weight, std=num_classes**-0.5)
 
     def forward(self, above: Tensor, across: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         for_above, for_across = self._told(label)

@@ -223,7 +223,7 @@ class _Gated(nn.Module):
         self.second = CausalConv2d(2 * features, 2 * features, reach, sees)  # type: ignore[arg-type]
         self.label = nn.Embedding(num_classes, 2 * features) if num_classes else None
         if self.label is not None:
-            nn.init.normal_(self.label.weight, std=0.02)
+            nn.init.normal_(self.label.weight, std=num_classes**-0.5)
 
     def forward(self, x: Tensor, side: Tensor | None, label: Tensor | None) -> Tensor:
         h = self.first(_concat_elu(x))
