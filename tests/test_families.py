@@ -26,7 +26,7 @@ from genlab.data.toy import TwoMoons
 from genlab.evaluation.given import given_for
 from genlab.families import capabilities
 from genlab.families.autoencoder import Autoencoder
-from genlab.families.autoregressive import Autoregressive
+from genlab.families.autoregressive import Autoregressive, AutoregressiveImages
 from genlab.families.base import Schedule
 from genlab.families.capabilities import can
 from genlab.families.classifier import Classifier
@@ -38,7 +38,7 @@ from genlab.families.players import Balance
 from genlab.families.vae import VAE, Augmentation, Bound
 from genlab.families.vqvae import VQVAE
 from genlab.losses.adversarial import Hinge, NonSaturating
-from genlab.losses.likelihoods import DiscretizedLogistic
+from genlab.losses.likelihoods import CoupledLogistics, DiscretizedLogistic
 from genlab.losses.penalties import R1
 from genlab.networks.augment import AffineAugment, DiffAugment
 from genlab.networks.autoencoder import (
@@ -55,6 +55,9 @@ from genlab.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from genlab.networks.dit import MLPDenoiser
 from genlab.networks.image_to_image import PatchDiscriminator, UNetGenerator
 from genlab.networks.mlp import MLPDiscriminator, MLPGenerator
+from genlab.networks.pixelcnn import GatedPixelCNN, PixelCNN
+from genlab.networks.pixelcnnpp import PixelCNNpp
+from genlab.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genlab.networks.quantizer import EMACodebook, LearnedCodebook
 from genlab.networks.transformer import CausalTransformer
 from genlab.networks.unet import UNet
@@ -113,6 +116,11 @@ TINY_DENOISER = partial(MLPDenoiser, hidden=(8, 8), time_dim=8)
 TINY_CONDITIONER = partial(ConvConditioner, hidden_channels=4)
 REALNVP = partial(RealNVP, network=TINY_CONDITIONER, num_couplings=2)
 RUNNING_MEANS = partial(EMACodebook, reset_below=0.9)
+PIXELCNN = partial(PixelCNN, features=4, num_blocks=1, first_size=3)
+GATED = partial(GatedPixelCNN, features=4, num_layers=2, first_size=3)
+PLUS_PLUS = partial(PixelCNNpp, features=4, num_blocks=1, num_scales=2)
+ROWS = partial(RowLSTM, features=4, num_layers=1, first_size=3)
+DIAGONALS = partial(DiagonalBiLSTM, features=4, num_layers=1, first_size=3)
 WALK, BITS = UniformGrid(4), VariationalBound(UniformGrid(3))
 
 
@@ -152,6 +160,14 @@ def classifier(spec, **options):
 def autoregressive(spec, **options):
     network = partial(CausalTransformer, num_layers=1, num_heads=2, width=8)
     return Autoregressive(spec, network, ADAM, **options)
+
+
+def pixels(spec, network=PIXELCNN, **options):
+    model = AutoregressiveImages(spec, network, ADAM, **options)
+    for name, parameter in model.named_parameters():
+        if name.endswith("outputs.weight"):  # begins at 0, which would hear of nothing
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
 
 
 def pix2pix(spec, **options):
@@ -214,6 +230,7 @@ PLAYERS = "Samples HasLatent TellsReal"
 WALKER = "Samples HasLatent Reconstructs HasLikelihood Denoises HasScore"
 BIJECTION = "Samples HasLatent Reconstructs HasLikelihood"
 BOUNDED = "Samples HasLatent Reconstructs HasPosterior HasLikelihood"
+PIXEL_BY_PIXEL = "Samples HasLikelihood CompletesImages"
 GUIDED = {"given": LABEL, "guidance": Guidance(2.0, 0.2)}
 VECTOR = partial(CouplingFlow, network=partial(MLPConditioner, hidden=[8]), num_couplings=2)
 GLOW = partial(Glow, network=TINY_CONDITIONER, num_levels=2, num_steps=1)
@@ -242,6 +259,17 @@ FAMILIES = {
     "gpt": Family(
         partial(autoregressive, half_life=24), "Samples HasLikelihood Completes", texts, draws=False
     ),
+    "pixelcnn": Family(partial(pixels, half_life=4), PIXEL_BY_PIXEL, draws=False),
+    "conditional gated pixelcnn": Family(
+        partial(pixels, network=GATED, given=LABEL), PIXEL_BY_PIXEL, draws=False
+    ),
+    "pixelcnn++": Family(
+        partial(pixels, network=PLUS_PLUS, likelihood=partial(CoupledLogistics, num_components=2)),
+        PIXEL_BY_PIXEL,
+        draws=False,
+    ),
+    "row lstm": Family(partial(pixels, network=ROWS), PIXEL_BY_PIXEL, draws=False),
+    "diagonal bilstm": Family(partial(pixels, network=DIAGONALS), PIXEL_BY_PIXEL, draws=False),
     "pix2pix": Family(
         partial(pix2pix, given=["source"], half_life=4),
         "Samples TellsReal",

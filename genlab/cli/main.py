@@ -38,6 +38,7 @@ OTHERS = {
     "reconstruct": "encode and decode images:     genlab reconstruct RUN IMAGES...",
     "interpolate": "walk through latent space:    genlab interpolate RUN --seeds 0 1",
     "inpaint": "fill in a part of a picture:   genlab inpaint RUN IMAGE MASK",
+    "complete": "draw the rest of a picture:   genlab complete RUN IMAGE --rows 14",
     "restore": "denoise, deblur, enlarge:      genlab restore RUN IMAGES... --noise 50",
     "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",

@@ -106,6 +106,25 @@ class Completes(Protocol):
 
 
 @runtime_checkable
+class CompletesImages(Protocol):
+    """Can draw the rest of an image whose first pixels are given."""
+
+    temperature: float
+    """Of its samples."""
+
+    def complete(
+        self,
+        start: Tensor,
+        num_known: int,
+        index: Tensor,
+        seed: int = 0,
+        temperature: float | None = None,
+        **given: Any,
+    ) -> Tensor:
+        """Returns images that keep the first num_known pixels, in the order of reading."""
+
+
+@runtime_checkable
 class TellsReal(Protocol):
     """Has a discriminator whose answer may be a probability."""
 

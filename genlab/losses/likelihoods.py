@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from genlab.losses.precision import at_least_float32
-from genlab.shapes import DataSpec
+from genlab.shapes import DataSpec, to_float, to_levels
 
 LOG_SCALES = (-7.0, 7.0)  # a thousandth is narrower than half a level of 256, a thousand is flat
 TAIL = -20.0  # where the expansion of the normal tail is right to single precision
@@ -40,6 +40,9 @@ class PixelLikelihood(nn.Module, ABC):
     num_parameters = 1
     """Numbers that the decoder gives for each pixel and channel."""
 
+    couples_channels = False
+    """Whether a channel's distribution depends on the earlier channels of its pixel."""
+
     @property
     def parameter_shape(self) -> tuple[int, ...]:
         """Shape of one item of the decoder's output: as the data, with num_parameters times the channels."""
@@ -58,6 +61,22 @@ class PixelLikelihood(nn.Module, ABC):
     @abstractmethod
     def mean(self, parameters: Tensor) -> Tensor:
         """Returns the expected pixels, in [-1, 1] for images."""
+
+    num_uniforms = 1
+    """Uniform numbers that it takes to draw one item's pixel, for each channel."""
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        """Returns pixels drawn by their probability, (batch, *spec.shape), levels as floats in [-1, 1].
+
+        Args:
+            parameters: What the decoder returned.
+            u: Uniform numbers in (0, 1), (batch, num_uniforms, *spec.shape).
+            temperature: 1 draws what was learned, near 0 what is likeliest.
+
+        Raises:
+            ValueError: The distribution is not drawn from pixel by pixel.
+        """
+        raise ValueError(f"{type(self).__name__} is not drawn from pixel by pixel; take Softmax.")
 
     def _split(self, parameters: Tensor) -> Tensor:
         """Returns the parameters as (batch, num_parameters, *spec.shape)."""
@@ -102,6 +121,45 @@ class Bernoulli(PixelLikelihood):
 
     def mean(self, parameters: Tensor) -> Tensor:
         return 2.0 * torch.sigmoid(parameters.float()) - 1.0
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        white = u[:, 0] < torch.sigmoid(parameters.double() / temperature)
+        return 2.0 * white.to(parameters.dtype) - 1.0
+
+
+class Softmax(PixelLikelihood):
+    """Every level with a probability of its own, whatever its neighbours'.
+
+        p(level k) = softmax(logits)_k          van den Oord et al. 2016 (arXiv:1601.06759), section 3
+
+    Args:
+        spec: The data, with levels.
+
+    Raises:
+        ValueError: For continuous data.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__(spec)
+        if spec.levels < 2:
+            raise ValueError(f"Softmax needs data with levels, but {spec.name} is continuous; take Gaussian.")
+        self.num_parameters = spec.levels
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        # A cross-entropy and not a log_softmax, which would keep a number for every level of every pixel.
+        levels = to_levels(x, self.spec.levels).long()
+        return -cross_entropy(self._split(parameters), levels, reduction="none")
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return torch.einsum("bk...,k->b...", self._split(parameters.float()).softmax(dim=1), self._values())
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        mass = (self._split(parameters).double() / temperature).softmax(dim=1).cumsum(dim=1)
+        level = (mass[:, :-1] < u * mass[:, -1:]).sum(dim=1)
+        return to_float(level, self.spec.levels)
+
+    def _values(self) -> Tensor:
+        return to_float(torch.arange(self.spec.levels), self.spec.levels)
 
 
 class Gaussian(PixelLikelihood):
@@ -186,6 +244,19 @@ class DiscretizedLogistic(PixelLikelihood):
         weights = torch.ones_like(means) if logits is None else logits.softmax(dim=1)
         return (weights * means.clamp(-1.0, 1.0)).sum(dim=1)
 
+    @property
+    def num_uniforms(self) -> int:  # type: ignore[override]
+        return 2 if self.num_components > 1 else 1
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        logits, means, log_scales = self._mixture(parameters)
+        if logits is not None:
+            mass = (logits.double() / temperature).softmax(dim=1).cumsum(dim=1)
+            chosen = (mass[:, :-1] < u[:, 1:] * mass[:, -1:]).sum(dim=1, keepdim=True)
+            means, log_scales = means.gather(1, chosen), log_scales.gather(1, chosen)
+        value = means[:, 0] + log_scales[:, 0].exp() * temperature * torch.logit(u[:, 0]).to(means.dtype)
+        return nearest_level(value, self.spec.levels)
+
     def _mixture(self, parameters: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """Returns the components' logits, where there are several, their means and log scales."""
         *logits, means, log_scales = self._split(parameters).split(self.num_components, dim=1)
@@ -196,6 +267,99 @@ class DiscretizedLogistic(PixelLikelihood):
             )
         # Shifted, so that a decoder that still says 0 gives a scale of a seventh of the range.
         return logits[0] if logits else None, means, (log_scales - 2.0).clamp(*LOG_SCALES)
+
+
+class CoupledLogistics(PixelLikelihood):
+    """A mixture of logistic distributions of whole pixels, whose later channels follow from earlier ones.
+
+        p(r, g, b) = sum_k w_k L(r; m_kr, s_kr) L(g; m_kg + a_k r, s_kg) L(b; m_kb + b_k r + c_k g, s_kb)
+
+    with L the mass of a level's bin under a logistic. Salimans et al. 2017 (arXiv:1701.05517), section 2.2:
+    one choice of a component and a straight line within it stand for what the channels have in common. Of
+    one channel it is DiscretizedLogistic.
+
+    Args:
+        spec: The data, with levels.
+        num_components: Of the mixture; the paper's 10.
+
+    Raises:
+        ValueError: For continuous data.
+    """
+
+    couples_channels = True
+    num_uniforms = 2
+
+    def __init__(self, spec: DataSpec, num_components: int = 10) -> None:
+        super().__init__(spec)
+        if spec.levels < 2:
+            raise ValueError(f"CoupledLogistics needs data with levels; {spec.name} is continuous.")
+        if num_components < 1:
+            raise ValueError(f"num_components must be at least 1, got {num_components}.")
+        channels = spec.shape[0]
+        self.num_components = num_components
+        self.parts = (1, channels, channels, channels * (channels - 1) // 2)
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        return (self.num_components * sum(self.parts), *self.spec.shape[1:])
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Returns the log-probability of each whole pixel, (batch, 1, height, width)."""
+        logits, means, log_scales, slopes = self._mixture(parameters)
+        means = means + self._from_earlier(slopes, x[:, None].expand_as(means))
+        low, high, is_lowest, is_highest = (edge[:, None] for edge in self._edges(x))
+        inverse = (-log_scales).exp()
+        by_channel = log_logistic_interval(
+            (low - means) * inverse, (high - means) * inverse, is_lowest, is_highest
+        )
+        return (logits.log_softmax(dim=1) + by_channel.sum(dim=2)).logsumexp(dim=1, keepdim=True)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        logits, means, _, slopes = self._mixture(parameters.float())
+        return (logits.softmax(dim=1)[:, :, None] * self._in_turn(means, slopes)).sum(dim=1)
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        logits, means, log_scales, slopes = self._mixture(parameters)
+        mass = (logits.double() / temperature).softmax(dim=1).cumsum(dim=1)
+        chosen = (mass[:, :-1] < u[:, 1, :1] * mass[:, -1:]).sum(dim=1, keepdim=True)[:, :, None]
+        means, log_scales, slopes = (
+            part.gather(1, chosen.expand(-1, 1, *part.shape[2:])) for part in (means, log_scales, slopes)
+        )
+        spread = log_scales.exp() * temperature * torch.logit(u[:, :1]).to(means.dtype)
+        return self._in_turn(means + spread, slopes)[:, 0]
+
+    def _in_turn(self, own: Tensor, slopes: Tensor) -> Tensor:
+        """Returns the channels' levels, (batch, components, channels, ...), each from its part and slopes."""
+        found: list[Tensor] = []
+        for channel in range(self.parts[1]):
+            earlier = torch.stack([*found, *[own[:, :, 0]] * (self.parts[1] - channel)], dim=2)
+            value = own[:, :, channel] + self._from_earlier(slopes, earlier)[:, :, channel]
+            found.append(nearest_level(value, self.spec.levels))
+        return torch.stack(found, dim=2)
+
+    def _from_earlier(self, slopes: Tensor, x: Tensor) -> Tensor:
+        """Returns what the earlier channels add to each one's mean, (batch, components, channels, ...)."""
+        added, first = [torch.zeros_like(x[:, :, 0])], 0
+        for channel in range(1, self.parts[1]):
+            added.append((slopes[:, :, first : first + channel] * x[:, :, :channel]).sum(dim=2))
+            first += channel
+        return torch.stack(added, dim=2)
+
+    def _mixture(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns logits (batch, components, ...), and means, log scales and slopes for the channels."""
+        parts = parameters.unflatten(1, (self.num_components, sum(self.parts))).split(self.parts, dim=2)
+        logits, means, log_scales, slopes = parts
+        # Apart from the start, and of a seventh of the range, as in DiscretizedLogistic.
+        centres = (
+            torch.linspace(-0.5, 0.5, self.num_components) if self.num_components > 1 else torch.zeros(1)
+        )
+        means = means + centres.to(means).reshape(1, -1, *[1] * (means.dim() - 2))
+        return logits[:, :, 0], means, (log_scales - 2.0).clamp(*LOG_SCALES), slopes.tanh()
+
+
+def nearest_level(x: Tensor, num_levels: int) -> Tensor:
+    """Returns the levels whose bins hold x, as floats in [-1, 1]; the outermost bins reach to infinity."""
+    return to_float(to_levels(x, num_levels), num_levels).to(x.dtype)
 
 
 def log_logistic_interval(low: Tensor, high: Tensor, is_lowest: Tensor, is_highest: Tensor) -> Tensor:

@@ -1,0 +1,234 @@
+"""PixelRNN: what is known of a pixel, by LSTMs that read the image row by row or along its diagonals."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from genlab.networks.masked import CausalConv2d, Memory, moved_down
+from genlab.networks.pixelcnn import Head, around, multiple
+from genlab.shapes import DataSpec
+
+
+class PixelRNN(nn.Module):
+    """A masked convolution, layers of LSTMs with residual connections, and two 1 x 1 convolutions.
+
+    van den Oord et al. 2016 (arXiv:1601.06759), sections 3.1 to 3.3. Every layer reads 2 x features numbers
+    a pixel and adds what its LSTM found to them.
+
+    Args:
+        spec: The images.
+        num_outputs: Numbers for each pixel; output i belongs to channel i modulo the channels.
+        features: Length of a state; the paper's 16 for digits.
+        num_layers: Layers of LSTMs; the paper's 7 for digits.
+        first_size: Sides of the first convolution.
+
+    Shapes:
+        x: (batch, channels, height, width) in [-1, 1]. Returns (batch, num_outputs, height, width), where
+        what belongs to a channel follows from earlier channels and pixels alone.
+    """
+
+    sees_channels = True
+
+    def __init__(
+        self, spec: DataSpec, num_outputs: int, features: int = 16, num_layers: int = 7, first_size: int = 7
+    ) -> None:
+        super().__init__()
+        channels = spec.shape[0]
+        width = multiple(features, channels)
+        self.size = spec.shape[1:]
+        self.first = CausalConv2d(channels, 2 * width, around(first_size), "before", channels)
+        self.layers = nn.ModuleList(self.layer(width, channels) for _ in range(num_layers))
+        self.last = Head(2 * width, num_outputs, channels)
+
+    @staticmethod
+    @abstractmethod
+    def layer(width: int, channels: int) -> nn.Module:
+        """Returns a layer that maps (batch, 2 width, height, width), and the images, to the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for layer in self.layers:
+            h = h + layer(h, x)
+        return self.last(h)
+
+    def new_memory(self, num_images: int) -> Memory:
+        """Returns an empty memory for drawing images."""
+        return Memory(num_images, self.size)  # type: ignore[arg-type]
+
+    def pixel(self, x: Tensor, row: int, column: int, memory: Memory) -> Tensor:
+        """Returns the outputs at one pixel, (batch, num_outputs), given images known up to it."""
+        h = self.first.image_pixel(x, row, column, memory)
+        for layer in self.layers:
+            h = h + layer.pixel(h, x, row, column, memory)  # type: ignore[operator]
+        return self.last.pixel(h, row, column, memory)
+
+
+class RowLSTM(PixelRNN):
+    """An LSTM that reads an image from the top, a whole row at each step.
+
+        gates = K_ss * h of the row above + K_is * inputs of the row
+
+    with a convolution over three columns each. A pixel sees a triangle above it: one column to both sides for
+    every row. Section 3.2; see PixelRNN for the arguments.
+    """
+
+    @staticmethod
+    def layer(width: int, channels: int) -> nn.Module:
+        return _RowLayer(width, channels)
+
+
+class DiagonalBiLSTM(PixelRNN):
+    """Two LSTMs that read an image along its diagonals, one from each upper corner.
+
+        gates = K_ss [h of the pixel above, h of the pixel beside] + K_is inputs of the pixel
+
+    The one from the left sees all to the upper left, the one from the right, taken one row higher, all to the
+    upper right. That one also reads the pixels themselves, which the paper's does not: by features that end
+    before a pixel, the last one of a row would be missed until the middle of the next. Section 3.3; see
+    PixelRNN for the arguments.
+    """
+
+    @staticmethod
+    def layer(width: int, channels: int) -> nn.Module:
+        return _DiagonalLayer(width, channels)
+
+
+class _RowLayer(nn.Module):
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.inputs = CausalConv2d(2 * width, 4 * width, (0, 1, 0), num_channels=channels)
+        self.states = nn.Conv1d(width, 4 * width, 3, padding=1, bias=False)
+        self.leaving = CausalConv2d(width, 2 * width, num_channels=channels)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        inputs = self.inputs(h).unbind(dim=2)
+        state = cell = inputs[0].new_zeros(len(h), self.states.in_channels, h.shape[3])
+        states = []
+        for each in inputs:
+            state, cell = _step(each + self.states(state), cell)
+            states.append(state)
+        return self.leaving(torch.stack(states, dim=2))
+
+    def pixel(self, h: Tensor, x: Tensor, row: int, column: int, memory: Memory) -> Tensor:
+        if (self, "row") not in memory.known or column == 0:
+            self._begin_row(row, memory)
+        known = memory.known[self, "row"]
+        inputs = self.inputs.pixel(h, row, column, memory)
+        state, cell = _step(inputs + known["above"][:, :, column], known["cells above"][:, :, column])
+        known["states"][:, :, column], known["cells"][:, :, column] = state, cell
+        return self.leaving.pixel(state, row, column, memory)
+
+    def _begin_row(self, row: int, memory: Memory) -> None:
+        if row and memory.known[self, "row"]["row"] == row:
+            return  # asked again for another channel
+        empty = self.states.weight.new_zeros(memory.num_images, self.states.in_channels, memory.size[1])
+        last = memory.known[self, "row"] if row else {"states": empty, "cells": empty}
+        memory.known[self, "row"] = {
+            "row": row,
+            "above": self.states(last["states"]),
+            "cells above": last["cells"],
+            "states": empty.clone(),
+            "cells": empty.clone(),
+        }
+
+
+class _DiagonalLayer(nn.Module):
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.from_left = CausalConv2d(2 * width, 4 * width, num_channels=channels)
+        self.from_right = nn.Conv2d(2 * width + channels, 4 * width, 1)
+        self.left_states = nn.Conv1d(width, 4 * width, 2, bias=False)  # of the pixels above and beside
+        self.right_states = nn.Conv1d(width, 4 * width, 2, bias=False)
+        self.leaving = CausalConv2d(width, 2 * width, num_channels=channels)
+        self.leaving_right = nn.Conv2d(width, 2 * width, 1, bias=False)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        left = _read_diagonals(self.from_left(h), self.left_states)
+        right = _read_diagonals(self.from_right(torch.cat([h, x], dim=1)).flip(3), self.right_states).flip(3)
+        return self.leaving(left) + self.leaving_right(moved_down(right))
+
+    def pixel(self, h: Tensor, x: Tensor, row: int, column: int, memory: Memory) -> Tensor:
+        if (self, "map") not in memory.known:
+            memory.known[self, "map"] = self._empty(memory)
+        known = memory.known[self, "map"]
+        if column == 0 and row:
+            self._read_row_from_right(x, row - 1, known)
+        known["inputs"][:, :, row, column] = h
+        gates = self.from_left.pixel(h, row, column, memory)
+        state, cell = self._next(gates, self.left_states, known["left"], known["left cells"], row, column)
+        known["left"][:, :, row + 1, column + 1] = state
+        known["left cells"][:, :, row, column + 1] = cell
+        above_right = self.leaving_right(known["right"][:, :, row, column + 1 : column + 2, None])
+        return self.leaving.pixel(state, row, column, memory) + above_right[:, :, 0, 0]
+
+    def _read_row_from_right(self, x: Tensor, row: int, known: dict[str, Tensor]) -> None:
+        """Reads a row, all of which is known by now, from its end; the maps hold it mirrored."""
+        read = torch.cat([known["inputs"][:, :, row], x[:, :, row]], dim=1)
+        gates = self.from_right(read[:, :, None])[:, :, 0].flip(2)
+        width = gates.shape[2]
+        for column in range(width):
+            state, cell = self._next(
+                gates[:, :, column],
+                self.right_states,
+                known["mirrored"],
+                known["mirrored cells"],
+                row,
+                column,
+            )
+            known["mirrored"][:, :, row + 1, column + 1] = state
+            known["mirrored cells"][:, :, row, column + 1] = cell
+        known["right"][:, :, row + 1, 1:] = known["mirrored"][:, :, row + 1, 1:].flip(2)
+
+    @staticmethod
+    def _next(
+        gates: Tensor, states: nn.Conv1d, known: Tensor, cells: Tensor, row: int, column: int
+    ) -> tuple[Tensor, Tensor]:
+        above, beside = known[:, :, row, column + 1], known[:, :, row + 1, column]
+        seen = states(torch.stack([above, beside], dim=2))[:, :, 0]
+        return _step(gates + seen, cells[:, :, row, column])
+
+    def _empty(self, memory: Memory) -> dict[str, Tensor]:
+        """Returns maps with a row of zeros above and a column of zeros to the left, for what lies outside."""
+        width, (height, columns) = self.left_states.in_channels, memory.size
+        zeros = self.left_states.weight.new_zeros
+        names = ("left", "left cells", "right", "mirrored", "mirrored cells")
+        maps = {name: zeros(memory.num_images, width, height + 1, columns + 1) for name in names}
+        return {**maps, "inputs": zeros(memory.num_images, 2 * width, height, columns)}
+
+
+def _step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns state and cell of an LSTM, equation 3 of the paper, from its gates' sums."""
+    out, forget, into, content = gates.chunk(4, dim=1)
+    cell = forget.sigmoid() * cell + into.sigmoid() * content.tanh()
+    return out.sigmoid() * cell.tanh(), cell
+
+
+def _read_diagonals(inputs: Tensor, states: nn.Conv1d) -> Tensor:
+    """Returns the states of an LSTM that reads from the upper left, (batch, width, height, columns).
+
+    Row i is moved i columns to the right, so that a diagonal stands in one column and is read at once; the
+    pixel above and the one beside then both stand in the column before.
+    """
+    height, columns = inputs.shape[2:]
+    skewed, inside = _skewed(inputs)
+    state = cell = inputs.new_zeros(len(inputs), states.in_channels, height)
+    found = []
+    for diagonal in range(height + columns - 1):
+        gates = skewed[..., diagonal] + states(pad(state, (1, 0)))
+        state, cell = (part * inside[:, diagonal] for part in _step(gates, cell))
+        found.append(state)
+    rows = torch.arange(height, device=inputs.device)[:, None]
+    return torch.stack(found, dim=3)[:, :, rows, rows + torch.arange(columns, device=inputs.device)]
+
+
+def _skewed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns x with row i moved i columns to the right, and where it holds pixels: ones, (height, wider)."""
+    height, columns = x.shape[2:]
+    rows = torch.arange(height, device=x.device)[:, None]
+    column = torch.arange(height + columns - 1, device=x.device) - rows
+    inside = (column >= 0) & (column < columns)
+    return x[:, :, rows, column.clamp(0, columns - 1)], inside.to(x.dtype)
