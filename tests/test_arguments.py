@@ -28,7 +28,7 @@ NO_OUTPUT_FILE = ("", "text.txt/below.png", "empty", "{long}.png", "picture.of-n
 
 NO_FILM = ("", "text.txt", "text.txt/x.gif", "dangling/x.gif", "{long}.gif")
 
-ON_RUNS = ("sample", "neighbours", "reconstruct", "interpolate", "inpaint", "restore", "speed")
+ON_RUNS = ("sample", "neighbours", "reconstruct", "interpolate", "inpaint", "complete", "restore", "speed")
 ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit codes that say so
     *[
         (f"{command} VALUE", NO_RUN, {2})
@@ -37,7 +37,7 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
             *("sample", "samples", "neighbours", "interpolate", "speed"),
         )
     ],
-    *[(f"{command} VALUE {{image}}", NO_RUN, {2}) for command in ("reconstruct", "restore")],
+    *[(f"{command} VALUE {{image}}", NO_RUN, {2}) for command in ("reconstruct", "restore", "complete")],
     ("inpaint VALUE {image} {image}", NO_RUN, {2}),
     ("sample VALUE --film", NO_RUN, {2}),
     ("compare VALUE", NO_RUN, {2}),
@@ -50,6 +50,7 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
     ("restore {run} --noise 9 VALUE", NO_IMAGE, {2}),
     ("inpaint {run} VALUE {image}", NO_IMAGE, {2}),
     ("inpaint {run} {image} VALUE", NO_IMAGE, {2}),
+    ("complete {run} VALUE", NO_IMAGE, {2}),
     ("interpolate {run} --images {image} VALUE", NO_IMAGE, {2}),
     ("sample {run} --checkpoint VALUE", (*NO_FILE, "binary.bin"), {2, 4}),
     ("sample {run} --device VALUE", (*WORDS, "cuda:99", "cuda:-1"), {2}),
@@ -58,13 +59,15 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
     *[
         (f"{command} {{run}} {option} VALUE", values, {2})
         for option, values, commands in (
-            ("-n", COUNTS, "sample neighbours interpolate inpaint"),
-            ("--seed", SEEDS, "sample neighbours inpaint restore speed"),
+            ("-n", COUNTS, "sample neighbours interpolate inpaint complete"),
+            ("--seed", SEEDS, "sample neighbours inpaint complete restore speed"),
             ("--label", NUMBERS, "sample interpolate reconstruct inpaint restore"),
             ("--batch_size", COUNTS, "sample neighbours speed"),
             ("--seeds 0", SEEDS, "interpolate"),
             ("--steps", COUNTS, "inpaint restore"),
             ("--resamplings", NUMBERS, "inpaint"),
+            ("--rows", NUMBERS, "complete"),
+            ("--pixels", NUMBERS, "complete"),
             ("--noise", NUMBERS, "restore"),
             ("--blur", (*NUMBERS, "0"), "restore"),
             ("--shrink", (*COUNTS, "1"), "restore"),
@@ -85,7 +88,7 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
         (f"{command} --output VALUE", NO_OUTPUT_FOLDER, {2})
         for command in (
             *("sample {run}", "reconstruct {run} {image}", "inpaint {run} {image} {image}"),
-            *("restore {run} {image}", "speed {run}"),
+            *("restore {run} {image}", "complete {run} {image}", "speed {run}"),
         )
     ],
     ("neighbours {run} --output VALUE", NO_OUTPUT_FILE, {2}),

@@ -3,8 +3,10 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import chisquare
 from torch import nn
 
@@ -100,7 +102,7 @@ def test_the_probabilities_of_all_images_sum_to_one_and_samples_have_them(name, 
     every = torch.tensor(list(itertools.product((0, 1), repeat=9))).reshape(-1, *spec.shape)
     probability = model.log_prob(to_float(every, 2).double()).exp()
     assert probability.sum() == pytest.approx(1.0, abs=1e-9)
-    num = 20_000
+    num = 6_000
     drawn = (model.sample(num, seed=3) > 0).flatten(1).long()
     code = (drawn * 2 ** torch.arange(8, -1, -1)).sum(dim=1)
     counts = torch.bincount(code, minlength=512)
@@ -328,3 +330,42 @@ def test_the_row_lstm_sees_a_triangle_of_the_known_width():
         seen = (found[row] > 0).nonzero().flatten()
         assert seen.max() == 5 + 4 - row  # a column for every row
         assert seen.min() == max(0, 5 - (4 - row) - 2)  # one more of the row's convolution, and of the first
+
+
+SMALL = (
+    *("--config", "experiments/pixelcnn_digits.yaml", "--trainer.accelerator", "cpu"),
+    *("--model.network.features", "4", "--model.network.num_layers", "2", "--samples.num", "4"),
+    *("--evaluate.num_samples", "8", "--evaluate.at_start", "false", "--budget.evaluate_every", "200"),
+    *("--budget.examples", "200",),
+)  # fmt: skip
+
+
+def test_a_picture_is_completed_from_the_part_that_is_kept(copy_of_trained, genlab_command, tmp_path):
+    run = copy_of_trained(*SMALL)
+    image = tmp_path / "half.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(image)
+    for part, known in (("--rows", 3), ("--pixels", 21)):
+        code, out, error = genlab_command("complete", run, image, part, known, "-n", 3, "--seed", 1)
+        assert code == 0 and out.strip().endswith("completed/half/grid.png"), error
+        kept = known * 8 if part == "--rows" else known
+        drawn = [np.asarray(Image.open(run / f"completed/half/{n:06d}.png")).ravel() for n in range(3)]
+        assert all((one[:kept] == drawn[0][:kept]).all() for one in drawn)
+        assert not (drawn[0] == drawn[1]).all()
+    for wrong, what in (
+        (("--rows", 9), "--rows must be between 0 and 8"),
+        (("--pixels", 65), "between 0 and 64"),
+        (("--rows", 1, "--pixels", 1), "leave one out"),
+    ):
+        code, _, error = genlab_command("complete", run, image, *wrong)
+        assert code == 2 and what in error
+
+
+def test_another_family_is_refused_with_what_it_can_do(copy_of_trained, genlab_command, tmp_path):
+    run = copy_of_trained(
+        *("--config", "experiments/gan_digits.yaml", "--budget.examples", "64", "--samples.num", "4"),
+        *("--evaluate.num_samples", "8", "--evaluate.at_start", "false", "--budget.evaluate_every", "64"),
+    )
+    image = tmp_path / "x.png"
+    Image.new("L", (8, 8)).save(image)
+    code, _, error = genlab_command("complete", run, image)
+    assert code == 2 and "pixel by pixel" in error and "genlab inpaint" in error

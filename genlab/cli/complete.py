@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import Any
 
+from genlab.cli import arguments as read
+from genlab.cli.arguments import Parser
 from genlab.cli.model import add_run_options, given_on_the_command_line, load
-from genlab.runs.folder import shown_path
+from genlab.runs.folder import Run, shown_path
 
 
 def complete(arguments: list[str]) -> int:
     """Writes one picture with the original, its known part and how the model goes on, and single files."""
     options = parser().parse_args(arguments)
-    if options.num < 1:
-        raise ValueError(f"-n must be at least 1, got {options.num}.")
-    if not options.temperature > 0:
-        raise ValueError(f"--temperature must be above 0, got {options.temperature}.")
-    model, run = load(options)
+    model, run = load_completing(options)
     import torch
     from PIL import Image
 
     from genlab.evaluation.latents import read_images
     from genlab.evaluation.pictures import grid, write_samples
-    from genlab.families.capabilities import CompletesImages
 
-    if not isinstance(model, CompletesImages):
-        raise ValueError(
-            f"{run.path} is a {type(model).__name__}: this needs a model that draws pixel by pixel, such as "
-            f"experiments/pixelcnn_digits.yaml trains; `genlab inpaint` fills pictures in by diffusion."
-        )
     num_known = known_pixels(options, *model.spec.shape[1:])
+    folder = options.output or run.output("completed", options.image.stem)
     x = read_images([options.image], model.spec).to(model.device)
     index = torch.arange(options.num)
     drawn = model.complete(
@@ -40,7 +33,6 @@ def complete(arguments: list[str]) -> int:
         options.temperature,
         **given_on_the_command_line(model, index, options.label),
     ).cpu()
-    folder = options.output or run.path / "completed" / options.image.stem
     write_samples(folder, list(range(options.num)), drawn, model.spec)
     known = x.cpu().clone()
     known.flatten(2)[:, :, num_known:] = -1.0
@@ -48,6 +40,19 @@ def complete(arguments: list[str]) -> int:
     Image.fromarray(grid(rows, model.spec.levels)).save(folder / "grid.png")
     print(shown_path(folder / "grid.png"))
     return 0
+
+
+def load_completing(options: argparse.Namespace) -> tuple[Any, Run]:
+    """Returns the model and the run that the options name, where it draws images pixel by pixel."""
+    model, run = load(options)
+    from genlab.families.capabilities import CompletesImages
+
+    if not isinstance(model, CompletesImages):
+        raise ValueError(
+            f"{run.path} is a {type(model).__name__}: this needs a model that draws pixel by pixel, such as "
+            f"experiments/pixelcnn_digits.yaml trains; `genlab inpaint` fills pictures in by diffusion."
+        )
+    return model, run
 
 
 def known_pixels(options: argparse.Namespace, height: int, width: int) -> int:
@@ -66,16 +71,22 @@ def known_pixels(options: argparse.Namespace, height: int, width: int) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="genlab complete", description="Draw the rest of a picture, from the top, pixel by pixel."
     )
     add_run_options(parser)
-    parser.add_argument("image", type=Path, help="image file whose first part is kept")
-    parser.add_argument("--rows", type=int, help="rows to keep (half of them)")
-    parser.add_argument("--pixels", type=int, help="pixels to keep instead, in the order of reading")
-    parser.add_argument("-n", "--num", type=int, default=7, help="different completions (7)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the completions (0)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="near 0: the likeliest pixels (1)")
-    parser.add_argument("--label", type=int, help="class to complete, for models trained with labels")
-    parser.add_argument("--output", type=Path, help="folder of the files (<run>/completed/<image>)")
+    parser.add_argument("image", type=read.image, help="image file whose first part is kept")
+    parser.add_argument("--rows", type=read.count(0), help="rows to keep (half of them)")
+    parser.add_argument(
+        "--pixels", type=read.count(0), help="pixels to keep instead, in the order of reading"
+    )
+    parser.add_argument("-n", "--num", type=read.count(), default=7, help="different completions (7)")
+    parser.add_argument("--seed", type=read.seed, default=0, help="seed of the completions (0)")
+    parser.add_argument(
+        "--temperature", type=read.number(above=0), default=1.0, help="near 0: the likeliest pixels (1)"
+    )
+    parser.add_argument("--label", type=read.label, help="class to complete, for models told the class")
+    parser.add_argument(
+        "--output", type=read.output_folder, help="folder of the files (<run>/completed/<image>)"
+    )
     return parser
