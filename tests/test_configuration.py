@@ -165,11 +165,11 @@ def test_an_option_that_is_given_twice_is_said_unless_it_says_the_same(genlab_co
     assert not [warning for warning in recwarn if "given twice" in str(warning.message)]
 
 
-@pytest.mark.parametrize("amount, number", {"10k": 10_000, "1e6": 10**6, "1M": 10**6, "640": 640}.items())
-def test_examples_are_read_as_people_write_them(amount, number, genlab_command):
-    assert Examples(amount) == number
-    code, out, _ = genlab_command(*FIT, "--budget.examples", amount, "--print_config")
-    assert code == 0 and f"examples: {number}\n" in out
+def test_examples_are_read_as_people_write_them(genlab_command):
+    for amount, number in {"10k": 10_000, "1e6": 10**6, "1M": 10**6, "640": 640}.items():
+        assert Examples(amount) == number
+    code, out, _ = genlab_command(*FIT, "--budget.examples", "10k", "--print_config")
+    assert code == 0 and "examples: 10000\n" in out
 
 
 @pytest.mark.parametrize("amount, number", {"90": 90, "90s": 90, "5m": 300, "1.5h": 5_400}.items())

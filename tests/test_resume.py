@@ -16,9 +16,8 @@ CODES = (
     *("--model.encoder.init_args.base_channels", "4", "--model.decoder.init_args.base_channels", "4"),
     *("--trainer.callbacks", "[]"),
 )
-UNET = (
-    *("--model.network.init_args.channels", "[8,8]", "--model.network.init_args.num_groups", "4"),
-    *("--model.network.init_args.attention", "[]", "--variants", "{}"),
+DENOISER = (
+    *("--model.network", "{class_path: MLPDenoiser, init_args: {hidden: [16, 16]}}", "--variants", "{}"),
     *("--model.sampler.init_args.grid.init_args.num_steps", "2"),
 )
 # An epoch has 15 batches of 64, an evaluation follows each tenth. A run of 30 is sent a signal after so many
@@ -34,7 +33,7 @@ CASES = {
         *("--model.sampler.init_args.num_components", "3"),
     ),
     "accumulated_batches_and_a_schedule": (
-        *(704, "ddpm_digits", *UNET, "--model.objective.dequantise", "true", "--model.given", "[label]"),
+        *(704, "ddpm_digits", *DENOISER, "--model.objective.dequantise", "true", "--model.given", "[label]"),
         *("--model.guidance.dropout", "0.2", "--model.guidance.scale", "2.0"),
         *("--model.objective.weighting", "MinSNR", "--trainer.accumulate_grad_batches", "2"),
         *("--model.schedule.warmup", "320", "--model.schedule.decay", "1920"),

@@ -234,8 +234,12 @@ def test_nothing_is_written_outside_of_the_run(form, tmp_path, genlab_command, n
     code, _, error = genlab_command(*FIT, *options)
     assert code == 2 and "outside of the run" in error
     assert not (tmp_path / "outputs").exists() and not (tmp_path / "there").exists()
+
+
+def test_an_allowed_folder_may_be_written(tmp_path, genlab_command, no_training):
+    options = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'there'}"]
     code, _, error = genlab_command("--allow", str(tmp_path), *FIT, *options)
-    assert (code == 0) == (form != "a checkpoint's name"), error
+    assert code == 0, error
 
 
 def test_a_file_may_be_named_by_a_score(genlab_command, no_training):
@@ -338,7 +342,7 @@ def assert_harmless(number, marker, genlab_command):
 
 
 def test_random_configurations_run_no_foreign_code(marker, genlab_command, no_training):
-    for number in range(40):
+    for number in range(25):
         assert_harmless(number, marker, genlab_command)
 
 
