@@ -3,9 +3,12 @@
 import gc
 import os
 import shutil
+import signal
 from contextlib import contextmanager
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow each other down twentyfold
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job: it would stay so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

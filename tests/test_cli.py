@@ -280,6 +280,7 @@ def trainings():
         yield process
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_run_with_a_checkpoint_and_its_exit_code(small, tmp_path, trainings, genlab_command):
     """In a process of its own; test_resume and test_going_on send the other signals."""
     arguments = ["fit", *map(str, small), "--budget.examples", "100000000", "--run_name", "stopped"]

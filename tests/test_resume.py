@@ -97,7 +97,12 @@ def lines(run):
     return [{name: value for name, value in row.items() if name not in WALL_CLOCK} for row in rows]
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = "before_an_evaluation_with_reading_processes"
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case == SLOW else case for case in CASES]
+)
 def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
     case, options_of, genlab_command, tmp_path, monkeypatch
 ):
