@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -27,3 +29,9 @@ def shortened(text: str, most: int = 100) -> str:
     text = printable(text)
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns a question after the name that was meant, with a space before it; "" where none is near."""
+    near = difflib.get_close_matches(name, sorted(names), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""

@@ -192,6 +192,17 @@ class Images(argparse.Action):
         setattr(namespace, self.dest, [image for found in values for image in found])
 
 
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Adds the image files that a command works on, each a file or a folder of them."""
+    parser.add_argument(
+        "images",
+        type=images,
+        action=Images,
+        nargs="+",
+        help=f"image files; of a folder, its first {FOLDER_CAP} by name",
+    )
+
+
 def images_in(place: Path) -> list[Path]:
     """Returns the image files of a folder by name."""
     from genlab.data.decode import EXTENSIONS

@@ -20,6 +20,7 @@ from genlab.callbacks.evaluate import Evaluate
 from genlab.callbacks.health import Health
 from genlab.callbacks.samples import SampleGrid
 from genlab.configuration.plain_yaml import parse_yaml, read_yaml
+from genlab.text import nearest
 
 CONFIG = ("--config", "-c")
 
@@ -69,9 +70,8 @@ class Parser(LightningArgumentParser):
         known = sorted({dest.split(".")[0] for dest in dests})
         for key in section:
             if str(key).removesuffix("+") not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
-                raise ValueError(f"{name}: there is no key '{key}'. {hint}")
+                hint = nearest(str(key), known) or f" There are: {', '.join(known)}."
+                raise ValueError(f"{name}: there is no key '{key}'.{hint}")
 
 
 def _kind(config: Any) -> str:

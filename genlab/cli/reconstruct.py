@@ -49,13 +49,7 @@ def parser() -> argparse.ArgumentParser:
         prog="genlab reconstruct", description="Encode and decode images: pairs of original and result."
     )
     add_run_options(parser)
-    parser.add_argument(
-        "images",
-        type=read.images,
-        action=read.Images,
-        nargs="+",
-        help=f"image files; of a folder, its first {read.FOLDER_CAP} by name",
-    )
+    read.add_images(parser)
     parser.add_argument(
         "--label", type=read.label, help="class of the images, for models trained with labels"
     )

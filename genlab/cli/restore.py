@@ -98,13 +98,7 @@ def parser() -> argparse.ArgumentParser:
         description="Draw clean images that the given ones are noisy, blurred or small copies of.",
     )
     add_run_options(parser)
-    parser.add_argument(
-        "images",
-        type=read.images,
-        action=read.Images,
-        nargs="+",
-        help=f"image files; of a folder, its first {read.FOLDER_CAP} by name",
-    )
+    read.add_images(parser)
     parser.add_argument(
         "--noise",
         type=read.number(0.0, LARGEST),

@@ -159,7 +159,7 @@ class GenlabCLI(LightningCLI):
         values = self._values()
         require_sections(values)
         check_objects(values)
-        check_places(values["trainer"], self._old_run_folder())
+        check_places(values["trainer"], self._old_run.path if self._old_run else None)
         refuse_secrets(plain(values["trainer"]))
         choose_precision(values)
         choose_strategy(values)
@@ -167,12 +167,13 @@ class GenlabCLI(LightningCLI):
             self.resumption = Resumption.of(self.checkpoint, self.state, self.accepts)
             if self.subcommand == "fit":
                 self.spent = self._spent_limit()
-        if self.subcommand != "fit" and self.checkpoint is not None:
-            self.run = run_of(self.checkpoint)
+        if self.subcommand != "fit":
+            self.run = self._old_run
 
-    def _old_run_folder(self) -> Path | None:
-        run = run_of(self.checkpoint) if self.checkpoint is not None else None
-        return None if run is None else run.path
+    @cached_property
+    def _old_run(self) -> Run | None:
+        """The run that the checkpoint lies in."""
+        return None if self.checkpoint is None else run_of(self.checkpoint)
 
     def instantiate_classes(self) -> None:
         try:
@@ -196,8 +197,8 @@ class GenlabCLI(LightningCLI):
             if is_first_process():
                 self.datamodule.require_usable()
             evaluate.prepare(self.model)
-            if self.spent and self.checkpoint is not None:
-                self.run = run_of(self.checkpoint)
+            if self.spent:
+                self.run = self._old_run
             elif not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
                 self.run = self._run_folder(values)
             if self.run is not None:
@@ -325,7 +326,7 @@ class GenlabCLI(LightningCLI):
         assert self.checkpoint is not None and self.resumption is not None
         with restoring(self.checkpoint):
             spent = spent_limit(self.state, limits)
-        run = run_of(self.checkpoint)
+        run = self._old_run
         # A run may also have ended early, by a callback or the time it was given.
         ended = run is not None and run.status == "finished" and limits == self.resumption.trained_with.limits
         return spent or (next((k for k, v in limits.items() if v not in (None, -1)), "") if ended else "")
@@ -351,11 +352,12 @@ class GenlabCLI(LightningCLI):
         inherited = os.environ.get(RUN_VARIABLE)
         if inherited and not is_first_process():
             return open_run(inherited)
-        resumed = run_of(self.checkpoint) if self.checkpoint is not None else None
-        run = resumed or create_run(values["experiment"] or experiment_name(values), name=values["run_name"])
-        self.is_new = resumed is None
+        run = self._old_run or create_run(
+            values["experiment"] or experiment_name(values), name=values["run_name"]
+        )
+        self.is_new = self._old_run is None
         os.environ[RUN_VARIABLE] = str(run.path.absolute())
-        print(f"{'Resuming' if resumed else 'Run'}: {shown_path(run.path)}", file=sys.stderr)
+        print(f"{'Run' if self.is_new else 'Resuming'}: {shown_path(run.path)}", file=sys.stderr)
         return run
 
     def _conclude(self, error: Exception) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
 from collections.abc import Sequence
 
 from genlab.configuration.trust import public_classes, refusal
+from genlab.text import nearest
 
 _UNKNOWN = re.compile(r"[Oo]ption '([\w.+]+)' is not accepted|does not accept option '([\w.+]+)'")
 _DENIED = re.compile(r"Importing '([\w.]+)' is not allowed")
@@ -49,7 +49,7 @@ def readable(error: BaseException, options: Sequence[str] = ()) -> str:
             return _missing(found.group(1), place)
         if text.startswith("unrecognized arguments:"):
             name = text.split(":", 1)[1].split()[0].split("=")[0]
-            return f"There is no option {name}.{_nearest(name, options)}"
+            return f"There is no option {name}.{nearest(name, options)}"
         if (found := _KEY.search(text)) and (allowed := _allowed(text)):
             value = _VALUE.search(text)
             got = f", got {_short(value.group(1))}" if value else ""
@@ -118,7 +118,7 @@ def _nearest_parameter(name: str, class_path: str | None) -> str:
     if not inspect.isclass(cls):
         return ""
     names = [name for name in _parameters(cls) if name not in ("spec", "params", "base")]
-    return _nearest(name.rsplit(".", 1)[-1], names) or f" It accepts: {', '.join(names)}."
+    return nearest(name.rsplit(".", 1)[-1], names) or f" It accepts: {', '.join(names)}."
 
 
 def _parameters(cls: type) -> list[str]:
@@ -137,12 +137,7 @@ def _parameters(cls: type) -> list[str]:
 def _nearest_class(name: str) -> str:
     ours = [cls.__name__ for cls in _subclasses(object) if str(cls.__module__).startswith("genlab.")]
     short = name.rsplit(".", 1)[-1]
-    return _nearest(short, ours) or _nearest(short, [name.rsplit(".", 1)[-1] for name in public_classes()])
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    return nearest(short, ours) or nearest(short, [name.rsplit(".", 1)[-1] for name in public_classes()])
 
 
 def _subclasses(base: type) -> set[type]:

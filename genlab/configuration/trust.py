@@ -8,7 +8,6 @@ are never needed and stay refused, even of a class: `LightningModule.load_from_c
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -17,6 +16,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from genlab.text import nearest
 
 MODEL_ROOMS = ("families", "networks", "bijections", "processes", "samplers", "losses")
 """The rooms of genlab where the classes of a model's configuration lie."""
@@ -111,8 +112,7 @@ def refusal(path: str) -> str:
     package = path.split(".")[0]
     known = {name.rsplit(".", 1)[-1] for name in public_classes()}
     if package in ("genlab", *_HOMES):
-        near = difflib.get_close_matches(path.rsplit(".", 1)[-1], sorted(known), n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = nearest(path.rsplit(".", 1)[-1], known)
         return (
             f"'{path}' is none of the classes that a configuration may name.{hint} If you trust it, add "
             f"--allow {path}."

@@ -24,7 +24,7 @@ class Memory:
         known: What layers of other kinds keep, each under a name of its own.
     """
 
-    def __init__(self, num_images: int, size: tuple[int, int]) -> None:
+    def __init__(self, num_images: int, size: tuple[int, ...]) -> None:
         self.num_images, self.size = num_images, size
         self._maps: dict[int, Tensor] = {}
         self._kernels: dict[int, Tensor] = {}
@@ -44,6 +44,20 @@ class Memory:
         if id(layer) not in self._kernels:
             self._kernels[id(layer)] = layer.kernel().flatten(1)
         return self._kernels[id(layer)]
+
+
+class PixelNetwork(nn.Module):
+    """A network that can be asked for one pixel after the other, remembering what it has computed.
+
+    Attributes:
+        size: Height and width of the images.
+    """
+
+    size: tuple[int, ...]
+
+    def new_memory(self, num_images: int) -> Memory:
+        """Returns an empty memory for drawing images."""
+        return Memory(num_images, self.size)
 
 
 class CausalConv2d(nn.Conv2d):

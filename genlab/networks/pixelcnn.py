@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from genlab.networks.conditioning import required
-from genlab.networks.masked import CausalConv2d, Memory, Sees, moved_down
+from genlab.networks.masked import CausalConv2d, Memory, PixelNetwork, Sees, moved_down
 from genlab.shapes import DataSpec
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(PixelNetwork):
     """Masked convolutions in residual blocks.
 
     van den Oord et al. 2016 (arXiv:1601.06759), section 3.5: a first convolution that sees what is before
@@ -55,10 +55,6 @@ class PixelCNN(nn.Module):
             h = block(h)
         return self.last(h)
 
-    def new_memory(self, num_images: int) -> Memory:
-        """Returns an empty memory for drawing images."""
-        return Memory(num_images, self.size)  # type: ignore[arg-type]
-
     def pixel(self, x: Tensor, row: int, column: int, memory: Memory) -> Tensor:
         """Returns the outputs at one pixel, (batch, num_outputs), given images known up to it."""
         h = self.first.image_pixel(x, row, column, memory)
@@ -101,7 +97,7 @@ class Head(nn.Module):
         return self.outputs.pixel(self.hidden.pixel(h.relu(), *place).relu(), *place)
 
 
-class GatedPixelCNN(nn.Module):
+class GatedPixelCNN(PixelNetwork):
     """Two stacks of gated convolutions, one over the rows above and one over the row of the pixel.
 
         y = tanh(W_f * x + V_f h) sigmoid(W_g * x + V_g h)
@@ -151,10 +147,6 @@ class GatedPixelCNN(nn.Module):
         for layer in self.layers:
             above, across = layer(above, across, self._checked(label))
         return self.last(across)
-
-    def new_memory(self, num_images: int) -> Memory:
-        """Returns an empty memory for drawing images."""
-        return Memory(num_images, self.size)  # type: ignore[arg-type]
 
     def pixel(self, x: Tensor, row: int, column: int, memory: Memory, label: Tensor | None = None) -> Tensor:
         """Returns the outputs at one pixel, (batch, num_outputs), given images known up to it."""

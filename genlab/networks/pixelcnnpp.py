@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, elu, pixel_shuffle
 
 from genlab.networks.conditioning import required
-from genlab.networks.masked import CausalConv2d, Memory, moved_down
+from genlab.networks.masked import CausalConv2d, Memory, PixelNetwork, moved_down
 from genlab.shapes import DataSpec
 
 ABOVE = (1, 1, 1)
 UP_TO = (1, 1, 0)
 
 
-class PixelCNNpp(nn.Module):
+class PixelCNNpp(PixelNetwork):
     """A U-Net of two streams, of which one sees the rows above a pixel and one all that is before it.
 
     Salimans et al. 2017 (arXiv:1701.05517): gated residual blocks with ELUs of both signs, strided
@@ -62,10 +62,6 @@ class PixelCNNpp(nn.Module):
         above, before = moved_down(self.above(x)), self.before(x)
         _, before = self.scales(above, before, self._checked(label))
         return self.outputs(elu(before))
-
-    def new_memory(self, num_images: int) -> Memory:
-        """Returns an empty memory for drawing images."""
-        return Memory(num_images, self.size)  # type: ignore[arg-type]
 
     def pixel(self, x: Tensor, row: int, column: int, memory: Memory, label: Tensor | None = None) -> Tensor:
         """Returns the outputs at one pixel, (batch, num_outputs), given images known up to it."""

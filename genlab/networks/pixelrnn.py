@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from genlab.networks.masked import CausalConv2d, Memory, moved_down
+from genlab.networks.masked import CausalConv2d, Memory, PixelNetwork, moved_down
 from genlab.networks.pixelcnn import Head, around, multiple
 from genlab.shapes import DataSpec
 
 
-class PixelRNN(nn.Module):
+class PixelRNN(PixelNetwork):
     """A masked convolution, layers of LSTMs with residual connections, and two 1 x 1 convolutions.
 
     van den Oord et al. 2016 (arXiv:1601.06759), sections 3.1 to 3.3. Every layer reads 2 x features numbers
@@ -54,10 +54,6 @@ class PixelRNN(nn.Module):
         for layer in self.layers:
             h = h + layer(h, x)
         return self.last(h)
-
-    def new_memory(self, num_images: int) -> Memory:
-        """Returns an empty memory for drawing images."""
-        return Memory(num_images, self.size)  # type: ignore[arg-type]
 
     def pixel(self, x: Tensor, row: int, column: int, memory: Memory) -> Tensor:
         """Returns the outputs at one pixel, (batch, num_outputs), given images known up to it."""
