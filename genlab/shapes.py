@@ -116,6 +116,17 @@ class DataSpec:
         """Returns the same data without any condition; networks condition wherever there is one."""
         return self.told(())
 
+    def reversed(self) -> DataSpec:
+        """Returns the data of the way back: what comes as the source is made, from what was made.
+
+        Raises:
+            ValueError: There is no source.
+        """
+        if self.source is None:
+            raise ValueError(f"{self.name} has no source, and so no way back.")
+        made = self.source
+        return DataSpec(made.name, made.shape, 0, made.levels, self.unconditional(), made.vocabulary)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values that `DataSpec(**values)` reads back; what is absent is left out."""
         return {

@@ -61,7 +61,7 @@ class Evaluate(Callback):
             had. Points are their own features.
         metrics: What to compute, by name, so that a later configuration file can change one of them; None
             for what suits the samples. Images: FID, KID, IS, precision and recall, share of duplicates; of a
-            source image, PSNR and SSIM too. Texts of a source: BLEU; others: their likelihood alone.
+            source image that say what is to become of it, PSNR and SSIM too. Texts of a source: BLEU; others: their likelihood alone.
         num_samples: Generated images for a score during training.
         num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
         split: Real images to compare with while the model trains and by `genlab validate`; `genlab test`
@@ -120,7 +120,7 @@ class Evaluate(Callback):
         if not can_be_sampled(model) or self.extractor is not None:
             return
         if self.metrics is None:
-            self.metrics = default_metrics(model.seen_spec)
+            self.metrics = default_metrics(model.seen_spec, model.has_targets)
         spec = model.spec
         if not needs_extractor(self.metrics):
             return
@@ -201,11 +201,12 @@ class Evaluate(Callback):
             self.metrics = [*(self.metrics or ()), FrechetNoise()]
 
 
-def default_metrics(spec: DataSpec) -> list[SampleMetric]:
+def default_metrics(spec: DataSpec, has_targets: bool = True) -> list[SampleMetric]:
     """Returns the metrics of a run that names none: those that its samples allow.
 
     Args:
         spec: The data as the model sees them, with a source only where it is told one.
+        has_targets: Whether what stands beside a source is what it is to become.
     """
     if spec.kind == "tokens":
         return [BLEU()] if spec.source is not None and spec.vocabulary else []
@@ -213,7 +214,7 @@ def default_metrics(spec: DataSpec) -> list[SampleMetric]:
         few = [PrecisionRecall(num=2_000), DuplicateShare(num=2_000)]
         return [FrechetDistance(), WassersteinDistance(), *few]
     alone = [FrechetDistance(), KernelDistance(), PrecisionRecall(), DuplicateShare(), InceptionScore()]
-    is_translated = spec.source is not None and spec.source.kind == "image"
+    is_translated = has_targets and spec.source is not None and spec.source.kind == "image"
     return [PSNR(), SSIM(), *alone] if is_translated else alone
 
 

@@ -20,7 +20,8 @@ class Health(Callback):
       - the share of near-duplicates among the samples exceeds `max_duplicates` (real images: about 0.01),
       - the discriminator is right about `max_accuracy` of real and of generated images (it has won, and its
         gradient says little),
-      - a flow's inverse misses the data by more than `max_inverse_error` (invertible on paper only)
+      - a flow's inverse misses the data by more than `max_inverse_error` (invertible on paper only),
+      - translated images are bright where their sources are dark (CycleGAN can learn to invert colours)
 
     in two evaluations in a row, since an untrained generator shows all of it for a while, and at once if
 
@@ -108,6 +109,12 @@ class Health(Callback):
             problems["inverse"] = (
                 f"the inverse misses the data by {signs['inverse_error']:.2g}: a smaller bound of the "
                 f"transform or learning rate keeps a flow invertible in its number format"
+            )
+        if signs.get("luminance_correlation", 0.0) < 0.0:
+            problems["inverted"] = (
+                f"translations are bright where their sources are dark (luminances correlate by "
+                f"{signs['luminance_correlation']:.2f}): colours are inverted, and another seed or a larger "
+                f"identity weight is the usual remedy"
             )
         return problems
 

@@ -115,6 +115,11 @@ class DataModule(pl.LightningDataModule):
             )
         return self._splits[name]
 
+    def reversed_split(self, name: str) -> Packed:
+        """Returns a split as a model of the way back sees it, its sources in the place of its images."""
+        packed = self.split(name)
+        return Packed({"image": packed["source"], "source": packed["image"]})
+
     def cut(self, splits: dict[str, Packed]) -> dict[str, Packed]:
         """Returns loaded splits with a validation split, and of the training split the `shares`."""
         splits = self.validated(splits)

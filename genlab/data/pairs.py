@@ -200,6 +200,10 @@ class UnpairedImages(DataModule):
             name: _side_by_side(images[name], sources[name], np.arange(len(images[name]))) for name in images
         }
 
+    def reversed_split(self, name: str) -> Packed:
+        images, sources = self.sides
+        return _side_by_side(sources[name], images[name], np.arange(len(sources[name])))
+
     def training_items(self, epoch: int) -> Items:
         train, sources = self.split("train"), self.sides[1]["train"]
         dealt = _side_by_side(train, sources, deal(len(train), len(sources), self.seed, epoch))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from genlab.data.base import DataModule
+from genlab.data.reversed import WayBackData
 from genlab.data.tokenizers import tokenizer_of
 from genlab.evaluation.given import given_for
 from genlab.families.base import Model
-from genlab.families.capabilities import Samples
+from genlab.families.capabilities import Samples, TranslatesBack
 from genlab.metrics.base import Drawn, Reference, SampleMetric, needs_extractor
 from genlab.metrics.features import Extractor
 from genlab.metrics.reference import NUM_KEPT, Collector, cached_reference, collect
@@ -144,6 +145,43 @@ def score(
         "metrics": {type(metric).__name__: metric.protocol() for metric in metrics},
     }
     return Scores(values, protocol, time.monotonic() - start, samples)
+
+
+def score_all_ways(
+    model: Model,
+    data: DataModule,
+    extractor: Extractor | None,
+    metrics: Sequence[SampleMetric],
+    num_samples: int,
+    split: str = "test",
+    seed: int = 0,
+    batch_size: int = 100,
+    keep: bool = False,
+) -> Scores:
+    """Returns what `score` does, and of a model that translates back, too, the scores of its way back.
+
+    These compare what is made of the split's images with the split's sources, and have names of their own:
+    `fid_back@100` for `fid@100`.
+    """
+    arguments = (extractor, metrics, num_samples, split, seed, batch_size)
+    found = score(model, data, *arguments, keep)
+    if not isinstance(model, TranslatesBack):
+        return found
+    back = score(model.reversed(), WayBackData(data), *arguments)
+    values = {back_name(name): value for name, value in back.values.items()}
+    differs = {name: value for name, value in back.protocol.items() if value != found.protocol[name]}
+    return replace(
+        found,
+        values={**found.values, **values},
+        protocol={**found.protocol, "back": differs},
+        seconds=found.seconds + back.seconds,
+    )
+
+
+def back_name(name: str) -> str:
+    """Returns the name of a score of the way back, such as `fid_back@100` for `fid@100`."""
+    key, at, counts = name.partition("@")
+    return f"{key}_back{at}{counts}"
 
 
 def check_scorable(model: Model, extractor: Extractor | None, metrics: Sequence[SampleMetric]) -> None:

@@ -36,22 +36,34 @@ Condition = Literal["label", "source"]
 class Schedule:
     """How a learning rate follows the examples seen.
 
-    It grows evenly over the first `warmup` and falls to 0 at `decay` along a cosine (Loshchilov and Hutter
-    2017, arXiv:1608.03983, without restarts).
+    It grows evenly over the first `warmup`, is constant up to `hold` and falls to 0 at `decay`: along a
+    cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts) or evenly, as adversarial networks
+    are usually brought to rest.
 
     Attributes:
         warmup: Examples over which it grows from 0; 0 for none.
         decay: Examples at which it has fallen to 0, usually the budget's; 0 for no fall.
+        hold: Examples at which the fall begins.
+        fall: Its form, "cosine" or "linear".
     """
 
     warmup: int = 0
     decay: int = 0
+    hold: int = 0
+    fall: Literal["cosine", "linear"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.hold and not 0 < self.hold < self.decay:
+            raise ValueError(
+                f"schedule.hold must lie between 0 and schedule.decay, got {self.hold} and {self.decay}."
+            )
 
     def factor(self, examples: int) -> float:
         """Returns what share of its learning rate an optimiser has after so many examples."""
         rise = min(1.0, (examples + 1) / self.warmup) if self.warmup else 1.0
-        done = min(1.0, examples / self.decay) if self.decay else 0.0
-        return rise * 0.5 * (1.0 + math.cos(math.pi * done))
+        fallen = max(0, examples - self.hold) / (self.decay - self.hold) if self.decay else 0.0
+        done = min(1.0, fallen)
+        return rise * (1.0 - done if self.fall == "linear" else 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
 class Model(pl.LightningModule):
@@ -107,6 +119,9 @@ class Model(pl.LightningModule):
 
     decoding_passes: int = 1
     """How often they are to make an item of a code."""
+
+    has_targets: bool = True
+    """Whether what the data put beside a source is what the model is to make of it."""
 
     cannot_sample: str = ""
     """Why a model without the capability `Samples` has none."""

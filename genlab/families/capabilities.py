@@ -125,6 +125,14 @@ class CompletesImages(Protocol):
 
 
 @runtime_checkable
+class TranslatesBack(Protocol):
+    """Translates images to and fro."""
+
+    def reversed(self) -> Any:
+        """Returns the same weights as a model that makes sources of images, with its `spec` turned round."""
+
+
+@runtime_checkable
 class TellsReal(Protocol):
     """Has a discriminator whose answer may be a probability."""
 

@@ -46,6 +46,7 @@ class Adversarial(Model):
     serves both.
 
     A family says what the generator makes of a batch (`generate`) and what it minimises (`generator_losses`).
+    A player may be several networks in one module, which learn together.
 
     Args:
         spec: The data.
@@ -94,6 +95,18 @@ class Adversarial(Model):
         """Returns what the generator learns from, its images' logits known; "generator" is minimised."""
         return {"generator": self.loss.generator(logits)}
 
+    def real(self, batch: Batch) -> Tensor:
+        """Returns what the discriminator compares the generator's images with."""
+        return observed(batch)
+
+    def shown(self, fake: Tensor) -> Tensor:
+        """Returns the generated images that the discriminator learns from: the newest ones, or older ones."""
+        return fake
+
+    def noted(self, fake: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Returns what an evaluation notes of generated images beside the losses, as means over a batch."""
+        return {}
+
     def judge(self, x: Tensor, batch: Batch) -> Tensor:
         """Returns the discriminator's logits of images, told what the batch's items are told."""
         return self.discriminator(x, **self.given_of(batch))
@@ -115,7 +128,7 @@ class Adversarial(Model):
         generator_learns = (self.discriminator_updates + 1) % self.batches_per_step == 0
         with torch.set_grad_enabled(generator_learns):
             fake = self.generate(batch, "latent")
-        losses = self._discriminator_step(batch, fake.detach())
+        losses = self._discriminator_step(batch, self.shown(fake.detach()))
         if generator_learns:
             losses |= self._generator_step(batch, fake)
         self.remember({**self.latest, **losses})
@@ -123,13 +136,14 @@ class Adversarial(Model):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns both players' losses and the discriminator's accuracy on real and on generated images."""
         fake = self.generate(batch, "validation")
-        real_logits, fake_logits = self.judge(observed(batch), batch), self.judge(fake, batch)
+        real_logits, fake_logits = self.judge(self.real(batch), batch), self.judge(fake, batch)
         losses = self.generator_losses(fake, fake_logits, batch)
         return {
             "loss": losses["generator"],
             **losses,
             "discriminator": self.loss.discriminator(real_logits, fake_logits),
             **self._accuracy(real_logits, fake_logits),
+            **self.noted(fake, batch),
         }
 
     @torch.no_grad()
@@ -152,7 +166,7 @@ class Adversarial(Model):
         self.discriminator_updates = int(checkpoint["discriminator_updates"])
 
     def _discriminator_step(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
-        real, fake = self.augment(observed(batch)), self.augment(fake)
+        real, fake = self.augment(self.real(batch)), self.augment(fake)
         real_logits, fake_logits = self.judge(real, batch), self.judge(fake, batch)
         losses = {"discriminator": self.loss.discriminator(real_logits, fake_logits)}
         total = losses["discriminator"]

@@ -75,6 +75,18 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
+def mixes_rows(network: nn.Module) -> bool:
+    """Returns whether what a network makes of an item depends, in training, on the others of its batch."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
+
+
+def together(network: nn.Module, *sources: Tensor) -> tuple[Tensor, ...]:
+    """Returns what a network makes of several batches, in one pass where their rows do not mix."""
+    if mixes_rows(network):
+        return tuple(network(source=source) for source in sources)
+    return network(source=torch.cat(sources)).split([len(source) for source in sources])
+
+
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Keeps gradients out of a network's parameters while another one learns through it."""

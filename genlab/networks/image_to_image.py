@@ -37,12 +37,20 @@ class UNetGenerator(nn.Module):
         norm: "instance" normalises each image by itself, in both modes, as "batch" does for a batch of one in
             training; in eval mode "batch" takes running averages, which few and odd images may not fit.
 
+    Attributes:
+        multiple: What the sides of an image must be a multiple of.
+        scale: Pixels of an output for a pixel of its input, along a side.
+        margin: Pixels around an output's place that it is made of; None, since they are all.
+
     Shapes:
         source: (batch, source channels, height, width). Returns (batch, channels, height, width) in [-1, 1].
 
     Raises:
         ValueError: If spec or its source are no images, their sides differ, or cannot be halved that often.
     """
+
+    scale = 1
+    margin = None
 
     def __init__(
         self,
@@ -53,8 +61,10 @@ class UNetGenerator(nn.Module):
         norm: Literal["batch", "instance"] = "batch",
     ) -> None:
         super().__init__()
-        source = _image_source(spec)
-        widths = _widths(base_channels, _halvings(spec, num_downs))
+        source = image_source(spec)
+        num_downs = _halvings(spec, num_downs)
+        self.multiple = 2**num_downs
+        widths = _widths(base_channels, num_downs)
         blocks = [_down(a, b, norm) for a, b in pairwise(widths[:-1])]
         smallest = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(widths[-2], widths[-1], 4, 2, 1))
         self.down = nn.ModuleList([nn.Conv2d(source.shape[0], widths[0], 4, 2, 1), *blocks, smallest])
@@ -110,7 +120,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         _require_patch(spec, num_layers)
         self.num_classes, self.has_source = spec.num_classes, spec.source is not None
-        channels = spec.shape[0] + (_image_source(spec).shape[0] if self.has_source else 0) + spec.num_classes
+        channels = spec.shape[0] + (image_source(spec).shape[0] if self.has_source else 0) + spec.num_classes
         widths = _widths(base_channels, num_layers + 1)
         blocks = [
             _down(a, b, norm, stride=2 if number < num_layers else 1)
@@ -154,7 +164,7 @@ def _widths(base_channels: int, num: int) -> list[int]:
     return [base_channels * 2 ** min(level, _MOST_DOUBLINGS) for level in range(num)]
 
 
-def _image_source(spec: DataSpec) -> DataSpec:
+def image_source(spec: DataSpec) -> DataSpec:
     """Returns the form of the images to start from, or says why there is none."""
     source = spec.source
     if source is None or not source.is_grid or not spec.is_grid:
@@ -164,8 +174,8 @@ def _image_source(spec: DataSpec) -> DataSpec:
         )
     if source.shape[1:] != spec.shape[1:]:
         raise ValueError(
-            f"source must have the sides of the image to make, {_sides(spec.shape[1:])}, got "
-            f"{_sides(source.shape[1:])}; resize one of the two."
+            f"source must have the sides of the image to make, {sides_in_words(spec.shape[1:])}, got "
+            f"{sides_in_words(source.shape[1:])}; resize one of the two."
         )
     return source
 
@@ -180,11 +190,11 @@ def _halvings(spec: DataSpec, num_downs: int | None) -> int:
         raise ValueError(f"num_downs must be at least 2, got {wanted}.")
     if wanted > possible:
         factor = 2**wanted
-        valid = _sides([math.ceil(side / factor) * factor for side in sides])
+        valid = sides_in_words([math.ceil(side / factor) * factor for side in sides])
         fewer = f" or give num_downs={possible}" if possible >= 2 else ""
         raise ValueError(
             f"UNetGenerator with num_downs={wanted} needs sides that are a multiple of {factor}, got "
-            f"{_sides(sides)}; resize the images to {valid}{fewer}."
+            f"{sides_in_words(sides)}; resize the images to {valid}{fewer}."
         )
     return wanted
 
@@ -199,9 +209,10 @@ def _require_patch(spec: DataSpec, num_layers: int) -> None:
     if min(spec.shape[1:]) < smallest:
         raise ValueError(
             f"PatchDiscriminator with num_layers={num_layers} needs sides of at least {smallest} pixels, got "
-            f"{_sides(spec.shape[1:])}; give fewer num_layers or larger images."
+            f"{sides_in_words(spec.shape[1:])}; give fewer num_layers or larger images."
         )
 
 
-def _sides(sides: Sequence[int]) -> str:
+def sides_in_words(sides: Sequence[int]) -> str:
+    """Returns sides as people write them, such as "64 x 96"."""
     return " x ".join(map(str, sides))

@@ -1,0 +1,165 @@
+"""Image to image without pairs and one way only: a patch of the output must be found again in its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genlab.families.base import NetworkFactory
+from genlab.families.players import Adversarial
+from genlab.families.weights import evaluating
+from genlab.losses.contrastive import PatchNCE
+from genlab.losses.correlation import luminance_correlation
+from genlab.shapes import Batch, DataSpec, observed
+
+HeadsFactory = Callable[[Sequence[int]], nn.Module]
+"""What a YAML file gives for the heads: their class and sizes; the maps' channels are the generator's."""
+
+
+class CUT(Adversarial):
+    """Translates between two sets of images in which nothing belongs together, by one generator.
+
+        min_G,H max_D  a V(G, D) + w (NCE(x, G(x)) + NCE(y, G(y))) / 2
+
+    Park et al. 2020 (arXiv:2007.15651), equation 4 with both weights 1, x the source and y the image. NCE is the mean
+    of `PatchNCE` over maps of the generator's own encoder: patches of what was made, as queries, against those of what
+    it was made of, at the same drawn places. Its second term keeps images of the target's kind as they are. Without
+    a way back a step takes about half of CycleGAN's memory.
+
+    Args:
+        spec: Images and sources; what the data put side by side need not belong together.
+        generator: Network with `encode` and `feature_channels`, such as `ResNetGenerator`.
+        discriminator: Judges the images alone.
+        heads: Network H between the encoder's features and the loss.
+        contrast: Loss of the features.
+        num_patches: Places of a map that are compared, or all where there are fewer.
+        adversarial_weight: a; 2 undoes the halves of `LeastSquares`, which the paper leaves out.
+        nce_weight: w.
+        keeps_identity: Whether there is the second term; without it, the first counts in full.
+        players: Optimisers, the game and the rest; `given` must hold source.
+
+    Shapes:
+        x, source: (batch, channels, height, width) in [-1, 1], of the same sides.
+
+    Raises:
+        ValueError: The model is told no source, the generator has no encoder, or a number is out of its range.
+    """
+
+    conditions = ("source",)
+    shown_losses = ("adversarial", "nce", "identity", "discriminator")
+    signs = (*Adversarial.signs, "luminance_correlation")
+    has_targets = False
+    generator: Contrasted
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        generator: NetworkFactory,
+        discriminator: NetworkFactory,
+        heads: HeadsFactory,
+        contrast: PatchNCE = PatchNCE(),
+        num_patches: int = 256,
+        adversarial_weight: float = 2.0,
+        nce_weight: float = 1.0,
+        keeps_identity: bool = True,
+        **players: Any,
+    ) -> None:
+        if "source" not in players.get("given", ()):
+            raise ValueError("CUT translates: set given to [source].")
+        if num_patches < 2:
+            raise ValueError(f"num_patches must be at least 2, one of them a negative, got {num_patches}.")
+        for name, value in (("adversarial_weight", adversarial_weight), ("nce_weight", nce_weight)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}.")
+        super().__init__(
+            spec,
+            generator=lambda seen: Contrasted(_with_encoder(generator(seen)), heads),
+            discriminator=lambda seen: discriminator(seen.unconditional()),
+            **players,
+        )
+        self.contrast, self.num_patches, self.keeps_identity = contrast, num_patches, keeps_identity
+        self.adversarial_weight, self.nce_weight = adversarial_weight, nce_weight
+
+    def generate(self, batch: Batch, stream: str) -> Tensor:
+        return self.generator.translator(**self.given_of(batch))
+
+    def judge(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.discriminator(x)
+
+    def generator_losses(self, fake: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        losses = {"adversarial": self.loss.generator(logits), "nce": self._nce(fake, batch["source"], "patches")}
+        contrast = losses["nce"]
+        if self.keeps_identity:
+            image = observed(batch)
+            losses["identity"] = self._nce(self.generator.translator(source=image), image, "kept patches")
+            contrast = (contrast + losses["identity"]) / 2
+        total = self.adversarial_weight * losses["adversarial"] + self.nce_weight * contrast
+        return {"generator": total, **losses}
+
+    def noted(self, fake: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"luminance_correlation": luminance_correlation(batch["source"], fake)}
+
+    @property
+    def sampling_network(self) -> nn.Module:
+        player: Any = self.generator if self.average is None else self.average.module
+        return player.translator
+
+    @torch.no_grad()
+    def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
+        """Returns the images of the given sources, one for each i in index and the same for any seed."""
+        with evaluating(self.sampling_network):
+            return self.sampling_network(**self.told(given)).float()
+
+    @torch.no_grad()
+    def probability_real(self, x: Tensor, **given: Any) -> Tensor | None:
+        self.told(given)
+        with evaluating(self.discriminator):
+            return self.loss.probability(self.discriminator(x))
+
+    def _nce(self, made: Tensor, start: Tensor, stream: str) -> Tensor:
+        """Returns how hard patches of the start are to find by those of what was made of it."""
+        with torch.no_grad():
+            kept = self.generator.translator.encode(start)
+            places = [self._places(h, f"{stream} {number}") for number, h in enumerate(kept)]
+            keys = self.generator.heads([_patches(h, p) for h, p in zip(kept, places, strict=True)])
+        features = self.generator.translator.encode(made)
+        queries = self.generator.heads([_patches(h, p) for h, p in zip(features, places, strict=True)])
+        return torch.stack([self.contrast(*pair) for pair in zip(queries, keys, strict=True)]).mean()
+
+    def _places(self, h: Tensor, stream: str) -> Tensor:
+        """Returns the places of each map that are compared, (batch, places), each at most once."""
+        num = h.shape[2] * h.shape[3]
+        if num <= self.num_patches:
+            return torch.arange(num, device=h.device).expand(len(h), -1)
+        return self.draw_uniform(stream, len(h), (num,)).topk(self.num_patches, dim=1).indices
+
+
+class Contrasted(nn.Module):
+    """The generator as a player of CUT: what translates, and the heads that learn with it.
+
+    Args:
+        translator: Network with an encoder.
+        heads: Makes the heads of its maps' channels.
+    """
+
+    def __init__(self, translator: Any, heads: HeadsFactory) -> None:
+        super().__init__()
+        self.translator: Any = translator
+        self.heads = heads(translator.feature_channels)
+
+
+def _patches(h: Tensor, places: Tensor) -> Tensor:
+    """Returns the features at some places of maps, (batch, places, channels)."""
+    rows = h.permute(0, 2, 3, 1).flatten(1, 2)
+    return rows.gather(1, places[:, :, None].expand(-1, -1, h.shape[1]))
+
+
+def _with_encoder(network: nn.Module) -> nn.Module:
+    if not hasattr(network, "encode") or not hasattr(network, "feature_channels"):
+        raise ValueError(
+            f"CUT compares the features of an encoder, and {type(network).__name__} has none: use ResNetGenerator."
+        )
+    return network
