@@ -30,6 +30,8 @@ from genlab.families.autoregressive import Autoregressive, AutoregressiveImages
 from genlab.families.base import Schedule
 from genlab.families.capabilities import can
 from genlab.families.classifier import Classifier
+from genlab.families.cut import CUT
+from genlab.families.cyclegan import CycleGAN
 from genlab.families.diffusion import Diffusion, Guidance, Objective
 from genlab.families.flow import Flow
 from genlab.families.gan import GAN
@@ -59,6 +61,7 @@ from genlab.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from genlab.networks.pixelcnnpp import PixelCNNpp
 from genlab.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genlab.networks.quantizer import EMACodebook, LearnedCodebook
+from genlab.networks.resnet_generator import PatchHeads, ResNetGenerator
 from genlab.networks.transformer import CausalTransformer
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain
@@ -75,7 +78,7 @@ ADAM = partial(torch.optim.Adam, lr=1e-2)
 LABEL = ["label"]
 PROTOCOLS = (
     *("Samples", "HasLatent", "Reconstructs", "HasPosterior", "HasLikelihood"),
-    *("Denoises", "HasScore", "Completes", "TellsReal", "Classifies"),
+    *("Denoises", "HasScore", "Completes", "TellsReal", "TranslatesBack", "Classifies"),
 )
 
 
@@ -88,8 +91,8 @@ def texts(batch_size=8):
     return RandomData((6,), levels=5, num_train=32, num_test=16, batch_size=batch_size)
 
 
-def pairs(batch_size=8):
-    source = DataSpec("sources", (2, 8, 8), levels=256)
+def pairs(batch_size=8, channels=2):
+    source = DataSpec("sources", (channels, 8, 8), levels=256)
     return RandomData((1, 8, 8), 0, 17, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
 
 
@@ -177,6 +180,15 @@ def pix2pix(spec, **options):
     }
     optimizers = {"generator_optimizer": ADAM, "discriminator_optimizer": ADAM}
     return Pix2Pix(spec, l1_weight=10.0, loss=NonSaturating(), **networks, **optimizers, **options)
+
+
+def unpaired(spec, family=CycleGAN, **options):
+    networks = {
+        "generator": partial(ResNetGenerator, base_channels=4, num_blocks=2),
+        "discriminator": partial(PatchDiscriminator, base_channels=4, num_layers=1, norm="instance"),
+    }
+    optimizers = {"generator_optimizer": ADAM, "discriminator_optimizer": ADAM}
+    return family(spec, loss=NonSaturating(), given=["source"], **networks, **optimizers, **options)
 
 
 @dataclass(frozen=True)
@@ -276,6 +288,19 @@ FAMILIES = {
         pairs,
         is_random=False,
         draws=False,
+    ),
+    "cyclegan": Family(
+        partial(unpaired, pool_size=5, half_life=4),
+        "Samples TellsReal TranslatesBack",
+        partial(pairs, channels=1),
+        is_random=False,
+        draws=False,
+    ),
+    "cut": Family(
+        partial(unpaired, family=CUT, heads=partial(PatchHeads, width=4), num_patches=9, half_life=4),
+        "Samples TellsReal",
+        partial(pairs, channels=1),
+        is_random=False,
     ),
 }
 

@@ -123,6 +123,9 @@ class Model(pl.LightningModule):
     has_targets: bool = True
     """Whether what the data put beside a source is what the model is to make of it."""
 
+    memory_format: torch.memory_format = torch.channels_last
+    """Layout of the weights of convolutions, which all that they compute then has."""
+
     cannot_sample: str = ""
     """Why a model without the capability `Samples` has none."""
 
@@ -221,7 +224,7 @@ class Model(pl.LightningModule):
             raise ValueError(f"A {type(self).__name__} keeps no average: leave half_life out.")
         if self.spec.is_grid:
             # Convolutions run a tenth faster on a CPU and more on a GPU with channels innermost.
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=self.memory_format)
 
     def on_train_start(self) -> None:
         restored, self._restored_gradients = self._restored_gradients, {}

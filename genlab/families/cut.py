@@ -50,6 +50,7 @@ class CUT(Adversarial):
 
     conditions = ("source",)
     shown_losses = ("adversarial", "nce", "identity", "discriminator")
+    memory_format = torch.contiguous_format  # instance norm and transposed convolutions are faster in it
     signs = (*Adversarial.signs, "luminance_correlation")
     has_targets = False
     generator: Contrasted
@@ -69,6 +70,11 @@ class CUT(Adversarial):
     ) -> None:
         if "source" not in players.get("given", ()):
             raise ValueError("CUT translates: set given to [source].")
+        if keeps_identity and spec.source is not None and spec.source.shape != spec.shape:
+            raise ValueError(
+                f"keeps_identity needs images and sources of one shape, got {spec.shape} and {spec.source.shape}: "
+                "set it to false."
+            )
         if num_patches < 2:
             raise ValueError(f"num_patches must be at least 2, one of them a negative, got {num_patches}.")
         for name, value in (("adversarial_weight", adversarial_weight), ("nce_weight", nce_weight)):

@@ -44,6 +44,7 @@ class CycleGAN(Adversarial):
 
     conditions = ("source",)
     shown_losses = ("adversarial", "cycle", "identity", "discriminator")
+    memory_format = torch.contiguous_format  # instance norm and transposed convolutions are faster in it
     signs = (*Adversarial.signs, "luminance_correlation")
     has_targets = False
     generator: BothWays

@@ -31,6 +31,7 @@ class Pix2Pix(Adversarial):
     """
 
     shown_losses = ("adversarial", "l1", "discriminator")
+    memory_format = torch.contiguous_format  # instance norm and transposed convolutions are faster in it
 
     def __init__(self, spec: DataSpec, l1_weight: float = 100.0, **players: Any) -> None:
         if "source" not in players.get("given", ()):
