@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from genlab.networks.image_to_image import PatchDiscriminator, UNetGenerator
+from genlab.networks.image_to_image import InstanceNorm, PatchDiscriminator, UNetGenerator
+from genlab.networks.resnet_generator import ResNetGenerator
 from genlab.shapes import DataSpec
 
 BATCH = 2
@@ -232,6 +233,79 @@ def test_images_in_which_no_patch_fits_are_refused(spec, num_layers, message):
         PatchDiscriminator(spec, num_layers=num_layers)
 
 
+# The residual generator
+
+
+def residual(spec: DataSpec, **options) -> ResNetGenerator:
+    torch.manual_seed(0)
+    return ResNetGenerator(spec, **{"base_channels": 2, "num_blocks": 2} | options)
+
+
+@pytest.mark.parametrize("num_blocks, published", [(9, 11_378_179), (6, 7_837_699)])
+def test_the_residual_generator_is_the_published_one_without_biases_that_norms_take_away(num_blocks, published):
+    with torch.device("meta"):
+        net = ResNetGenerator(pair_spec(256), num_blocks=num_blocks)
+    biases = sum(norm.num_features for norm in kinds(net, nn.InstanceNorm2d))
+    assert sum(parameter.numel() for parameter in net.parameters()) + biases == published
+    widths = [layer.out_channels for layer in kinds(net, (nn.Conv2d, nn.ConvTranspose2d))]
+    assert widths == [64, 128, 256, *[256] * 2 * num_blocks, 128, 64, 3]
+    assert len(kinds(net, nn.ReflectionPad2d)) == 2 + 2 * num_blocks
+
+
+@pytest.mark.parametrize("size, width, channels, source", [(16, 24, 3, 1), (8, 0, 1, 3)])
+def test_the_residual_generator_gives_an_image_for_an_image_of_any_valid_sides(size, width, channels, source):
+    net = residual(pair_spec(32, channels, source))
+    x = net(source=images(size, source, width=width))
+    assert x.shape == (BATCH, channels, size, width or size) and x.abs().max() <= 1
+    assert net.multiple == 4 and net.scale == 1
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_the_margin_is_the_reach_of_an_output_pixel(num_blocks):
+    net = residual(pair_spec(96), base_channels=1, num_blocks=num_blocks).double()
+    for module in net.modules():
+        for name, layer in module.named_children():
+            if isinstance(layer, nn.InstanceNorm2d | nn.ReLU):
+                setattr(module, name, nn.Identity())
+    reach = []
+    for place in (48, 49, 50, 51):
+        source = images(96).double().requires_grad_()
+        net(source)[0, :, place, place].sum().backward()
+        seen = source.grad[0].abs().sum(dim=0).nonzero()
+        reach += [place - seen.min().item(), seen.max().item() - place]
+    assert max(reach) == net.margin == 12 + 8 * num_blocks
+
+
+def test_the_encoder_is_the_first_half_of_the_network():
+    net, source = residual(pair_spec(16), num_blocks=9), images(16)
+    features = net.encode(source)
+    assert [h.shape[1] for h in features] == net.feature_channels and features[0] is source
+    assert [h.shape[2] for h in features] == [16, 8, 4, 4, 4] and net.num_encoding == 5
+    torch.testing.assert_close(net._rest(features[-1]), net(source))
+    net.blocks[4].register_forward_hook(lambda *_: torch.zeros_like(features[-1]))
+    assert not net.encode(source)[-1].any() and torch.equal(net.encode(source)[-2], features[-2])
+
+
+def test_sides_that_cannot_be_halved_twice_are_refused_with_the_next_valid_ones():
+    with pytest.raises(ValueError, match=r"multiple of 4, got 30 x 32; resize the images to 32 x 32\."):
+        residual(pair_spec(30, width=32))
+    with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
+        residual(pair_spec(32), num_blocks=0)
+
+
+def test_the_gradient_of_one_image_is_that_of_an_image_among_others_in_any_layout():
+    norm = InstanceNorm(3)
+    x, gradient = images(8, batch=3), images(8, seed=1, batch=3)
+    found = []
+    for rows in (slice(0, 3), slice(0, 1)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for mixed in (torch.contiguous_format, torch.channels_last):
+                leaf = x[rows].clone(memory_format=layout).requires_grad_()
+                norm(leaf).backward(gradient[rows].clone(memory_format=mixed))
+                found.append(leaf.grad[0])
+    assert all(torch.allclose(each, found[0], atol=1e-6) for each in found)
+
+
 # Both
 
 
@@ -247,6 +321,7 @@ def calls(size: int = 32) -> list:
             {"x": x, "source": source, "label": label},
             id="discriminator",
         ),
+        pytest.param(lambda norm: residual(spec), {"source": source}, id="residual"),
     ]
 
 

@@ -159,8 +159,7 @@ class Contrasted(nn.Module):
 
 def _patches(h: Tensor, places: Tensor) -> Tensor:
     """Returns the features at some places of maps, (batch, places, channels)."""
-    rows = h.permute(0, 2, 3, 1).flatten(1, 2)
-    return rows.gather(1, places[:, :, None].expand(-1, -1, h.shape[1]))
+    return h.flatten(2).gather(2, places[:, None].expand(-1, h.shape[1], -1)).transpose(1, 2)
 
 
 def _with_encoder(network: nn.Module) -> nn.Module:

@@ -143,6 +143,20 @@ class PatchDiscriminator(nn.Module):
         return [source]
 
 
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance norm whose gradient is right in any layout.
+
+    Of a batch of one, torch 2.14 on a CPU reads a gradient as if it lay in memory as the input does, and returns a
+    wrong one where it does not.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x.contiguous())
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient.contiguous())
+        return y
+
+
 def _down(inputs: int, outputs: int, norm: Norm, stride: int = 2) -> nn.Module:
     convolution = nn.Conv2d(inputs, outputs, 4, stride, 1, bias=norm == "none")
     return nn.Sequential(nn.LeakyReLU(0.2), convolution, _norm(norm, outputs))
@@ -154,7 +168,7 @@ def _up(inputs: int, outputs: int, norm: Norm, dropout: float) -> nn.Module:
 
 
 def _norm(norm: Norm, channels: int) -> nn.Module:
-    layers = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": nn.Identity}
+    layers = {"batch": nn.BatchNorm2d, "instance": InstanceNorm, "none": nn.Identity}
     if norm not in layers:
         raise ValueError(f"norm must be one of {', '.join(layers)}, got {norm}.")
     return layers[norm](channels)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from genlab.networks.dcgan import initialise
-from genlab.networks.image_to_image import image_source, sides_in_words
+from genlab.networks.image_to_image import InstanceNorm, image_source, sides_in_words
 from genlab.shapes import DataSpec
 
 _HALVINGS = 2
@@ -136,7 +136,7 @@ class PatchHeads(nn.Module):
 
 
 def _normed(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
-    return [convolution, nn.InstanceNorm2d(convolution.out_channels), nn.ReLU()]
+    return [convolution, InstanceNorm(convolution.out_channels), nn.ReLU()]
 
 
 def _require_multiple(sides: Sequence[int], multiple: int) -> None:
