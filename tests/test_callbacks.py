@@ -144,11 +144,13 @@ HEALTHY = {
     "val/duplicates@797": 0.01,
     "val/accuracy_real": 0.6,
     "val/accuracy_fake": 0.7,
+    "val/luminance_correlation": 0.3,
 }
 SICK = {
     "recall": {"val/recall@797": 0.2},
     "duplicates": {"val/duplicates@797": 0.6},
     "discriminator": {"val/accuracy_real": 1.0, "val/accuracy_fake": 0.99},
+    "inverted": {"val/luminance_correlation": -0.2},
 }
 
 
@@ -162,7 +164,8 @@ def evaluated(health, *evaluations):
             state=SimpleNamespace(fn="fit"),
             callback_metrics={name: torch.tensor(value) for name, value in values.items()},
         )
-        signs, spec = ("accuracy_real", "accuracy_fake"), SimpleNamespace(unit="img")
+        signs = ("accuracy_real", "accuracy_fake", "luminance_correlation")
+        spec = SimpleNamespace(unit="img")
         model = SimpleNamespace(examples_seen=100 * number, signs=signs, spec=spec)
         health.on_validation_end(trainer, model)
     return health

@@ -81,7 +81,9 @@ def test_the_generators_loss_is_the_papers():
     assert losses["generator"].item() == pytest.approx(paper.item(), rel=1e-5)
     assert losses["luminance_correlation"] != 0
     # With the image in the place of the source, both terms ask the same of other places.
-    assert again["nce"] == losses["nce"] and again["identity"].item() == pytest.approx(again["nce"].item(), rel=0.3)
+    assert again["nce"] == losses["nce"] and again["identity"].item() == pytest.approx(
+        again["nce"].item(), rel=0.3
+    )
     one_term = cut(keeps_identity=False).eval()
     with torch.no_grad(), one_term.numbered(batch["index"]):
         single = one_term.losses(batch)
@@ -152,14 +154,21 @@ def test_heads_give_directions_of_their_own_width():
     found = heads([torch.randn(2, 4, 3), torch.randn(2, 6, 5)])
     assert [x.shape for x in found] == [(2, 4, 7), (2, 6, 7)]
     assert all(torch.allclose(x.norm(dim=-1), torch.ones(x.shape[:2]), atol=1e-5) for x in found)
-    assert [layer.out_features for layer in PatchHeads([3]).modules() if isinstance(layer, nn.Linear)] == [256, 256]
+    assert [layer.out_features for layer in PatchHeads([3]).modules() if isinstance(layer, nn.Linear)] == [
+        256,
+        256,
+    ]
 
 
 def test_wrong_settings_are_refused_with_their_rule():
     grey = DataSpec("paintings", (3, 16, 16), source=DataSpec("photos", (1, 16, 16)))
     for spec, options, message in (
         (SPEC, {"given": []}, r"set given to \[source\]"),
-        (SPEC, {"generator": partial(UNetGenerator, base_channels=2)}, "UNetGenerator has none: use ResNetGen"),
+        (
+            SPEC,
+            {"generator": partial(UNetGenerator, base_channels=2)},
+            "UNetGenerator has none: use ResNetGen",
+        ),
         (SPEC, {"num_patches": 1}, "num_patches must be at least 2.*got 1"),
         (SPEC, {"nce_weight": -1.0}, "nce_weight must not be negative, got -1.0"),
         (grey, {}, r"keeps_identity needs images and sources of one shape"),

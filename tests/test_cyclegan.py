@@ -60,7 +60,9 @@ def reached(model, loss):
     networks = {f"{name} {way}": getattr(p, way) for name, p in players.items() for way in ("there", "back")}
     found = {}
     for name, network in networks.items():
-        gradients = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            loss, list(network.parameters()), retain_graph=True, allow_unused=True
+        )
         found[name] = any(gradient is not None and gradient.any() for gradient in gradients)
     return {name for name, is_reached in found.items() if is_reached}
 
@@ -112,7 +114,9 @@ def test_each_loss_reaches_its_own_networks_alone():
     image, source = model.judge(fake, batch).chunk(2)
     assert reached(model, image.sum()) == {"generator there", "discriminator there"}
     assert reached(model, source.sum()) == {"generator back", "discriminator back"}
-    learned = model.loss.discriminator(model.judge(model.real(batch), batch), model.judge(fake.detach(), batch))
+    learned = model.loss.discriminator(
+        model.judge(model.real(batch), batch), model.judge(fake.detach(), batch)
+    )
     assert reached(model, learned) == {"discriminator there", "discriminator back"}
 
 
@@ -207,7 +211,9 @@ def test_two_processes_show_their_discriminators_what_one_shows_it(monkeypatch):
         whole = on(one, 0, 1, step).shown(fake)
         for rank, model in enumerate(two):
             parts = [iter(half.chunk(2)) for half in halves]
-            monkeypatch.setattr(model, "all_gather", lambda x, p=parts: torch.stack([next(each) for each in p]))
+            monkeypatch.setattr(
+                model, "all_gather", lambda x, p=parts: torch.stack([next(each) for each in p])
+            )
             found = on(model, rank, 2, step).shown(halves[rank])
             assert torch.equal(found, torch.cat([part[rank::2] for part in whole.chunk(2)]))
     assert not torch.equal(whole, fake)
@@ -221,7 +227,9 @@ def test_the_pools_travel_in_the_checkpoint():
     assert [len(images) for images in kept["pools"]] == [3, 3]
     smaller = cyclegan(pool_size=2)
     smaller.on_load_checkpoint(kept)
-    assert [torch.equal(p.state(), k[1:]) for p, k in zip(smaller.pools, kept["pools"], strict=True)] == [True] * 2
+    assert [torch.equal(p.state(), k[1:]) for p, k in zip(smaller.pools, kept["pools"], strict=True)] == [
+        True
+    ] * 2
 
 
 # Both directions

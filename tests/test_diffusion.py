@@ -410,6 +410,17 @@ def test_a_schedule_rises_evenly_and_falls_along_a_cosine():
     assert Schedule(100, 300).factor(49) == pytest.approx(0.5 * fall(49)) and Schedule().factor(10**9) == 1.0
 
 
+def test_a_schedule_may_be_constant_first_and_fall_evenly():
+    factor = Schedule(hold=100, decay=300, fall="linear").factor
+    assert [factor(seen) for seen in (0, 100, 150, 200, 300, 900)] == [1.0, 1.0, 0.75, 0.5, 0.0, 0.0]
+    assert Schedule(hold=100, decay=300).factor(200) == pytest.approx(0.5)
+    for hold, decay in ((300, 300), (100, 0), (-1, 300)):
+        with pytest.raises(
+            ValueError, match=f"schedule.hold must lie between 0 and schedule.decay, got {hold}"
+        ):
+            Schedule(hold=hold, decay=decay)
+
+
 @pytest.mark.parametrize("process", [DiscreteChain(), VESDE(), EDM()])
 def test_the_score_is_that_of_the_noise_the_network_sees(process):
     model = diffusion(process=process).eval()

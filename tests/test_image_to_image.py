@@ -242,7 +242,9 @@ def residual(spec: DataSpec, **options) -> ResNetGenerator:
 
 
 @pytest.mark.parametrize("num_blocks, published", [(9, 11_378_179), (6, 7_837_699)])
-def test_the_residual_generator_is_the_published_one_without_biases_that_norms_take_away(num_blocks, published):
+def test_the_residual_generator_is_the_published_one_without_biases_that_norms_take_away(
+    num_blocks, published
+):
     with torch.device("meta"):
         net = ResNetGenerator(pair_spec(256), num_blocks=num_blocks)
     biases = sum(norm.num_features for norm in kinds(net, nn.InstanceNorm2d))

@@ -12,7 +12,9 @@ from torch.nn.functional import conv2d
 from genlab.callbacks.evaluate import Evaluate, default_metrics
 from genlab.data.base import DataModule
 from genlab.data.packed import Packed
+from genlab.data.procedural import FACTORS, render
 from genlab.data.tokenizers import Characters
+from genlab.data.translated_shapes import TranslatedShapes
 from genlab.evaluation.likelihood import score_likelihood
 from genlab.evaluation.score import score, text_decoder
 from genlab.families.base import Model
@@ -20,6 +22,7 @@ from genlab.metrics.base import Drawn
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.pairs import DATA_RANGE, PSNR, SSIM, luma
 from genlab.metrics.text import BLEU
+from genlab.metrics.translation import RightTranslations
 from genlab.shapes import IGNORED, DataSpec, to_float
 
 WORDS = Characters(" abcdefghij", marks=True)
@@ -254,6 +257,47 @@ def test_no_extractor_is_looked_for_where_no_metric_needs_one(monkeypatch):
     evaluate = Evaluate("inception", {"psnr": PSNR()})
     evaluate.prepare(Negative(Pairs.spec))
     assert evaluate.extractor is None and evaluate.missing is None
+
+
+# Translations whose right answer is known
+
+
+def counted(x, data, order=None):
+    """The shares of the held-out pictures x that are right, shown to the metric in an order."""
+    split, metric = data.split("test"), RightTranslations()
+    metric.set_data(data.spec)
+    target, source = (torch.from_numpy(split[name]) for name in ("image", "source"))
+    for rows in (torch.arange(len(target)) if order is None else order).split(50):
+        shown = (x[rows], None, target[rows], to_float(source[rows]))
+        metric.update(Drawn(rows, *shown))
+    return metric.compute()
+
+
+def test_of_all_that_can_be_drawn_the_true_translation_alone_is_right():
+    data = TranslatedShapes(num_train=1, num_test=216)
+    split, index = data.split("test"), np.arange(216)
+    target, chosen = torch.from_numpy(split["image"]), np.asarray(split["factors"])
+    assert counted(target, data) == {
+        **dict.fromkeys(("right", "right_shape", "right_place", "right_colour"), 1.0),
+        "inverted": 0.0, "collapsed": 0.0,
+    }  # fmt: skip
+    for column, num in enumerate(FACTORS.values()):
+        for step in range(1, num):
+            other = chosen.copy()
+            other[:, column] = (other[:, column] + step) % num
+            assert counted(torch.from_numpy(render(other, index, 32)), data)["right"] == 0.0
+    assert counted(target.roll(1, 3), data)["right"] == 0.0
+
+
+def test_inverted_and_collapsed_translations_are_counted():
+    data = TranslatedShapes(num_train=1, num_test=216)
+    target = torch.from_numpy(data.split("test")["image"])
+    found = counted(255 - target, data)
+    assert found["inverted"] == 1.0 and found["right"] == 0.0
+    half = torch.cat([target[:108], target[:1].expand(108, -1, -1, -1)])
+    found = counted(half, data)
+    assert found["collapsed"] == pytest.approx(109 / 216) and found["right"] == pytest.approx(0.5)
+    assert counted(half, data, torch.randperm(216)) == found
 
 
 # Texts by likelihood

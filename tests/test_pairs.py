@@ -15,9 +15,11 @@ from genlab.data.digits import Digits
 from genlab.data.folder import ImageFolder
 from genlab.data.packed import MappedRows, pack
 from genlab.data.pairs import PairedImages, UnpairedImages, deal
-from genlab.data.procedural import Shapes, caption, caption_tokenizer
+from genlab.data.procedural import SHAPES, Shapes, caption, caption_tokenizer, render
 from genlab.data.random_data import RandomData
+from genlab.data.reversed import WayBackData
 from genlab.data.sources import BadSource, open_source
+from genlab.data.translated_shapes import TranslatedShapes
 from genlab.shapes import DataSpec
 
 
@@ -369,6 +371,59 @@ def test_captions_are_cut_and_counted(tmp_path):
     assert data.preprocessing()["cut"] == sum(length > 16 for length in lengths) > 0
     assert data.preprocessing()["captions"] == len(lengths) == 39
     assert data.spec.source.shape == (17,) and ImageFolder(data.path, labelled=False).spec.source is None
+
+
+# --- shapes that become others ------------------------------------------------------------------------------
+
+
+def pictures_of(packed, name):
+    return {row.tobytes() for row in np.asarray(packed[name])}
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_circles_become_squares_of_the_same_colour_place_and_size(paired):
+    data = TranslatedShapes(paired=paired, image_size=16, num_train=300, num_test=216, batch_size=4)
+    index = np.arange(216)
+    test = data.split("test")
+    chosen = np.asarray(test["factors"])
+    assert len({tuple(row) for row in chosen.tolist()}) == 216  # every combination once
+    for name, shape in (("image", "square"), ("source", "circle")):
+        chosen[:, 1] = SHAPES.index(shape)
+        assert np.array_equal(test[name], render(chosen, index, 16))
+    train = data.split("train")
+    assert len(train) == 300 and not pictures_of(train, "image") & pictures_of(test, "image")
+    squares = TranslatedShapes("square", "circle", True, 16, 300, 216).split("train")
+    partners = pictures_of(train, "source") & pictures_of(squares, "image")
+    assert len(partners) == (300 if paired else 0)
+    first, again, later = (data.training_items(e).__getitems__(torch.arange(300)) for e in (0, 0, 1))
+    assert torch.equal(first["source"], again["source"]) and torch.equal(first["image"], later["image"])
+    assert torch.equal(first["source"], later["source"]) == paired
+    assert {row.numpy().tobytes() for row in later["source"]} == pictures_of(train, "source")
+
+
+def test_shapes_that_cannot_be_translated_are_refused():
+    for arguments, message in (
+        (("circle", "star"), "target_shape must be one of circle, .*, got 'star'"),
+        (("ring", "ring"), "must differ, got 'ring' twice"),
+        (("circle", "square", False, 8), "image_size must be at least 16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TranslatedShapes(*arguments)
+
+
+def test_the_way_back_has_every_source_that_is_held_out_as_its_image(tmp_path):
+    paths = saved(tmp_path / "a", range(20)), saved(tmp_path / "b", range(100, 170))
+    data = UnpairedImages(*paths, image_size=8, test_fraction=0.2, batch_size=2)
+    back = WayBackData(data)
+    assert back.spec == data.spec.reversed() and back.spec.name == "a source"
+    for split in ("val", "test"):
+        images, sources = (data.sides[side][split]["image"] for side in (0, 1))
+        found = back.items(split).__getitems__(torch.arange(len(sources)))
+        assert np.array_equal(found["image"], sources) and len(sources) > len(images)
+        assert np.array_equal(found["source"], np.asarray(images)[np.arange(len(sources)) % len(images)])
+        assert back.fingerprint(split) != data.fingerprint(split)
+    with pytest.raises(ValueError, match="digits has no source, and so no way back"):
+        Digits().spec.reversed()
 
 
 # --- random data --------------------------------------------------------------------------------------------

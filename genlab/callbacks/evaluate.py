@@ -61,7 +61,8 @@ class Evaluate(Callback):
             had. Points are their own features.
         metrics: What to compute, by name, so that a later configuration file can change one of them; None
             for what suits the samples. Images: FID, KID, IS, precision and recall, share of duplicates; of a
-            source image that say what is to become of it, PSNR and SSIM too. Texts of a source: BLEU; others: their likelihood alone.
+            source image whose translation is known, PSNR and SSIM too. Texts of a source: BLEU; others: their
+            likelihood alone.
         num_samples: Generated images for a score during training.
         num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
         split: Real images to compare with while the model trains and by `genlab validate`; `genlab test`

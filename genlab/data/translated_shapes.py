@@ -1,4 +1,4 @@
-"""Coloured shapes that are to become other shapes: translation whose right answer is known, with or without pairs."""
+"""Coloured shapes that are to become other ones: translation whose right answer is known."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SHAPE = 1  # column of the factors
 class TranslatedShapes(DataModule):
     """Shapes of one kind, as sources, and the same ones of another kind: equal in colour, place and size.
 
-    Made as `Shapes` are. What is held out are pairs, so that every translation can be counted as right or wrong. In
-    training there are pairs too if `paired` is set; else the sources are other pictures than those of which the images
-    are the translations, and are dealt to them anew in each epoch.
+    Made as `Shapes` are. What is held out are pairs, so that every translation can be counted as right or
+    wrong. In training there are pairs too if `paired` is set; else no image is the translation of any source,
+    and sources are dealt to the images anew in each epoch.
 
     Args:
         source_shape: What the sources show, such as circle.

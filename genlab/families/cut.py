@@ -24,17 +24,17 @@ class CUT(Adversarial):
 
         min_G,H max_D  a V(G, D) + w (NCE(x, G(x)) + NCE(y, G(y))) / 2
 
-    Park et al. 2020 (arXiv:2007.15651), equation 4 with both weights 1, x the source and y the image. NCE is the mean
-    of `PatchNCE` over maps of the generator's own encoder: patches of what was made, as queries, against those of what
-    it was made of, at the same drawn places. Its second term keeps images of the target's kind as they are. Without
-    a way back a step takes about half of CycleGAN's memory.
+    Park et al. 2020 (arXiv:2007.15651), equation 4 with both weights 1, x the source and y the image. NCE is
+    the mean of `PatchNCE` over maps of the generator's own encoder: patches of what was made, as queries,
+    against those of what it was made of, at the same drawn places. Its second term keeps images of the target's
+    kind as they are. Without a way back, a step takes less memory than CycleGAN's.
 
     Args:
         spec: Images and sources; what the data put side by side need not belong together.
-        generator: Network with `encode` and `feature_channels`, such as `ResNetGenerator`.
+        generator: Network with `encode` and `feature_channels`: `ResNetGenerator`, `UNetGenerator`.
         discriminator: Judges the images alone.
         heads: Network H between the encoder's features and the loss.
-        contrast: Loss of the features.
+        contrast: Loss of the features; `PatchNCE` with its defaults where left out.
         num_patches: Places of a map that are compared, or all where there are fewer.
         adversarial_weight: a; 2 undoes the halves of `LeastSquares`, which the paper leaves out.
         nce_weight: w.
@@ -45,7 +45,7 @@ class CUT(Adversarial):
         x, source: (batch, channels, height, width) in [-1, 1], of the same sides.
 
     Raises:
-        ValueError: The model is told no source, the generator has no encoder, or a number is out of its range.
+        ValueError: The model is told no source, the generator has no encoder, or a number is out of range.
     """
 
     conditions = ("source",)
@@ -61,7 +61,7 @@ class CUT(Adversarial):
         generator: NetworkFactory,
         discriminator: NetworkFactory,
         heads: HeadsFactory,
-        contrast: PatchNCE = PatchNCE(),
+        contrast: PatchNCE | None = None,
         num_patches: int = 256,
         adversarial_weight: float = 2.0,
         nce_weight: float = 1.0,
@@ -72,8 +72,8 @@ class CUT(Adversarial):
             raise ValueError("CUT translates: set given to [source].")
         if keeps_identity and spec.source is not None and spec.source.shape != spec.shape:
             raise ValueError(
-                f"keeps_identity needs images and sources of one shape, got {spec.shape} and {spec.source.shape}: "
-                "set it to false."
+                f"keeps_identity needs images and sources of one shape, got {spec.shape} and "
+                f"{spec.source.shape}: set it to false."
             )
         if num_patches < 2:
             raise ValueError(f"num_patches must be at least 2, one of them a negative, got {num_patches}.")
@@ -86,7 +86,8 @@ class CUT(Adversarial):
             discriminator=lambda seen: discriminator(seen.unconditional()),
             **players,
         )
-        self.contrast, self.num_patches, self.keeps_identity = contrast, num_patches, keeps_identity
+        self.contrast = contrast or PatchNCE()
+        self.num_patches, self.keeps_identity = num_patches, keeps_identity
         self.adversarial_weight, self.nce_weight = adversarial_weight, nce_weight
 
     def generate(self, batch: Batch, stream: str) -> Tensor:
@@ -96,7 +97,10 @@ class CUT(Adversarial):
         return self.discriminator(x)
 
     def generator_losses(self, fake: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        losses = {"adversarial": self.loss.generator(logits), "nce": self._nce(fake, batch["source"], "patches")}
+        losses = {
+            "adversarial": self.loss.generator(logits),
+            "nce": self._nce(fake, batch["source"], "patches"),
+        }
         contrast = losses["nce"]
         if self.keeps_identity:
             image = observed(batch)

@@ -63,7 +63,10 @@ class CycleGAN(Adversarial):
     ) -> None:
         _require_one_shape(spec, players.get("given", ()))
         weights = {"adversarial": adversarial_weight, "cycle": cycle_weight, "identity": identity_weight}
-        for name, value in {**{f"{name}_weight": w for name, w in weights.items()}, "pool_size": pool_size}.items():
+        for name, value in {
+            **{f"{name}_weight": w for name, w in weights.items()},
+            "pool_size": pool_size,
+        }.items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
         super().__init__(

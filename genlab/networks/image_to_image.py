@@ -78,7 +78,19 @@ class UNetGenerator(nn.Module):
         self.output = nn.Sequential(
             nn.ReLU(), nn.ConvTranspose2d(2 * widths[0], spec.shape[0], 4, 2, 1), nn.Tanh()
         )
+        self.feature_channels = [source.shape[0], *widths[:-1]]
         self.apply(initialise)
+
+    def encode(self, source: Tensor) -> list[Tensor]:
+        """Returns the maps by which patches can be compared: the pixels, and all that a skip leads on.
+
+        Shapes:
+            Returns num_downs tensors, (batch, feature_channels[i], rows, columns) each.
+        """
+        features = [source]
+        for layer in self.down[:-1]:  # type: ignore[index]
+            features.append(layer(features[-1]))
+        return features
 
     def forward(self, source: Tensor) -> Tensor:
         skips, h = [], source

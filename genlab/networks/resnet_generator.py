@@ -51,7 +51,9 @@ class ResNetGenerator(nn.Module):
         _require_multiple(spec.shape[1:], self.multiple)
         c = base_channels
         self.margin = 12 + 8 * num_blocks
-        self.start = nn.Sequential(nn.ReflectionPad2d(3), *_normed(nn.Conv2d(source.shape[0], c, 7, bias=False)))
+        self.start = nn.Sequential(
+            nn.ReflectionPad2d(3), *_normed(nn.Conv2d(source.shape[0], c, 7, bias=False))
+        )
         self.down = nn.ModuleList(
             nn.Sequential(*_normed(nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False))) for width in (c, 2 * c)
         )
