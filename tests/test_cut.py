@@ -175,4 +175,6 @@ def test_wrong_settings_are_refused_with_their_rule():
     ):
         with pytest.raises(ValueError, match=message):
             cut(spec, **options)
+    unet = partial(UNetGenerator, base_channels=2, norm="instance")
+    assert len(cut(generator=unet).generator.heads.heads) == 4
     assert cut(grey, keeps_identity=False).sample(2, source=torch.zeros(2, 1, 16, 16)).shape == (2, 3, 16, 16)

@@ -274,8 +274,8 @@ def counted(x, data, order=None):
 
 
 def test_of_all_that_can_be_drawn_the_true_translation_alone_is_right():
-    data = TranslatedShapes(num_train=1, num_test=216)
-    split, index = data.split("test"), np.arange(216)
+    data = TranslatedShapes(num_train=1, num_test=60)
+    split, index = data.split("test"), np.arange(60)
     target, chosen = torch.from_numpy(split["image"]), np.asarray(split["factors"])
     assert counted(target, data) == {
         **dict.fromkeys(("right", "right_shape", "right_place", "right_colour"), 1.0),
@@ -290,14 +290,14 @@ def test_of_all_that_can_be_drawn_the_true_translation_alone_is_right():
 
 
 def test_inverted_and_collapsed_translations_are_counted():
-    data = TranslatedShapes(num_train=1, num_test=216)
+    data = TranslatedShapes(num_train=1, num_test=60)
     target = torch.from_numpy(data.split("test")["image"])
     found = counted(255 - target, data)
     assert found["inverted"] == 1.0 and found["right"] == 0.0
-    half = torch.cat([target[:108], target[:1].expand(108, -1, -1, -1)])
+    half = torch.cat([target[:30], target[:1].expand(30, -1, -1, -1)])
     found = counted(half, data)
-    assert found["collapsed"] == pytest.approx(109 / 216) and found["right"] == pytest.approx(0.5)
-    assert counted(half, data, torch.randperm(216)) == found
+    assert found["collapsed"] == pytest.approx(31 / 60) and found["right"] == pytest.approx(0.5)
+    assert counted(half, data, torch.randperm(60)) == found
 
 
 # Texts by likelihood

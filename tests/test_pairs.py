@@ -386,7 +386,7 @@ def test_circles_become_squares_of_the_same_colour_place_and_size(paired):
     index = np.arange(216)
     test = data.split("test")
     chosen = np.asarray(test["factors"])
-    assert len({tuple(row) for row in chosen.tolist()}) == 216  # every combination once
+    assert (np.bincount(chosen[:, 0]) > 10).all() and (np.bincount(chosen[:, 3]) > 50).all()
     for name, shape in (("image", "square"), ("source", "circle")):
         chosen[:, 1] = SHAPES.index(shape)
         assert np.array_equal(test[name], render(chosen, index, 16))

@@ -26,8 +26,8 @@ class CUT(Adversarial):
 
     Park et al. 2020 (arXiv:2007.15651), equation 4 with both weights 1, x the source and y the image. NCE is
     the mean of `PatchNCE` over maps of the generator's own encoder: patches of what was made, as queries,
-    against those of what it was made of, at the same drawn places. Its second term keeps images of the target's
-    kind as they are. Without a way back, a step takes less memory than CycleGAN's.
+    against those of what it was made of, at the same drawn places. Its second term keeps images of the
+    target's kind as they are. Without a way back, a step takes less memory than CycleGAN's.
 
     Args:
         spec: Images and sources; what the data put side by side need not belong together.
@@ -169,6 +169,7 @@ def _patches(h: Tensor, places: Tensor) -> Tensor:
 def _with_encoder(network: nn.Module) -> nn.Module:
     if not hasattr(network, "encode") or not hasattr(network, "feature_channels"):
         raise ValueError(
-            f"CUT compares the features of an encoder, and {type(network).__name__} has none: use ResNetGenerator."
+            f"CUT compares the features of an encoder, and {type(network).__name__} has none: use "
+            "ResNetGenerator or UNetGenerator."
         )
     return network

@@ -18,11 +18,13 @@ from genlab.shapes import Batch, DataSpec, observed
 class CycleGAN(Adversarial):
     """Translates between two sets of images in which nothing belongs together.
 
-        min_G,F max_D,D'  a (V(G, D) + V(F, D')) + c (|F(G(x)) - x| + |G(F(y)) - y|) + i (|G(y) - y| + |F(x) - x|)
+        min_G,F max_D,D'  a (V(G, D) + V(F, D'))
+                          + c (|F(G(x)) - x| + |G(F(y)) - y|) + i (|G(y) - y| + |F(x) - x|)
 
-    Zhu et al. 2017 (arXiv:1703.10593), equation 3 and section 5.2, with x the source, y the image, V the game,
-    distances as means over pixels and every loss as the mean over both directions. The discriminators see the images
-    alone, and of the generated ones half the time older ones out of a pool, so that they do not forget.
+    Zhu et al. 2017 (arXiv:1703.10593), equation 3 and section 5.2, with x the source, y the image, V the
+    game, distances as means over pixels, and every loss as the mean over both directions. The discriminators
+    see images without their sources, and of the generated ones half the time older ones out of a pool, so
+    that they do not forget.
 
     Args:
         spec: Images and sources of one shape; what the data put side by side need not belong together.
@@ -30,8 +32,8 @@ class CycleGAN(Adversarial):
         discriminator: Built twice: for the images and for the sources.
         adversarial_weight: a; 2 undoes the halves of `LeastSquares`, which the paper leaves out.
         cycle_weight: c.
-        identity_weight: i: an image of the target's kind is to stay as it is, which keeps colours; 0 saves two
-            passes.
+        identity_weight: i: an image of the target's kind is to stay as it is, which keeps colours; 0 saves
+            two passes.
         pool_size: Generated images that each pool holds; 0 shows the newest ones alone.
         players: Optimisers, the game and the rest; `given` must hold source.
 
@@ -202,8 +204,8 @@ class WayBack:
 class ImagePool:
     """Generated images of earlier steps, for a discriminator that is to remember them.
 
-    Shrivastava et al. 2017 (arXiv:1612.07828), section 2.3, as Zhu et al. 2017 use it: the first `size` images
-    are shown and kept; each later one is, by even chance, shown, or kept in the place of one that is shown.
+    Shrivastava et al. 2017 (arXiv:1612.07828), section 2.3, as Zhu et al. 2017 use it: the first `size`
+    images are shown and kept; each later one is, by even chance, shown, or kept in the place of one that is.
 
     Args:
         size: Images that are kept; 0 shows every image as it comes.

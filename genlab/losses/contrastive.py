@@ -14,8 +14,8 @@ class PatchNCE:
 
         -1/N  sum_i log( e^(q_i k_i / t) / sum_j e^(q_i k_j / t) )
 
-    Park et al. 2020 (arXiv:2007.15651), equation 3, with the N - 1 negatives from within the image. Keys are taken
-    as they are: gradients reach the queries alone. Orthonormal features with q = k give
+    Park et al. 2020 (arXiv:2007.15651), equation 3, with the N - 1 negatives from within the image. Keys are
+    taken as they are: gradients reach the queries alone. Orthonormal features with q = k give
     log(1 + (N - 1) e^(-1/t)), features that are all equal give log N.
 
     Args:

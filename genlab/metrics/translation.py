@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genlab.metrics.base import Drawn, SampleMetric
+from genlab.metrics.duplicates import nearest_distances
 from genlab.shapes import levels_to_bytes
 
 _DARK = 0.25
@@ -16,11 +17,11 @@ _DARK = 0.25
 class RightTranslations(SampleMetric):
     """The shares of samples with the right shape, colour and place: one bright thing on a dark ground each.
 
-    `right_shape`: nearer to the target than the source is, and than to the source, as pixels. `right_place`: centres of what is bright differ by
-    at most `max_shift`. `right_colour`: where the target is brightest, no channel's mean differs by more than
-    `max_shade`. `right`: all of it. Among the wrong ones, `inverted` are those that are bright where their source is
-    dark, by the sign of the correlation, and `collapsed` those that are nearer to another sample than any two targets
-    are to each other.
+    `right_shape`: nearer to the target than the source is, and than to the source, as pixels. `right_place`:
+    centres of what is bright differ by at most `max_shift`. `right_colour`: where the target is brightest, no
+    channel's mean differs by more than `max_shade`. `right`: all of it. Besides, `inverted` are those that are
+    bright where their source is dark, by the sign of the correlation, and `collapsed` those that are nearer to
+    another sample than any two targets are to each other.
 
     Args:
         max_shift: Largest right distance of centres, in pixels.
@@ -60,8 +61,8 @@ class RightTranslations(SampleMetric):
     def compute(self) -> dict[str, float]:
         shares = self.in_order(self.found).double().mean(dim=0).tolist()
         names = ("right", "right_shape", "right_place", "right_colour", "inverted")
-        least = nearest(self.in_order(self.targets)).min()
-        collapsed = (nearest(self.in_order(self.rows)) < least).double().mean()
+        least = nearest_distances(self.in_order(self.targets)).min()
+        collapsed = (nearest_distances(self.in_order(self.rows)) < least).double().mean()
         return {**dict(zip(names, shares, strict=True)), "collapsed": float(collapsed)}
 
     def protocol(self) -> dict[str, Any]:
@@ -83,12 +84,6 @@ def centre(x: Tensor) -> Tensor:
     rows = (bright.sum(dim=2) * torch.arange(x.shape[2], device=x.device)).sum(dim=1) / total
     columns = (bright.sum(dim=1) * torch.arange(x.shape[3], device=x.device)).sum(dim=1) / total
     return torch.stack([rows, columns], dim=1)
-
-
-def nearest(rows: Tensor) -> Tensor:
-    """Returns each row's distance to the nearest other one."""
-    distances = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.fill_diagonal_(torch.inf).amin(dim=1)
 
 
 def _squares(x: Tensor) -> Tensor:

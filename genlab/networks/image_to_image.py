@@ -158,8 +158,8 @@ class PatchDiscriminator(nn.Module):
 class InstanceNorm(nn.InstanceNorm2d):
     """Instance norm whose gradient is right in any layout.
 
-    Of a batch of one, torch 2.14 on a CPU reads a gradient as if it lay in memory as the input does, and returns a
-    wrong one where it does not.
+    Of a batch of one, torch 2.14 on a CPU reads a gradient as if it lay in memory as the input does, and
+    returns a wrong one where it does not.
     """
 
     def forward(self, x: Tensor) -> Tensor:

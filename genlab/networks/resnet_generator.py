@@ -73,8 +73,8 @@ class ResNetGenerator(nn.Module):
     def encode(self, source: Tensor) -> list[Tensor]:
         """Returns the maps by which patches are compared.
 
-        Park et al. 2020 (arXiv:2007.15651), section 4: the pixels, both halved maps, and what comes of the first
-        and of the last residual block of the encoder, the first half of the network: the fifth of nine.
+        Park et al. 2020 (arXiv:2007.15651), section 4: the pixels, both halved maps, and what comes of the
+        first and of the last residual block of the encoder, the first half of the network: the fifth of nine.
 
         Shapes:
             Returns five tensors, (batch, feature_channels[i], rows, columns) each.
@@ -114,8 +114,8 @@ class _Residual(nn.Module):
 class PatchHeads(nn.Module):
     """Directions of the features at some places of each map: a perceptron a map, scaled to length 1.
 
-    Park et al. 2020 (arXiv:2007.15651), section 3: two layers with ReLU between them, so that what is compared
-    need not be what the generator works with.
+    Park et al. 2020 (arXiv:2007.15651), section 3: two layers with ReLU between them, so that what is
+    compared need not be what the generator works with.
 
     Args:
         channels: Of each map.
