@@ -1,4 +1,4 @@
-"""CycleGAN: losses reach their own networks, the pool remembers, both directions are translated and scored."""
+"""CycleGAN: losses reach their networks, the pool remembers, both directions are translated and scored."""
 
 from functools import partial
 from types import SimpleNamespace

@@ -19,9 +19,9 @@ class RightTranslations(SampleMetric):
 
     `right_shape`: nearer to the target than the source is, and than to the source, as pixels. `right_place`:
     centres of what is bright differ by at most `max_shift`. `right_colour`: where the target is brightest, no
-    channel's mean differs by more than `max_shade`. `right`: all of it. Besides, `inverted` are those that are
-    bright where their source is dark, by the sign of the correlation, and `collapsed` those that are nearer to
-    another sample than any two targets are to each other.
+    channel's mean differs by more than `max_shade`. `right`: all of it. Besides, `inverted` are those that
+    are bright where their source is dark, by the sign of the correlation, and `collapsed` those that are
+    nearer to another sample than any two targets are to each other.
 
     Args:
         max_shift: Largest right distance of centres, in pixels.
