@@ -4,8 +4,8 @@
 
 The plain loop is written as public scripts are: an Adam for each player as torch makes it by default, each
 network asked once for each term of its loss, gradients of the discriminator in the generator's step. Both
-sides start from equal weights and see equal images, one after the other in each round; ratios are of the times
-of one round.
+sides start from equal weights and see equal images, one after the other in each round; ratios are of the
+times of one round.
 
 Measured on one core of a shared server processor, 64x64, 16 channels, a batch of one, three rounds of two
 steps (processor's seconds): pix2pix 1.18 times as fast (1.05 to 1.22), CycleGAN 1.13 (1.09 to 1.18).
