@@ -153,6 +153,24 @@ class Autoregressive(EqualUnits, ChainRule):
         with evaluating(self.sampling_network):
             return -self._nats(self.sampling_network, x, self.told(given)).sum(dim=1)
 
+    @torch.no_grad()
+    def attention(self, x: Tensor, **given: Any) -> Tensor | None:
+        """Returns how much each token of texts looks at each of their source, where the network can tell.
+
+        Args:
+            x: Texts as `sample` returns them, (batch, length).
+            given: The source, (batch, source length).
+
+        Returns:
+            Weights, (batch, length, source length), that sum to 1; None of a network without attention on it.
+        """
+        told, network = self.told(given), self.sampling_network
+        if not hasattr(network, "maps"):
+            return None
+        before = torch.cat([torch.full_like(x[:, :1], self.start), x[:, :-1]], dim=1)
+        with evaluating(network):
+            return network.maps(before, **told)
+
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns sample i of the seed for every i in index, as long as a window: (batch, length)."""
         index = indices(index, self.device)

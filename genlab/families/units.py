@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -34,8 +35,8 @@ class EqualUnits(Model):
         loss = super().training_step(batch, batch_idx)
         if loss is None or self._batches_per_step == 1:
             return loss
-        weight = self.units(batch) / self.most_units(batch)
-        self.weight_in_hand = weight + (0.0 if self.weight_in_hand is None else self.weight_in_hand)
+        weight = torch.as_tensor(self.units(batch) / self.most_units(batch))
+        self.weight_in_hand = weight if self.weight_in_hand is None else self.weight_in_hand + weight
         return loss * weight
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:

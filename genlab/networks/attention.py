@@ -94,7 +94,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, keys_values: Tensor, seen: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        h = scaled_dot_product_attention(self._queries(x), *keys_values, seen, dropout)
+        h = scaled_dot_product_attention(self._queries(x), keys_values[0], keys_values[1], seen, dropout)
         return self.output(h.transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, keys_values: Tensor, seen: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class CausalRNN(nn.Module):
         return self.output(self.dropout(h))
 
     @property
-    def output_weight(self) -> nn.Parameter:
+    def output_weight(self) -> Tensor:
         """The matrix that scores tokens, (vocabulary, width)."""
         return self.output.weight
 

@@ -66,7 +66,7 @@ class EncoderDecoderGRU(nn.Module):
         return states[torch.arange(len(source), device=source.device), lengths(source, self.pad) - 1]
 
     @property
-    def output_weight(self) -> nn.Parameter:
+    def output_weight(self) -> Tensor:
         """The matrix that scores tokens, (vocabulary, width)."""
         return self.output.weight
 
@@ -127,7 +127,7 @@ class AttentionGRU(nn.Module):
         return self._written(tokens, source, Reading())[1]
 
     @property
-    def output_weight(self) -> nn.Parameter:
+    def output_weight(self) -> Tensor:
         """The matrix that scores tokens, (vocabulary, width)."""
         return self.output.weight
 

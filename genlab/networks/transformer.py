@@ -116,7 +116,7 @@ class CausalTransformer(nn.Module):
         return logits if self.logit_cap is None else capped(logits, self.logit_cap)
 
     @property
-    def output_weight(self) -> nn.Parameter:
+    def output_weight(self) -> Tensor:
         """The matrix that scores tokens, (vocabulary, width)."""
         return (self.token if self.head is None else self.head).weight
 
