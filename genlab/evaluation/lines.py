@@ -32,7 +32,7 @@ def translate_lines(model: Model, lines: Sequence[str], seed: int = 0, batch_siz
     rows = torch.from_numpy(sources([tokenizer.encode(line) for line in lines], source.shape[0])).long()
     num = (rows != PAD).sum(dim=1)
     found = [""] * len(lines)
-    for index in num.argsort(stable=True).split(batch_size):
+    for index in num.argsort(stable=True).split(batch_size) if lines else ():
         told = rows[index, : int(num[index].max())].to(model.device)
         drawn = model.sample(index.to(model.device), seed=seed, source=told)  # type: ignore[operator]
         for number, tokens in zip(index.tolist(), drawn.tolist(), strict=True):

@@ -69,6 +69,8 @@ class Electra(EqualUnits):
         self.generator, self.discriminator = generator(seen), discriminator(seen)
         self.generator_bias = nn.Parameter(torch.zeros(spec.levels))
         self.judge = nn.Linear(self.discriminator.width, 1)  # type: ignore[arg-type]
+        nn.init.normal_(self.judge.weight, std=0.02)
+        nn.init.zeros_(self.judge.bias)
         self.optimizer_factory = optimizer
         self.masked, self.discriminator_weight = masked, discriminator_weight
 
