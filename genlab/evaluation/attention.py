@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from genlab.data.base import DataModule
 from genlab.data.tokenizers import END, Tokenizer, tokenizer_of
 from genlab.evaluation.given import given_for
-from genlab.evaluation.pictures import new_figure, rendered
+from genlab.evaluation.pictures import joined, new_figure, rendered
 from genlab.families.base import Model
 from genlab.families.capabilities import Attends
 from genlab.text import printable
@@ -33,14 +31,14 @@ def of_attention(model: Model, data: DataModule, seed: int = 0) -> dict[str, np.
     maps = model.attention(x, **given)
     if maps is None:
         return {}
-    figure, axes = new_figure(5.5 * NUM_SENTENCES, 5.5, columns=NUM_SENTENCES)
     source = model.spec.source
     tokenizers = tokenizer_of(source.vocabulary), tokenizer_of(model.spec.vocabulary)  # type: ignore[union-attr]
-    for number, axis in enumerate(axes):
+    drawn = []
+    for number in range(NUM_SENTENCES):
         texts = given["source"][number].tolist(), x[number].tolist()
         labels = [pieces(tokenizer, text) for tokenizer, text in zip(tokenizers, texts, strict=True)]
-        _draw(axis, maps[number], *labels)
-    return {"attention": rendered(figure)}
+        drawn.append(_drawn(maps[number], *labels))
+    return {"attention": joined(drawn, axis=0)}
 
 
 def pieces(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
@@ -52,10 +50,11 @@ def pieces(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
     )
 
 
-def _draw(axis: Any, weights: Tensor, source: list[str], written: list[str]) -> None:
+def _drawn(weights: Tensor, source: list[str], written: list[str]) -> np.ndarray:
+    figure, axis = new_figure(1.0 + 0.2 * len(source), 1.0 + 0.2 * len(written))
     axis.imshow(weights[: len(written), : len(source)].cpu().numpy(), cmap="Greys", vmin=0.0, vmax=1.0)
-    size = 9 if max(len(source), len(written)) < 30 else 6
     upright = all(len(part) <= 2 for part in source)
-    axis.set_xticks(range(len(source)), source, fontsize=size, rotation=0 if upright else 90)
-    axis.set_yticks(range(len(written)), written, fontsize=size)
+    axis.set_xticks(range(len(source)), source, fontsize=8, rotation=0 if upright else 90)
+    axis.set_yticks(range(len(written)), written, fontsize=8)
     axis.xaxis.tick_top()
+    return rendered(figure)

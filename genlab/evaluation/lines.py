@@ -16,7 +16,8 @@ from genlab.shapes import DataSpec
 def translate_lines(model: Model, lines: Sequence[str], seed: int = 0, batch_size: int = 100) -> list[str]:
     """Returns the translation of each line, by the model's own sampler.
 
-    Line i is sample i of the seed. Lines beyond the length of the model's sources are cut, as in training.
+    Line i is sample i of the seed. A line of nothing stays one; lines beyond the length of the model's sources
+    are cut, as in training.
 
     Args:
         model: Given [source], sentences of tokens.
@@ -31,8 +32,9 @@ def translate_lines(model: Model, lines: Sequence[str], seed: int = 0, batch_siz
     tokenizer, written = tokenizer_of(source.vocabulary), tokenizer_of(model.spec.vocabulary)
     rows = torch.from_numpy(sources([tokenizer.encode(line) for line in lines], source.shape[0])).long()
     num = (rows != PAD).sum(dim=1)
-    found = [""] * len(lines)
-    for index in num.argsort(stable=True).split(batch_size) if lines else ():
+    found, filled = [""] * len(lines), torch.tensor([bool(line.strip()) for line in lines])
+    order = num.argsort(stable=True)
+    for index in order[filled[order]].split(batch_size) if any(filled) else ():
         told = rows[index, : int(num[index].max())].to(model.device)
         drawn = model.sample(index.to(model.device), seed=seed, source=told)  # type: ignore[operator]
         for number, tokens in zip(index.tolist(), drawn.tolist(), strict=True):
