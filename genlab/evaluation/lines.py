@@ -16,8 +16,8 @@ from genlab.shapes import DataSpec
 def translate_lines(model: Model, lines: Sequence[str], seed: int = 0, batch_size: int = 100) -> list[str]:
     """Returns the translation of each line, by the model's own sampler.
 
-    Line i is sample i of the seed. A line of nothing stays one; lines beyond the length of the model's sources
-    are cut, as in training.
+    Line i is sample i of the seed. A line of nothing stays one; lines beyond the length of the model's
+    sources are cut, as in training.
 
     Args:
         model: Given [source], sentences of tokens.
