@@ -13,7 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FLOOR = {"families.capabilities", "families.base", "families.players", "families.weights"}
+FLOOR = {
+    *("families.capabilities", "families.base", "families.players", "families.weights"),
+    *("families.optimizers", "families.streams", "families.units"),
+}
 """What every family stands on; no family imports another one's file."""
 
 SHARED = {"shapes", "randomness", "files", "errors", "amounts", "text"}

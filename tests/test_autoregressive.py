@@ -11,6 +11,7 @@ from short_training import train
 from genlab.data.text import TextFile
 from genlab.families.autoregressive import Autoregressive
 from genlab.families.base import Schedule
+from genlab.families.optimizers import Float32Muon
 from genlab.networks.transformer import CausalTransformer
 from genlab.samplers.tokens import Categorical, Greedy
 from genlab.shapes import IGNORED, DataSpec
@@ -57,14 +58,14 @@ def test_the_probabilities_of_all_texts_sum_to_one():
 
 
 def test_texts_are_drawn_as_often_as_they_are_likely():
-    model = sharpened(model_of(DataSpec("bits", (3,), levels=2)))
-    texts = torch.cartesian_prod(*[torch.arange(2)] * 3)
-    p = model.log_prob(torch.cat([torch.zeros(8, 1, dtype=torch.int64), texts], dim=1)).exp().double()
+    model = sharpened(model_of(DataSpec("trits", (3,), levels=3)))
+    texts = torch.cartesian_prod(*[torch.arange(3)] * 3)
+    p = model.log_prob(torch.cat([torch.zeros(27, 1, dtype=torch.int64), texts], dim=1)).exp().double()
     num = 4_000
-    drawn = model.sample(num) @ torch.tensor([4, 2, 1])
-    counts = torch.bincount(drawn, minlength=8).double()
+    drawn = model.sample(num) @ torch.tensor([9, 3, 1])
+    counts = torch.bincount(drawn, minlength=27).double()
     chi_square = ((counts - num * p).square() / (num * p)).sum().item()
-    assert chi_square < 24.3  # 0.999 quantile of 7 degrees of freedom
+    assert chi_square < 54.1  # 0.999 quantile of 26 degrees of freedom
 
 
 def test_an_untrained_model_knows_nothing():
@@ -168,3 +169,118 @@ def test_samples_begin_after_the_token_that_ends_a_line(text):
 def test_images_are_refused():
     with pytest.raises(ValueError, match="models tokens, and digits holds images"):
         model_of(DataSpec("digits", (1, 8, 8), levels=17))
+
+
+# Steps of unequal batches
+
+
+class Uneven(pl.LightningDataModule):
+    """Sentences of 1 to 8 tokens, in batches of some."""
+
+    def __init__(self, batch_size):
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self):
+        tokens = torch.randint(0, 5, (8, 9), generator=torch.Generator().manual_seed(0))
+        tokens[torch.arange(9) > torch.arange(1, 9)[:, None]] = IGNORED
+        parts = tokens.split(self.batch_size)
+        batches = [{"tokens": part, "index": torch.arange(len(part))} for part in parts]
+        return torch.utils.data.DataLoader(batches, batch_size=None)
+
+
+@pytest.mark.parametrize("num", [2, 4])
+def test_accumulated_batches_of_unequal_lengths_are_one_batch(num):
+    found = []
+    for batch_size, batches in ((8, 1), (8 // num, num)):
+        sgd = partial(torch.optim.SGD, lr=0.3)
+        model = model_of(DataSpec("text", (8,), levels=5), optimizer=sgd)
+        data = Uneven(batch_size)
+        train(model, data, max_steps=1, accumulate_grad_batches=batches, gradient_clip_val=0.5)
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert model.weight_in_hand is None
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+def test_smoothed_targets_are_a_mean_with_all_tokens_in_training_alone():
+    model = sharpened(model_of(DataSpec("text", (6,), levels=5), label_smoothing=0.2))
+    tokens = torch.randint(0, 5, (3, 7))
+    tokens[1, 4:] = IGNORED
+    batch = {"tokens": tokens, "index": torch.arange(3)}
+    log_p = model.network(tokens[:, :-1].clamp_min(0)).log_softmax(2)
+    is_text = tokens[:, 1:] != IGNORED
+    right = log_p.gather(2, tokens[:, 1:, None].clamp_min(0))[..., 0]
+    expected = -(0.8 * right + 0.2 * log_p.mean(dim=2))[is_text].mean()
+    assert model.losses(batch)["loss"].item() == pytest.approx(-right[is_text].mean().item(), rel=1e-5)
+    assert model.train().losses(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# Two optimisers as one
+
+MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+
+
+def muon_model(text, **options):
+    muon = partial(Float32Muon, lr=0.02)
+    return model_of(text.spec, matrix_optimizer=muon, **options)
+
+
+def test_muon_takes_the_matrices_between_vectors_and_the_other_one_the_rest(text):
+    model = muon_model(text, network=partial(SMALL, tied=False))
+    muon, adam = model.configure_optimizers()["optimizer"].parts
+    names = {id(p): name for name, p in model.network.named_parameters()}
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    left = {names[id(p)] for group in adam.param_groups for p in group["params"]}
+    linear = ("to_qkv", "attention.output", "widen", "narrow")
+    assert taken == {f"blocks.0.{n}.weight" for n in ("attention.to_qkv", "attention.output", *linear[2:])}
+    assert {"token.weight", "position.weight", "head.weight", "norm.weight"} <= left
+    assert len(taken) + len(left) == len(names)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (40, 12), (12, 40)])
+def test_a_step_of_muon_moves_a_matrix_in_all_directions_alike(shape):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    weight = torch.nn.Parameter(torch.ones(shape))
+    weight.grad = u @ torch.linspace(0.2, 3.0, min(shape)).diag() @ v
+    Float32Muon([weight], lr=0.1, weight_decay=0.5).step()
+    moved = (0.95 - weight.detach()) / (0.1 * max(1.0, shape[0] / shape[1]) ** 0.5)
+    singular = u.T @ moved @ v.T
+    assert (singular - singular.diag().diag()).abs().max() < 1e-4
+    assert singular.diag().min() > 0.67 and singular.diag().max() < 1.15
+
+
+@MUON
+def test_muon_is_torchs_apart_from_the_precision():
+    shapes = ((8, 8), (8, 8), (24, 8))
+    weights = [[torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2)]
+    for kind, own in zip((Float32Muon, torch.optim.Muon), weights, strict=True):
+        optimizer, generator = kind(own, lr=0.1, weight_decay=0.1), torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for weight in own:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.01)
+
+
+def test_muon_refuses_a_vector():
+    with pytest.raises(ValueError, match=r"moves matrices, got a parameter of shape \(3,\)"):
+        Float32Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+def test_joined_optimisers_follow_one_schedule_and_resume_to_the_bit(text, tmp_path):
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    options = {"schedule": Schedule(warmup=1000), "optimizer": partial(torch.optim.AdamW, lr=1e-2)}
+    model = muon_model(text, **options)
+    trainer = train(model, text, max_steps=4, callbacks=[Keep()])
+    rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+    factor = model.schedule.factor(model.examples_seen)
+    assert rates == pytest.approx([0.02 * factor, 1e-2 * factor, 1e-2 * factor])
+    again = muon_model(text, **options)
+    train(again, text, max_steps=4, start=tmp_path / "2.ckpt")
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name

@@ -8,6 +8,7 @@ import pytest
 
 from genlab.amounts import Examples, Seconds
 from genlab.configuration.plain_yaml import parse_yaml
+from genlab.configuration.trust import SINCE
 
 FIT = ["fit", "--config", "experiments/dcgan_digits.yaml"]
 
@@ -135,6 +136,12 @@ def test_a_wrong_value_is_named_with_everything_that_is_allowed(key, genlab_comm
     value, what = VALUES[key]
     code, _, error = genlab_command(*FIT, f"--{key}", value)
     assert code == 2 and error.count("\n") == 1 and what in error, error
+
+
+def test_a_class_that_this_torch_does_not_have_yet_names_the_torch_that_has_it(genlab_command, monkeypatch):
+    monkeypatch.setitem(SINCE, "torch.optim.Later", "99.1")
+    code, _, error = genlab_command(*FIT, "--model.discriminator_optimizer", "torch.optim.Later")
+    assert code == 2 and "torch.optim.Later came with torch 99.1, and this is torch" in error, error
 
 
 def test_what_is_missing_is_said_with_the_way_to_give_it(genlab_command):

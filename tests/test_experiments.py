@@ -7,7 +7,13 @@ import yaml
 
 from genlab.cli.training import import_room
 
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+SLOW = {"gru_multi30k", "attention_multi30k", "transformer_multi30k", "gpt_numbers"}
+"""Experiments whose classes others have, too."""
+
+EXPERIMENTS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+    for path in sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+]
 
 
 def data_spec(section):
@@ -26,7 +32,7 @@ STAND_INS = {"TextFile": "NumberText", "SentencePairs": "NumberNames"}
 def made_text(section):
     """The data of an experiment on text as text that is made, in the same form."""
     name = section["class_path"].rsplit(".", 1)[-1]
-    kept = ("context", "tokenizer", "vocabulary_size", "length", "reverse")
+    kept = ("context", "streams", "tokenizer", "vocabulary_size", "length", "reverse")
     arguments = {key: value for key, value in section.get("init_args", {}).items() if key in kept}
     arguments |= {"numbers": 400, "batch_size": 2, "eval_batch_size": 400}
     return {"class_path": STAND_INS.get(name, name), "init_args": arguments}
@@ -98,7 +104,7 @@ def shortened(config):
     return config
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS)
 def test_experiment_trains_and_tests_for_one_batch(path, tmp_path, tiny_extractor, genlab_command):
     config = small_version(path, tmp_path, tiny_extractor)
     trial = ("--config", config, "--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu")

@@ -33,6 +33,7 @@ from genlab.families.classifier import Classifier
 from genlab.families.cut import CUT
 from genlab.families.cyclegan import CycleGAN
 from genlab.families.diffusion import Diffusion, Guidance, Objective
+from genlab.families.electra import Electra
 from genlab.families.flow import Flow
 from genlab.families.gan import GAN
 from genlab.families.pix2pix import Pix2Pix
@@ -55,6 +56,7 @@ from genlab.networks.classifier import ConvClassifier
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner
 from genlab.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from genlab.networks.dit import MLPDenoiser
+from genlab.networks.encoder_decoder import EncoderDecoderTransformer
 from genlab.networks.image_to_image import PatchDiscriminator, UNetGenerator
 from genlab.networks.mlp import MLPDiscriminator, MLPGenerator
 from genlab.networks.pixelcnn import GatedPixelCNN, PixelCNN
@@ -62,7 +64,8 @@ from genlab.networks.pixelcnnpp import PixelCNNpp
 from genlab.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genlab.networks.quantizer import EMACodebook, LearnedCodebook
 from genlab.networks.resnet_generator import PatchHeads, ResNetGenerator
-from genlab.networks.transformer import CausalTransformer
+from genlab.networks.rnn import CausalRNN
+from genlab.networks.transformer import BidirectionalTransformer, CausalTransformer
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.grids import UniformGrid
@@ -89,6 +92,11 @@ def images(num_classes=3, batch_size=8):
 
 def texts(batch_size=8):
     return RandomData((6,), levels=5, num_train=32, num_test=16, batch_size=batch_size)
+
+
+def sentences(batch_size=8):
+    source = DataSpec("sources", (6,), levels=5)
+    return RandomData((6,), 0, 5, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
 
 
 def pairs(batch_size=8, channels=2):
@@ -160,9 +168,17 @@ def classifier(spec, **options):
     return Classifier(spec, partial(ConvClassifier, num_features=4, base_channels=4), ADAM, **options)
 
 
-def autoregressive(spec, **options):
-    network = partial(CausalTransformer, num_layers=1, num_heads=2, width=8)
+GPT = partial(CausalTransformer, num_layers=1, num_heads=2, width=8)
+TRANSLATOR = partial(EncoderDecoderTransformer, num_layers=1, num_heads=2, width=8, dropout=0.0)
+
+
+def autoregressive(spec, network=GPT, **options):
     return Autoregressive(spec, network, ADAM, **options)
+
+
+def electra(spec, **options):
+    network = partial(BidirectionalTransformer, num_layers=1, num_heads=2, width=8)
+    return Electra(spec, network, network, ADAM, masked=0.5, **options)
 
 
 def pixels(spec, network=PIXELCNN, **options):
@@ -271,6 +287,19 @@ FAMILIES = {
     "gpt": Family(
         partial(autoregressive, half_life=24), "Samples HasLikelihood Completes", texts, draws=False
     ),
+    "lstm": Family(
+        partial(autoregressive, network=partial(CausalRNN, num_layers=1, width=8)),
+        "Samples HasLikelihood Completes",
+        texts,
+        draws=False,
+    ),
+    "translator": Family(
+        partial(autoregressive, network=TRANSLATOR, given=["source"]),
+        "Samples HasLikelihood Completes",
+        sentences,
+        draws=False,
+    ),
+    "electra": Family(electra, "", texts),
     "pixelcnn": Family(partial(pixels, half_life=4), PIXEL_BY_PIXEL, draws=False),
     "conditional gated pixelcnn": Family(
         partial(pixels, network=GATED, given=LABEL), PIXEL_BY_PIXEL, draws=False

@@ -21,7 +21,7 @@ from genlab.families.base import Model
 from genlab.metrics.base import Drawn
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.pairs import DATA_RANGE, PSNR, SSIM, luma
-from genlab.metrics.text import BLEU
+from genlab.metrics.text import BLEU, ExactMatch
 from genlab.metrics.translation import RightTranslations
 from genlab.shapes import IGNORED, DataSpec, to_float
 
@@ -167,6 +167,15 @@ def test_the_score_of_sentences_is_sacrebleus_of_the_whole_corpus():
         assert "tok:13a" in metric.protocol()["signature"] and "version:" in metric.protocol()["signature"]
     perfect = measured(BLEU(), rows(SOURCE), rows(SOURCE), spec=spec, decode=text_decoder(spec))
     assert perfect["bleu"] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_exact_matches_are_counted_one_by_one(batch):
+    spec = DataSpec("words", (16,), levels=WORDS.size, vocabulary=WORDS.to_json())
+    found = measured(
+        ExactMatch(), rows(FOUND), rows(SOURCE), batch=batch, spec=spec, decode=text_decoder(spec)
+    )
+    assert found == {"accuracy": 1 / 5}
 
 
 def test_what_follows_the_end_of_a_sentence_is_not_read():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from genlab.networks.attention import Rotation
 from genlab.networks.transformer import CausalTransformer
 from genlab.shapes import DataSpec
 
@@ -227,3 +228,78 @@ def test_data_that_are_not_texts_are_refused(spec):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="num_heads must divide width, got 3 and 128"):
         CausalTransformer(SPEC, num_heads=3)
+
+
+# What later models changed
+
+MODERN = {"positions": "rotary", "norm": "rms", "qk_norm": True, "activation": "relu2", "tied": False}
+
+
+@pytest.mark.parametrize("sizes", [[1] * 8, [3, 5]])
+def test_reading_in_pieces_equals_reading_at_once_with_all_options(sizes):
+    net, x = network(**MODERN, logit_cap=5.0), tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(in_pieces(net, x, sizes), net(x), rtol=0, atol=1e-5)
+
+
+def test_all_options_together_see_no_later_token_and_teach_every_parameter():
+    net = network(**MODERN, logit_cap=5.0)
+    earlier = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).tril()
+    expected = torch.eye(BATCH, dtype=torch.bool)[:, None, :, None] & earlier[None, :, None, :]
+    assert torch.equal(influence(net, tokens()), expected)
+    net(tokens()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_rotated_scores_depend_on_the_distance_alone():
+    torch.manual_seed(0)
+    rotation, q, k = Rotation(50, 8), torch.randn(8), torch.randn(8)
+    turned = rotation(q.expand(50, 8)) @ rotation(k.expand(50, 8)).T
+    for distance in (-20, -1, 0, 3):
+        along = turned.diagonal(distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=0, atol=1e-5)
+    assert turned[0, 0].item() == pytest.approx((q @ k).item(), abs=1e-5)
+    assert abs(turned[0, 3] - turned[0, 0]) > 0.1
+    torch.testing.assert_close(rotation(q.expand(4, 8), first=7), rotation(q.expand(50, 8))[7:11])
+    # one pair of numbers turns by one radian for each position
+    assert Rotation(3, 2)(torch.tensor([[1.0, 0.0]] * 3))[2].tolist() == pytest.approx(
+        [math.cos(2), math.sin(2)]
+    )
+
+
+def test_an_infinite_cap_is_none_and_a_finite_one_bounds():
+    x = tokens()
+    free, far, near = (network(logit_cap=cap)(x) for cap in (None, 1e6, 0.5))
+    torch.testing.assert_close(far, free, rtol=1e-4, atol=1e-4)
+    assert near.abs().max() <= 0.5 < free.abs().max()
+    torch.testing.assert_close(near, 0.5 * torch.tanh(free / 0.5))
+
+
+def test_queries_and_keys_of_one_length_bound_every_score():
+    attention = network(qk_norm=True).blocks[0].attention
+    q, k, v = attention._placed(100 * torch.randn(3, 2, 2, 8, 8), 0)
+    torch.testing.assert_close(q.norm(dim=3), torch.full((2, 2, 8), math.sqrt(8)))
+    assert (q @ k.mT / math.sqrt(8)).abs().max() <= math.sqrt(8) + 1e-4 and v.norm() > 100
+
+
+def test_squared_relu_and_untied_matrices_are_what_they_say():
+    net = network(activation="relu2", tied=False)
+    assert net.blocks[0].activate(torch.tensor([-2.0, 0.5, 3.0])).tolist() == [0.0, 0.25, 9.0]
+    assert net.head is not None and net.output_weight is net.head.weight
+    tied = network()
+    assert tied.output_weight is tied.token.weight
+
+
+def test_root_mean_square_norms_neither_centre_nor_shift():
+    norm, x = network(norm="rms").norm, torch.randn(4, 16) + 3
+    found = norm(x) / norm.weight
+    torch.testing.assert_close(found, x / x.square().mean(dim=1, keepdim=True).sqrt(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"positions": "rotary", "width": 6}, "must be even for rotary positions, got 3"),
+    ({"logit_cap": 0.0}, "logit_cap must be above 0, got 0.0"),
+])  # fmt: skip
+def test_options_that_cannot_be_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        CausalTransformer(SPEC, num_heads=2, **options)

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ PUBLIC = (
     "pytorch_lightning.strategies",
 )
 """Modules of other packages whose public classes it may name: what networks, optimisers and trainers take."""
+
+SINCE = {"torch.optim.Muon": "2.9"}
+"""Classes that experiments name and that the oldest torch that genlab runs with does not have."""
 
 WRITES = {"dirpath", "dir", "path", "folder", "file", "filename", "root", "uri"}
 """The last words of settings that say where a callback or a logger writes."""
@@ -109,6 +113,8 @@ def allowed_packages() -> tuple[str, ...]:
 
 def refusal(path: str) -> str:
     """Returns why a configuration may not name something, and what to do."""
+    if path in SINCE:
+        return f"{path} came with torch {SINCE[path]}, and this is torch {version('torch')}: update it."
     package = path.split(".")[0]
     known = {name.rsplit(".", 1)[-1] for name in public_classes()}
     if package in ("genlab", *_HOMES):

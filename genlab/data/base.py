@@ -194,7 +194,7 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         rank, world_size = self._place()
         self._require_a_batch()
-        order = Order(len(self.training_items(0)), self.batch_size * world_size, self.seed)
+        order = self.order(len(self.training_items(0)), self.batch_size * world_size)
         return TrainLoader(self.training_items, order, rank, world_size, self.num_workers)
 
     def val_dataloader(self) -> ScoringLoader:
@@ -229,6 +229,10 @@ class DataModule(pl.LightningDataModule):
         """Returns the training items of an epoch; every epoch has as many."""
         train = self.split("train")
         return Items(train, self.flips(len(train), epoch))
+
+    def order(self, num_items: int, joined: int) -> Order:
+        """Returns the order of the training items, of which all processes together read `joined` a step."""
+        return Order(num_items, joined, self.seed)
 
     def flips(self, num: int, epoch: int) -> Tensor | None:
         """Returns which of the items of an epoch are mirrored, (num,) bool; None where `flip` is not set."""

@@ -94,8 +94,12 @@ class Order:
         """Returns the joined batches that are still to come; after the last one, those of the next epoch."""
         if self.position + self.joined > self.num_items:
             self.epoch, self.position = self.epoch + 1, 0
-        batches = permutation(self.num_items, self.seed, self.epoch)[self.position :].split(self.joined)
+        batches = self.numbers()[self.position :].split(self.joined)
         return [batch for batch in batches if len(batch) == self.joined]
+
+    def numbers(self) -> Tensor:
+        """Returns the items of the epoch in their order."""
+        return permutation(self.num_items, self.seed, self.epoch)
 
     def state_dict(self) -> dict[str, int]:
         told = self.epoch if self._told is None else self._told
@@ -103,6 +107,16 @@ class Order:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.position, self._told = state["epoch"], state["position"], state["told"]
+
+
+class StreamOrder(Order):
+    """The items of a text in as many streams as a joined batch has rows: row j reads one stretch to its end.
+
+    What row j of one batch is followed by in the text is row j of the next one.
+    """
+
+    def numbers(self) -> Tensor:
+        return torch.arange(self.joined * self.num_batches).reshape(self.joined, -1).T.flatten()
 
 
 def permutation(num_items: int, seed: int, epoch: int) -> Tensor:

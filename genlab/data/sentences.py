@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from genlab.data.base import DataModule
+from genlab.data.loading import Items
 from genlab.data.packed import Packed
 from genlab.data.sources import BadSource, require_path, siblings
 from genlab.data.splits import FIXED, as_test, drawn, others, require_share, share_of, together
 from genlab.data.text import read_utf8
 from genlab.data.tokenizers import BEGIN, END, PAD, Tokenizer, TokenizerKind, trained
-from genlab.shapes import IGNORED, DataSpec
+from genlab.shapes import IGNORED, Batch, DataSpec
 
 
 class Pairs(NamedTuple):
@@ -41,8 +43,8 @@ class PairData(DataModule):
         base: Arguments that every data set has.
 
     Shapes:
-        batch["tokens"]: (batch, length + 1), int64.
-        batch["source"]: (batch, length), int64.
+        batch["tokens"]: (batch, at most length + 1), int64: as long as the longest of the batch.
+        batch["source"]: (batch, at most length), int64, likewise.
     """
 
     things = "pairs"
@@ -105,6 +107,12 @@ class PairData(DataModule):
             for name, pairs in self.encoded.items()
         }
 
+    def items(self, split: str) -> Items:
+        return Sentences(self.split(split))
+
+    def training_items(self, epoch: int) -> Items:
+        return Sentences(self.split("train"))
+
     def preprocessing(self) -> dict[str, Any]:
         cut = {
             name: {"source": _num_longer(pairs[0], self.length), "tokens": _num_longer(pairs[1], self.length)}
@@ -115,6 +123,18 @@ class PairData(DataModule):
             for name, pairs in self.encoded.items()
         }
         return {"tokenizer": self.kind, "length": self.length, "cut": cut, "unknown": unknown}
+
+
+class Sentences(Items):
+    """Pairs of sentences whose batches are no longer than their longest ones; see `Items`."""
+
+    def __getitems__(self, rows: Tensor) -> Batch:
+        batch = super().__getitems__(rows)
+        for name, filling in (("tokens", IGNORED), ("source", PAD)):
+            column: Any = batch[name]  # type: ignore[literal-required]
+            num = int((column != filling).any(dim=0).sum())
+            batch[name] = column[:, :num]  # type: ignore[literal-required]
+        return batch
 
 
 def sentence_spec(name: str, tokenizer: Tokenizer, length: int) -> DataSpec:

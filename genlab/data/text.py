@@ -13,13 +13,16 @@ import torch
 
 from genlab import randomness
 from genlab.data.base import DataModule
-from genlab.data.loading import Items
+from genlab.data.loading import Items, Order, StreamOrder
 from genlab.data.packed import Packed
 from genlab.data.sources import BadSource, read_file, require_path
 from genlab.data.splits import require_share
 from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
 from genlab.errors import DataError
 from genlab.shapes import IGNORED, DataSpec
+
+SCORED_WINDOWS = 64
+"""Windows of a scored row of a text in streams: what is lost at its beginning, with no state, is little."""
 
 
 class TextData(DataModule):
@@ -34,6 +37,10 @@ class TextData(DataModule):
     - Training: in each epoch the windows begin at another offset, drawn from (seed, epoch), so that a token
       is predicted from contexts of every length; what is left over at both ends waits for another epoch.
 
+    With `streams`, for networks that carry a state: in training, row j of a batch goes on where row j of the
+    batch before ended, each row in a stretch of the text of its own. Scored are rows of 64 windows, which
+    such a network reads from end to end.
+
     No part depends on `seed`. A `fraction` takes the beginning of the training text, and "rest" is what comes
     after it. The vocabulary is learnt from the training part alone.
 
@@ -43,10 +50,11 @@ class TextData(DataModule):
         vocabulary_size: Number of tokens of "bpe", at least 256; the others follow from the text.
         test_fraction: Share of the characters, at the end, that is the test split. Of what comes before it,
             the last `val_fraction` is for validation.
+        streams: Whether windows follow each other.
         base: Arguments that every data set has.
 
     Shapes:
-        batch["tokens"]: (batch, context + 1), int64.
+        batch["tokens"]: (batch, context + 1), int64; scored rows of `streams`, (batch, 64 context + 1).
     """
 
     things = "windows"
@@ -57,6 +65,7 @@ class TextData(DataModule):
         tokenizer: TokenizerKind = "characters",
         vocabulary_size: int = 1024,
         test_fraction: float = 0.1,
+        streams: bool = False,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -64,7 +73,7 @@ class TextData(DataModule):
             raise ValueError(f"context must be at least 1 token, got {context}.")
         require_share(test_fraction)
         self.context, self.kind, self.vocabulary_size = context, tokenizer, vocabulary_size
-        self.test_fraction = test_fraction
+        self.test_fraction, self.streams = test_fraction, streams
 
     @abstractmethod
     def text(self) -> str:
@@ -125,6 +134,9 @@ class TextData(DataModule):
         num = (len(tokens) - self.context) // self.context  # as many after every offset
         return Items(Packed({"tokens": _windows(tokens[offset:], self.context)[:num]}))
 
+    def order(self, num_items: int, joined: int) -> Order:
+        return StreamOrder(num_items, joined, self.seed) if self.streams else super().order(num_items, joined)
+
     def num_tokens(self, split: str) -> int:
         """Returns how many tokens of a split are predicted."""
         return len(self.stretches[split]) - 1
@@ -143,15 +155,17 @@ class TextData(DataModule):
 
     def preprocessing(self) -> dict[str, Any]:
         unknown = {name: self.tokenizer.num_unknown(row[1:]) for name, row in self.stretches.items()}
-        return {"tokenizer": self.kind, "context": self.context, "unknown": unknown}
+        streams = {"streams": True} if self.streams else {}
+        return {"tokenizer": self.kind, "context": self.context, "unknown": unknown, **streams}
 
     def _address(self, epoch: int) -> int:
         return randomness.key(self.seed, "windows", epoch)
 
     def _tiled(self, tokens: np.ndarray) -> np.ndarray:
-        missing = -(len(tokens) - 1) % self.context
+        length = self.context * (SCORED_WINDOWS if self.streams else 1)
+        missing = -(len(tokens) - 1) % length
         filled = np.pad(tokens, (0, missing), constant_values=IGNORED)
-        return _windows(filled, self.context)
+        return _windows(filled, length)
 
     def _require_windows(self, num: int) -> None:
         if num < 2 * self.context:

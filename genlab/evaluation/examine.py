@@ -9,14 +9,16 @@ from typing import Any
 
 from genlab.data.base import DataModule
 from genlab.evaluation import gallery
+from genlab.evaluation.attention import of_attention
 from genlab.evaluation.copies import find_copies
 from genlab.evaluation.floor import floor_scores
 from genlab.evaluation.latent_space import measure_latent
 from genlab.evaluation.likelihood import Likelihood, score_likelihood
+from genlab.evaluation.probing import bigram_shift
 from genlab.evaluation.score import KeptSamples, Scores, place, reference_of, score_all_ways
 from genlab.evaluation.speed import measure_speed
 from genlab.families.base import Model
-from genlab.families.capabilities import HasLikelihood, can, can_be_sampled
+from genlab.families.capabilities import Encodes, HasLikelihood, can, can_be_sampled
 from genlab.metrics.base import Reference, SampleMetric, needs_extractor
 from genlab.metrics.features import Extractor
 
@@ -110,12 +112,16 @@ class Examination:
 
     def of_latents(self, model: Model, folder: str = "test") -> dict[str, Any]:
         """Returns the parts that depend on the weights alone, the reconstruction with its protocol."""
+        if model.spec.kind == "tokens" and can(model, Encodes):
+            return {"latent": bigram_shift(model, self.data, self.batch_size)}
         latent, reconstruction = measure_latent(model, self.data, self.extractor, self.batch_size, self.seed)
         found: dict[str, Any] = {"latent": latent} if latent else {}
         if reconstruction:
             found["reconstruction"] = reconstruction
-        if self.run is not None and model.spec.kind == "image":
-            pictures = gallery.of_latents(model, self.data, self.seed)
+        if self.run is not None:
+            is_image = model.spec.kind == "image"
+            pictures = gallery.of_latents(model, self.data, self.seed) if is_image else {}
+            pictures |= of_attention(model, self.data, self.seed)
             found["pictures"] = gallery.save(pictures, self.run / folder, self.run)
         return found
 

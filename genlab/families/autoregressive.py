@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from genlab.families.base import Model, NetworkFactory, indices
+from genlab.families.optimizers import Joined
+from genlab.families.streams import Streams
+from genlab.families.units import EqualUnits
 from genlab.families.weights import evaluating
 from genlab.losses.likelihoods import LikelihoodFactory, Softmax
 from genlab.samplers.pixels import walk as walk_pixels
-from genlab.samplers.tokens import Categorical, TokenSampler, walk
+from genlab.samplers.tokens import Categorical, TextSampler
 from genlab.shapes import IGNORED, Batch, DataSpec
 
 
@@ -48,7 +51,7 @@ class ChainRule(Model):
         return self.network if self.average is None else self.average.module
 
 
-class Autoregressive(ChainRule):
+class Autoregressive(EqualUnits, ChainRule):
     """Learns the probability of each token given those before it, and samples token by token.
 
         log p(x) = sum_i log p(x_i | x_0 ... x_(i-1), given)
@@ -57,12 +60,20 @@ class Autoregressive(ChainRule):
     bits per byte, which compares models of different vocabularies: all nats of a split / ln 2 / the bytes
     that its tokens stand for.
 
+    Given [source] and a network that reads one, it is a translator. A recurrent network is trained by
+    truncated back-propagation through time (Williams and Peng 1990): where a batch goes on in the texts of
+    the one before, as those of data.streams do, it begins from the state that was left.
+
     Args:
         spec: The data: windows of tokens.
         network: Scores the successor of each token, seeing no later one, such as CausalTransformer.
         optimizer: Built from the matrices, and from vectors such as norms and biases, whose weight decay is
             0.
-        sampler: How the next token is drawn; by its probability without it.
+        matrix_optimizer: Another one for the matrices between vectors, such as torch.optim.Muon; embeddings
+            and the output's matrix stay with the first one.
+        sampler: How texts are written; each token drawn by its probability without it.
+        label_smoothing: In training, targets are (1 - e) of the right token and e of all evenly (Szegedy et
+            al. 2016, arXiv:1512.00567, section 7).
         model: Arguments of every model; the average is the network's.
 
     Shapes:
@@ -75,28 +86,58 @@ class Autoregressive(ChainRule):
         spec: DataSpec,
         network: NetworkFactory,
         optimizer: OptimizerCallable,
-        sampler: TokenSampler | None = None,
+        matrix_optimizer: OptimizerCallable | None = None,
+        sampler: TextSampler | None = None,
+        label_smoothing: float = 0.0,
         **model: Any,
     ) -> None:
         super().__init__(spec, **model)
         if spec.kind != "tokens":
             raise ValueError(f"Autoregressive models tokens, and {spec.name} holds {spec.kind}s.")
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
         self.network = network(self.seen_spec)
         self.keep_average(self.network)
-        self.optimizer_factory = optimizer
+        self.optimizer_factory, self.matrix_optimizer_factory = optimizer, matrix_optimizer
         self.sampler = sampler or Categorical()
+        self.label_smoothing = label_smoothing
         vocabulary = json.loads(spec.vocabulary) if spec.vocabulary else {}
-        self.start = int(vocabulary.get("start", 0))
+        self.start, self.end = int(vocabulary.get("start", 0)), vocabulary.get("end")
         self.passes = spec.shape[0]
+        carries = getattr(self.network, "carries_state", False)
+        self.streams = Streams(self.network.new_cache()) if carries else None
+
+    def configure_optimizers(self) -> Any:
+        if self.matrix_optimizer_factory is None:
+            return super().configure_optimizers()
+        between, others = _matrices_and_others(self.network)
+        tables = {"params": [p for p in others if p.dim() > 1]}
+        vectors = {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0}
+        rest = self.optimizer_factory([group for group in (tables, vectors) if group["params"]])
+        return self.scheduled(Joined([self.matrix_optimizer_factory(between), rest]))
+
+    def on_fit_start(self) -> None:
+        if self.streams is None and getattr(self.trainer.datamodule, "streams", False):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"data.streams is for networks that carry a state from batch to batch, and "
+                f"{type(self.network).__name__} has none: leave it out, or take CausalRNN."
+            )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the negative log-likelihood of a token in nats."""
-        network = self.network if self.training else self.sampling_network
-        nats = self._nats(network, batch["tokens"], self.given_of(batch))
+        network, told, smoothing = self.sampling_network, self.given_of(batch), 0.0
+        if self.training:
+            network, smoothing = self.network, self.label_smoothing
+            if self.streams is not None:
+                told["cache"] = self.streams.follow(batch["index"])
+        nats = self._nats(network, batch["tokens"], told, smoothing)
         return {"loss": nats.sum() / self.units(batch)}
 
     def units(self, batch: Batch) -> Tensor:
         return (batch["tokens"][:, 1:] != IGNORED).sum()
+
+    def most_units(self, batch: Batch) -> int:
+        return batch["tokens"][:, 1:].numel()
 
     def derived(self, means: dict[str, float], units: float, stage: str) -> dict[str, float]:
         nats = means["loss"]
@@ -112,6 +153,24 @@ class Autoregressive(ChainRule):
         with evaluating(self.sampling_network):
             return -self._nats(self.sampling_network, x, self.told(given)).sum(dim=1)
 
+    @torch.no_grad()
+    def attention(self, x: Tensor, **given: Any) -> Tensor | None:
+        """Returns how much each token of texts looks at each of their source, where the network can tell.
+
+        Args:
+            x: Texts as `sample` returns them, (batch, length).
+            given: The source, (batch, source length).
+
+        Returns:
+            Weights, (batch, length, source length), that sum to 1; None of a network without attention on it.
+        """
+        told, network = self.told(given), self.sampling_network
+        if not hasattr(network, "maps"):
+            return None
+        before = torch.cat([torch.full_like(x[:, :1], self.start), x[:, :-1]], dim=1)
+        with evaluating(network):
+            return network.maps(before, **told)
+
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns sample i of the seed for every i in index, as long as a window: (batch, length)."""
         index = indices(index, self.device)
@@ -124,7 +183,7 @@ class Autoregressive(ChainRule):
         num_tokens: int,
         index: int | Tensor,
         seed: int = 0,
-        sampler: TokenSampler | None = None,
+        sampler: TextSampler | None = None,
         **given: Any,
     ) -> Iterator[Tensor]:
         """Yields token after token that goes on from a start, (batch,) each.
@@ -140,12 +199,41 @@ class Autoregressive(ChainRule):
         index, network = indices(index, self.device), self.sampling_network
         told = self.told(given)
         with evaluating(network):
-            yield from walk(network, start, num_tokens, sampler or self.sampler, seed, index, **told)
+            written = (sampler or self.sampler).write(
+                network, start, num_tokens, seed, index, self.end, **told
+            )
+            yield from written
 
-    def _nats(self, network: Any, tokens: Tensor, given: dict[str, Any]) -> Tensor:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.streams is not None:
+            world_size = 1 if self._trainer is None else self.trainer.world_size
+            checkpoint["streams"] = self.streams.state_dict(world_size)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.streams is not None:
+            place = (0, 1) if self._trainer is None else (self.global_rank, self.trainer.world_size)
+            self.streams.load_state_dict(checkpoint.get("streams", {}), self.device, *place)
+
+    def _nats(
+        self, network: Any, tokens: Tensor, told: dict[str, Any], label_smoothing: float = 0.0
+    ) -> Tensor:
         """Returns -log p of every token after the first, (batch, length); 0 where there is none."""
-        logits = network(tokens[:, :-1].clamp_min(0), **given).float()
-        return cross_entropy(logits.mT, tokens[:, 1:], ignore_index=IGNORED, reduction="none")
+        logits = network(tokens[:, :-1].clamp_min(0), **told).float()
+        target = {"ignore_index": IGNORED, "label_smoothing": label_smoothing}
+        return cross_entropy(logits.mT, tokens[:, 1:], reduction="none", **target)  # type: ignore[arg-type]
+
+
+def _matrices_and_others(network: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the matrices that map vectors to vectors, and all others: tables of tokens, norms, biases."""
+    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    tables.add(id(getattr(network, "output_weight", None)))
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parts[parameter.dim() != 2 or id(parameter) in tables].append(parameter)
+    return parts
 
 
 PixelNetworkFactory = Callable[[DataSpec, int], nn.Module]

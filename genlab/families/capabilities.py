@@ -42,6 +42,13 @@ class Reconstructs(Protocol):
 
 
 @runtime_checkable
+class Encodes(Protocol):
+    """Can say in a vector what an item is, whether or not there is a way back."""
+
+    def encode(self, x: Tensor, **given: Any) -> Tensor: ...
+
+
+@runtime_checkable
 class HasPosterior(Protocol):
     """Gives each item a distribution of its latent, whose mean `encode` returns."""
 
@@ -103,6 +110,14 @@ class Completes(Protocol):
         self, start: Tensor, num_tokens: int, index: Tensor, seed: int = 0, sampler: Any = None, **given: Any
     ) -> Any:
         """Yields (batch,) tokens, one step at a time; those of sample i depend on (seed, i) and the start."""
+
+
+@runtime_checkable
+class Attends(Protocol):
+    """Writes with an eye on a source, and can say where it looked."""
+
+    def attention(self, x: Tensor, **given: Any) -> Tensor | None:
+        """Returns the weight of each token of the source for each token of x, None where there is none."""
 
 
 @runtime_checkable

@@ -68,3 +68,36 @@ class BLEU(SampleMetric):
 
     def protocol(self) -> dict[str, Any]:
         return {"signature": str(self.bleu.get_signature())}
+
+
+class ExactMatch(SampleMetric):
+    """The share of sentences that are the target, character by character. Higher is better.
+
+    Its value is called `accuracy`: for pairs with one right answer, such as numbers and their digits.
+
+    Shapes:
+        drawn.x, drawn.target: (batch, length), tokens; decoded before they are compared.
+    """
+
+    higher_is_better = True
+    needs = frozenset({"tokens", "target"})
+    num_right: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("num_right", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, drawn: Drawn) -> None:
+        if drawn.target is None or self._decode is None:
+            raise ValueError(
+                "ExactMatch compares texts with targets: the data must have sentences and sources."
+            )
+        self.index.append(drawn.index.to(self.num_right.device))
+        pairs = zip(self._decode(drawn.x), self._decode(drawn.target), strict=True)
+        self.num_right += sum(found == target for found, target in pairs)
+
+    def compute(self) -> dict[str, float]:
+        return {"accuracy": float(self.num_right) / max(1, len(self.numbers()))}
+
+    def protocol(self) -> dict[str, Any]:
+        return {}

@@ -1,15 +1,18 @@
-"""A decoder-only transformer over tokens, and what it remembers of a text while that grows."""
+"""A decoder-only transformer over tokens, and an encoder that sees all of a text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from itertools import repeat
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, scaled_dot_product_attention
+from torch.nn.functional import gelu, linear, relu
 
+from genlab.networks.attention import Cache, Memory, Rotation, SelfAttention
 from genlab.networks.conditioning import required
 from genlab.shapes import DataSpec
 
@@ -20,7 +23,7 @@ class CausalTransformer(nn.Module):
     GPT-2 (Radford et al. 2019), section 2.3: norms before each branch and at the end, learned positions,
     GELU, weights from N(0, 0.02), those that end a branch divided by sqrt(2 num_layers), and one matrix for
     reading tokens and for scoring them (Press and Wolf 2017, arXiv:1608.05859). A label's vector is added at
-    every position.
+    every position. The arguments from `positions` on are what later models changed.
 
     Args:
         spec: The texts: as many tokens as `levels`, the longest input of `shape[0]` tokens; with classes, the
@@ -30,6 +33,14 @@ class CausalTransformer(nn.Module):
         width: Length of a token's vector; the perceptrons are four times as wide.
         dropout: Share of numbers set to 0 in training: of the vectors read, the attention and each branch.
         bias: Whether linear maps and norms also add a learned vector, as GPT-2's do; little is lost without.
+        positions: "learned" vectors, or "rotary": queries and keys turned by angles that grow with their
+            position, so that attention knows distances only (RoFormer, Su et al. 2021, arXiv:2104.09864).
+        norm: "layer", or "rms", which neither centres nor shifts (Zhang and Sennrich 2019, arXiv:1910.07467).
+        qk_norm: Whether queries and keys are brought to the length sqrt(width / num_heads), so that no
+            attention score exceeds that (Henry et al. 2020, arXiv:2010.04245).
+        activation: Of the perceptrons: "gelu", or "relu2", max(x, 0)^2 (So et al. 2021, arXiv:2109.08668).
+        logit_cap: Logits become cap tanh(logit / cap) (Gemma 2, arXiv:2408.00118); None leaves them.
+        tied: Whether one matrix reads tokens and scores them.
 
     Attributes:
         context: The longest input; further back, nothing is seen.
@@ -40,7 +51,8 @@ class CausalTransformer(nn.Module):
         from the last token that it holds.
 
     Raises:
-        ValueError: If the data are not texts, or num_heads does not divide the width.
+        ValueError: If the data are not texts, num_heads does not divide the width, the rotary positions of a
+            head cannot be paired, or logit_cap is not above 0.
     """
 
     def __init__(
@@ -51,31 +63,48 @@ class CausalTransformer(nn.Module):
         width: int = 128,
         dropout: float = 0.0,
         bias: bool = False,
+        positions: Literal["learned", "rotary"] = "learned",
+        norm: Literal["layer", "rms"] = "layer",
+        qk_norm: bool = False,
+        activation: Literal["gelu", "relu2"] = "gelu",
+        logit_cap: float | None = None,
+        tied: bool = True,
     ) -> None:
         super().__init__()
-        if spec.kind != "tokens" or len(spec.shape) != 1:
+        require_text(spec, "CausalTransformer")
+        require_heads(num_heads, width)
+        if positions == "rotary" and width // num_heads % 2:
             raise ValueError(
-                f"CausalTransformer needs texts of shape (length,) and levels, but {spec.name} has shape "
-                f"{spec.shape} and levels {spec.levels}; flatten a map of codes first."
+                f"width / num_heads must be even for rotary positions, got {width // num_heads}."
             )
-        if width % num_heads:
-            raise ValueError(f"num_heads must divide width, got {num_heads} and {width}; try 4 and 128.")
-        self.num_classes, self.context = spec.num_classes, spec.shape[0]
+        if logit_cap is not None and not logit_cap > 0.0:
+            raise ValueError(f"logit_cap must be above 0, got {logit_cap}; leave it out for no cap.")
+        self.num_classes, self.context, self.logit_cap = spec.num_classes, spec.shape[0], logit_cap
         self.token = nn.Embedding(spec.levels, width)
-        self.position = nn.Embedding(self.context, width)
+        self.position = nn.Embedding(self.context, width) if positions == "learned" else None
         self.label = nn.Embedding(spec.num_classes, width) if spec.num_classes else None
         self.dropout = nn.Dropout(dropout)
-        blocks = [_Block(width, num_heads, dropout, bias) for _ in range(num_layers)]
+        new_norm = partial(nn.LayerNorm, bias=bias) if norm == "layer" else nn.RMSNorm
+        rotation = Rotation(self.context, width // num_heads) if positions == "rotary" else None
+        blocks = [
+            Block(
+                SelfAttention(width, num_heads, dropout, bias, True, rotation, qk_norm), new_norm, activation
+            )
+            for _ in range(num_layers)
+        ]
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(width, bias=bias)
-        self.apply(_initialise)
+        self.norm = new_norm(width)
+        self.head = None if tied else nn.Linear(width, spec.levels, bias=False)
+        self.apply(initialise)
         for block in blocks:
             block.shrink_branches(math.sqrt(2 * num_layers))
 
     def forward(self, tokens: Tensor, label: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         first = 0 if cache is None else cache.length
         end = self._fitting(first + tokens.shape[1])
-        h = self.token(tokens) + self.position.weight[first:end]
+        h = self.token(tokens)
+        if self.position is not None:
+            h = h + self.position.weight[first:end]
         if self.label is not None:
             h = h + self.label(required(label, self.num_classes))[:, None]
         h = self.dropout(h)
@@ -83,7 +112,13 @@ class CausalTransformer(nn.Module):
             h = block(h, memory)
         if cache is not None:
             cache.length = end
-        return linear(self.norm(h), self.token.weight)
+        logits = linear(self.norm(h), self.output_weight)
+        return logits if self.logit_cap is None else capped(logits, self.logit_cap)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix that scores tokens, (vocabulary, width)."""
+        return (self.token if self.head is None else self.head).weight
 
     def new_cache(self) -> Cache:
         """Returns an empty memory, to be given to each call that reads on in the same texts."""
@@ -98,67 +133,77 @@ class CausalTransformer(nn.Module):
         return end
 
 
-class Cache:
-    """The keys and values of the tokens that a transformer has read, so that each is read once.
+class BidirectionalTransformer(nn.Module):
+    """The same blocks, seeing a whole text from each of its places: what BERT and ELECTRA are made of.
 
-    The memory for a whole context is taken at the first call, in the type and on the device of what is
-    stored. Positions are absolute, so that a full cache cannot drop its first token: clear it and read the
-    window that is left again. It is for sampling, without gradients.
+    Devlin et al. 2019 (arXiv:1810.04805), with the norms before each branch.
 
     Args:
-        num_layers: Blocks that remember.
-        context: Tokens that fit.
+        spec: The texts: as many tokens as `levels`, of at most `shape[0]` tokens.
+        num_layers: Number of blocks.
+        num_heads: Attention heads of a block; must divide the width.
+        width: Length of a token's vector.
+        dropout: Share of numbers set to 0 in training.
 
     Attributes:
-        length: Tokens that it holds.
+        width: Length of a token's vector.
+
+    Shapes:
+        tokens: (batch, length), int64; seen: (batch, length), False where there is no text. Returns a vector
+        for each place, (batch, length, width).
+
+    Raises:
+        ValueError: If the data are not texts, or num_heads does not divide the width.
     """
 
-    def __init__(self, num_layers: int, context: int) -> None:
-        self.context, self.length = context, 0
-        self._memories = [_Memory(self) for _ in range(num_layers)]
-
-    def __iter__(self) -> Iterator[_Memory]:
-        return iter(self._memories)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no place for another token."""
-        return self.length == self.context
-
-    def clear(self) -> None:
-        """Forgets the tokens and keeps the memory."""
-        self.length = 0
-
-
-class _Memory:
-    """One block's keys and values, (batch, heads, context, head_dim) each."""
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-        self.stored: Tensor | None = None
-
-    def extend(self, keys_values: Tensor) -> Tensor:
-        """Appends (2, batch, heads, new, head_dim) and returns all that is held, new ones included."""
-        first = self.cache.length
-        end = first + keys_values.shape[3]
-        if self.stored is None:
-            two, batch, heads, _, dim = keys_values.shape
-            self.stored = keys_values.new_empty(two, batch, heads, self.cache.context, dim)
-        self.stored[:, :, :, first:end] = keys_values
-        return self.stored[:, :, :, :end]
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, num_heads: int, dropout: float, bias: bool) -> None:
+    def __init__(
+        self, spec: DataSpec, num_layers: int = 4, num_heads: int = 4, width: int = 128, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.attention = _Attention(width, num_heads, dropout, bias)
-        self.widen, self.narrow = nn.Linear(width, 4 * width, bias), nn.Linear(4 * width, width, bias)
-        self.norms = nn.ModuleList(nn.LayerNorm(width, bias=bias) for _ in range(2))
+        require_text(spec, "BidirectionalTransformer")
+        require_heads(num_heads, width)
+        self.width = width
+        self.token = nn.Embedding(spec.levels, width)
+        self.position = nn.Embedding(spec.shape[0], width)
         self.dropout = nn.Dropout(dropout)
+        attentions = [SelfAttention(width, num_heads, dropout, True, causal=False) for _ in range(num_layers)]
+        self.blocks = nn.ModuleList(Block(each, nn.LayerNorm, "gelu") for each in attentions)
+        self.norm = nn.LayerNorm(width)
+        self.apply(initialise)
 
-    def forward(self, x: Tensor, memory: _Memory | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.norms[0](x), memory))
-        return x + self.dropout(self.narrow(gelu(self.widen(self.norms[1](x)))))
+    def forward(self, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
+        h = self.dropout(self.token(tokens) + self.position.weight[: tokens.shape[1]])
+        for block in self.blocks:
+            h = block(h, seen=None if seen is None else seen[:, None, None])
+        return self.norm(h)
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each added to what comes in, which it sees with a norm before it.
+
+    Args:
+        attention: Between the tokens.
+        new_norm: Makes a norm of a width.
+        activation: Of the perceptron: "gelu" or "relu2".
+
+    Shapes:
+        x: (batch, length, width). Returns the same.
+    """
+
+    def __init__(
+        self, attention: SelfAttention, new_norm: Callable[[int], nn.Module], activation: str
+    ) -> None:
+        super().__init__()
+        width, bias = attention.output.in_features, attention.output.bias is not None
+        self.attention = attention
+        self.widen, self.narrow = nn.Linear(width, 4 * width, bias), nn.Linear(4 * width, width, bias)
+        self.norms = nn.ModuleList(new_norm(width) for _ in range(2))
+        self.dropout = nn.Dropout(attention.dropout)
+        self.activate = gelu if activation == "gelu" else _squared_relu
+
+    def forward(self, x: Tensor, memory: Memory | None = None, seen: Tensor | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norms[0](x), memory, seen))
+        return x + self.dropout(self.narrow(self.activate(self.widen(self.norms[1](x)))))
 
     def shrink_branches(self, factor: float) -> None:
         """Divides the weights that end a branch, so that the sum over all branches keeps its scale."""
@@ -167,28 +212,32 @@ class _Block(nn.Module):
             self.narrow.weight.div_(factor)
 
 
-class _Attention(nn.Module):
-    def __init__(self, width: int, num_heads: int, dropout: float, bias: bool) -> None:
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.to_qkv, self.output = nn.Linear(width, 3 * width, bias), nn.Linear(width, width, bias)
-
-    def forward(self, x: Tensor, memory: _Memory | None) -> Tensor:
-        qkv = self.to_qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, (k, v) = qkv[0], qkv[1:] if memory is None else memory.extend(qkv[1:])
-        h = self._attend(q, k, v)
-        return self.output(h.transpose(1, 2).flatten(2))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        dropout, new, held = self.dropout if self.training else 0.0, q.shape[2], k.shape[2]
-        if new == held:
-            return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        # is_causal aligns the first query with the first key; here the last ones belong together.
-        mask = torch.ones(new, held, dtype=torch.bool, device=q.device).tril(held - new)
-        return scaled_dot_product_attention(q, k, v, mask if new > 1 else None, dropout)
+def capped(logits: Tensor, cap: float) -> Tensor:
+    """Returns cap tanh(logits / cap): between -cap and cap, and nearly the same where they are small."""
+    return cap * torch.tanh(logits / cap)
 
 
-def _initialise(module: nn.Module) -> None:
+def _squared_relu(x: Tensor) -> Tensor:
+    return relu(x).square()
+
+
+def require_text(spec: DataSpec, name: str) -> None:
+    """Refuses data that are not texts to the network of a name."""
+    if spec.kind != "tokens" or len(spec.shape) != 1:
+        raise ValueError(
+            f"{name} needs texts of shape (length,) and levels, but {spec.name} has shape "
+            f"{spec.shape} and levels {spec.levels}; flatten a map of codes first."
+        )
+
+
+def require_heads(num_heads: int, width: int) -> None:
+    """Refuses heads that do not divide a width."""
+    if width % num_heads:
+        raise ValueError(f"num_heads must divide width, got {num_heads} and {width}; try 4 and 128.")
+
+
+def initialise(module: nn.Module) -> None:
+    """Gives a linear map or an embedding its first weights, from N(0, 0.02), and biases of 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, 0.0, 0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -22,6 +22,9 @@ class Memory(Protocol):
     def clear(self) -> None:
         """Forgets the tokens."""
 
+    def take(self, rows: Tensor) -> None:
+        """Takes rows of these numbers in place of all."""
+
 
 class NextToken(Protocol):
     """A network that scores each token's successor and reads on with a memory.
@@ -42,7 +45,37 @@ class NextToken(Protocol):
         """Returns an empty memory."""
 
 
-class TokenSampler(ABC):
+class TextSampler(ABC):
+    """Writes texts by a network that knows what may come next."""
+
+    @abstractmethod
+    def write(
+        self,
+        network: NextToken,
+        start: Tensor,
+        num_tokens: int,
+        seed: int,
+        index: Tensor,
+        end: int | None = None,
+        **given: Tensor,
+    ) -> Iterator[Tensor]:
+        """Yields token after token of the texts that go on from a start, (batch,) each.
+
+        Args:
+            network: Scores the next token; in eval mode, or dropout disturbs it.
+            start: At least one token a row, equally many in all, (batch, length).
+            num_tokens: Tokens to write.
+            seed: Of the samples.
+            index: Sample numbers, (batch,).
+            end: The token that ends a text and is then repeated; None where none does.
+            **given: What the network is told beside, a row each, such as `label`.
+
+        Raises:
+            ValueError: If there is no token to start from.
+        """
+
+
+class TokenSampler(TextSampler):
     """Chooses the token that comes next, for each row by itself.
 
     Shapes:
@@ -59,6 +92,19 @@ class TokenSampler(ABC):
             index: Sample numbers.
             position: Place of the token in its text, counted from 0.
         """
+
+    def write(
+        self,
+        network: NextToken,
+        start: Tensor,
+        num_tokens: int,
+        seed: int,
+        index: Tensor,
+        end: int | None = None,
+        **given: Tensor,
+    ) -> Iterator[Tensor]:
+        """Yields token after token, each chosen where those before it are known; see `walk`."""
+        return walk(network, start, num_tokens, self, seed, index, end, **given)
 
 
 class Greedy(TokenSampler):
@@ -119,6 +165,37 @@ class Categorical(TokenSampler):
         return torch.zeros_like(kept).scatter(1, order, kept)
 
 
+class Reader:
+    """A network that reads texts while they grow, each token once.
+
+    Until a text is as long as the context, that is. From there on the last `context` tokens are the network's
+    whole text, numbered from 0, which is read again for every token: the price of a token grows about
+    `context`-fold.
+
+    Args:
+        network: Reads.
+    """
+
+    def __init__(self, network: NextToken) -> None:
+        self.network, self.memory = network, network.new_cache()
+        self._num_read = 0
+
+    def logits(self, text: Tensor, **given: Tensor) -> Tensor:
+        """Returns what follows texts, (batch, vocabulary), that begin with those of the call before.
+
+        Raises:
+            ValueError: If a text has no token.
+        """
+        if text.shape[1] == 0:
+            raise ValueError("start must hold at least one token a row, got none; begin with a line break.")
+        if self.memory.is_full or not self._num_read:
+            self.memory.clear()
+            self._num_read = max(0, text.shape[1] - self.network.context)
+        logits = self.network(text[:, self._num_read :], cache=self.memory, **given)
+        self._num_read = text.shape[1]
+        return logits[:, -1]
+
+
 @torch.no_grad()
 def walk(
     network: NextToken,
@@ -127,38 +204,22 @@ def walk(
     sampler: TokenSampler,
     seed: int,
     index: Tensor,
+    end: int | None = None,
     **given: Tensor,
 ) -> Iterator[Tensor]:
     """Yields token after token that the network writes behind a start, (batch,) each.
 
-    Each token is read once, until the text is as long as the context. From there on the last `context` tokens
-    are the network's whole text, numbered from 0, which is read again for every token: the price of a token
-    grows about `context`-fold.
-
     The numbers drawn belong to a place in the text, so that a text which is cut and given as a start goes on
-    as it did.
-
-    Args:
-        network: Scores the next token; in eval mode, or dropout disturbs it.
-        start: At least one token a row, equally many in all, (batch, length).
-        num_tokens: Tokens to write.
-        sampler: How one is chosen.
-        seed: Of the samples.
-        index: Sample numbers, (batch,).
-        **given: What the network is told beside, a row each, such as `label`.
-
-    Raises:
-        ValueError: If there is no token to start from.
+    as it did. See `TextSampler.write` for the arguments.
     """
-    if start.shape[1] == 0:
-        raise ValueError("start must hold at least one token a row, got none; begin with a line break.")
-    first, last = start.shape[1], start.shape[1] + num_tokens
+    reader, first = Reader(network), start.shape[1]
     text = torch.cat([start, start.new_zeros(len(start), num_tokens)], dim=1)
-    memory, read = network.new_cache(), 0
-    for end in range(first, last):
-        if memory.is_full or end == first:
-            memory.clear()
-            read = max(0, end - network.context)
-        logits = network(text[:, read:end], cache=memory, **given)[:, -1]
-        text[:, end], read = sampler.choose(logits, seed, index, end), end
-        yield text[:, end]
+    has_ended = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    for place in range(first, text.shape[1]):
+        if end is not None and bool(has_ended.all()):
+            text[:, place] = end
+        else:
+            token = sampler.choose(reader.logits(text[:, :place], **given), seed, index, place)
+            text[:, place] = token if end is None else token.masked_fill(has_ended, end)
+            has_ended |= text[:, place] == (-1 if end is None else end)
+        yield text[:, place]
