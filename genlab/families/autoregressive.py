@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
 from genlab.families.base import Model, NetworkFactory, indices
 from genlab.families.weights import evaluating
@@ -148,6 +149,9 @@ class Autoregressive(ChainRule):
         return cross_entropy(logits.mT, tokens[:, 1:], ignore_index=IGNORED, reduction="none")
 
 
+PATIENCE = 2.0
+"""Seconds of a drawing before a bar shows how far it is."""
+
 PixelNetworkFactory = Callable[[DataSpec, int], nn.Module]
 """What a YAML file gives for a network over pixels: the data, and the numbers to say for each pixel."""
 
@@ -245,9 +249,16 @@ class AutoregressiveImages(ChainRule):
         """
         index, images = indices(index, self.device), start.clone()
         told, heat = self.told(given), self.temperature if temperature is None else temperature
-        with evaluating(self.sampling_network):
-            for _ in walk_pixels(
-                self.sampling_network, self.likelihood, images, num_known, seed, index, heat, **told
-            ):
+        network = self.sampling_network
+        with evaluating(network):
+            rows = walk_pixels(network, self.likelihood, images, num_known, seed, index, heat, **told)
+            for _ in self._shown(rows, len(images)):
                 pass
         return images
+
+    def _shown(self, rows: Iterator[int], num_images: int) -> Iterator[int]:
+        """Shows on a terminal how far a drawing is, once it has taken a while."""
+        title = f"drawing {num_images} image{'s' * (num_images > 1)}"
+        hidden = True if self.global_rank else None  # None: but on a terminal
+        bar = {"unit": "row", "delay": PATIENCE, "leave": False, "disable": hidden}
+        return tqdm(rows, title, self.spec.shape[1], **bar)

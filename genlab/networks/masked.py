@@ -101,16 +101,13 @@ class CausalConv2d(nn.Conv2d):
         return self.weight * self.mask
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad(x, self.margins)
+        padded = pad(x, self.margins)
         if self.in_channels > 3:
-            return conv2d(x, self.kernel(), self.bias, self.stride)
-        # Of few channels it is a matrix product, three times as fast and with channels innermost.
-        height, width = (
-            -(-(side - size + 1) // step)
-            for side, size, step in zip(x.shape[2:], self.kernel_size, self.stride)
-        )
-        seen = unfold(x, self.kernel_size, stride=self.stride).mT
-        return linear(seen, self.kernel().flatten(1), self.bias).unflatten(1, (height, width)).movedim(-1, 1)
+            return conv2d(padded, self.kernel(), self.bias, self.stride)
+        # Of few channels it is a matrix product, several times as fast, whose channels are innermost.
+        size = [-(-side // step) for side, step in zip(x.shape[2:], self.stride, strict=True)]
+        seen = unfold(padded, self.kernel_size, stride=self.stride).mT
+        return linear(seen, self.kernel().flatten(1), self.bias).unflatten(1, size).movedim(-1, 1)
 
     def pixel(self, features: Tensor, row: int, column: int, memory: Memory) -> Tensor:
         """Returns the output at one pixel, (batch, out_channels), and remembers the features there.

@@ -25,6 +25,7 @@ class PixelRNN(PixelNetwork):
         features: Length of a state; the paper's 16 for digits.
         num_layers: Layers of LSTMs; the paper's 7 for digits.
         first_size: Sides of the first convolution.
+        dropout: Share of what a layer adds that is set to 0 in training, for scarce data.
 
     Shapes:
         x: (batch, channels, height, width) in [-1, 1]. Returns (batch, num_outputs, height, width), where
@@ -34,7 +35,13 @@ class PixelRNN(PixelNetwork):
     sees_channels = True
 
     def __init__(
-        self, spec: DataSpec, num_outputs: int, features: int = 16, num_layers: int = 7, first_size: int = 7
+        self,
+        spec: DataSpec,
+        num_outputs: int,
+        features: int = 16,
+        num_layers: int = 7,
+        first_size: int = 7,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         channels = spec.shape[0]
@@ -42,6 +49,7 @@ class PixelRNN(PixelNetwork):
         self.size = spec.shape[1:]
         self.first = CausalConv2d(channels, 2 * width, around(first_size), "before", channels)
         self.layers = nn.ModuleList(self.layer(width, channels) for _ in range(num_layers))
+        self.dropout = nn.Dropout(dropout)
         self.last = Head(2 * width, num_outputs, channels)
 
     @staticmethod
@@ -52,7 +60,7 @@ class PixelRNN(PixelNetwork):
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
         for layer in self.layers:
-            h = h + layer(h, x)
+            h = h + self.dropout(layer(h, x))
         return self.last(h)
 
     def pixel(self, x: Tensor, row: int, column: int, memory: Memory) -> Tensor:
