@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from scipy.stats import chisquare
 from torch import nn
+from torch.nn.functional import conv2d, pad
 
 from genlab.families.autoregressive import AutoregressiveImages
 from genlab.families.vae import VAE
 from genlab.losses.likelihoods import CoupledLogistics, DiscretizedLogistic, Softmax
 from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
+from genlab.networks.masked import CausalConv2d
 from genlab.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from genlab.networks.pixelcnnpp import PixelCNNpp
 from genlab.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
@@ -82,6 +84,15 @@ def test_stacked_masks_have_the_blind_spot_that_the_paper_names():
     network = built("PixelCNN", spec, 1)
     found = jacobian(network, spec)[0, 5, 3, 0]
     assert found[4, 8] == 0 and found[4, 4] > 0  # the triangle to the right above
+
+
+@pytest.mark.parametrize("in_channels", [1, 3, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_layer_is_a_convolution_of_the_masked_weight_whatever_its_channels(in_channels, stride):
+    layer = CausalConv2d(in_channels, 5, (2, 1, 1), stride=stride)
+    x = torch.randn(2, in_channels, 5, 6)
+    expected = conv2d(pad(x, (1, 1, 2, 0)), layer.weight * layer.mask, layer.bias, stride)
+    torch.testing.assert_close(layer(x), expected)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
