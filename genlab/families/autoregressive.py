@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -256,9 +256,14 @@ class AutoregressiveImages(ChainRule):
                 pass
         return images
 
-    def _shown(self, rows: Iterator[int], num_images: int) -> Iterator[int]:
+    def _shown(self, rows: Iterator[int], num_images: int) -> Iterable[int]:
         """Shows on a terminal how far a drawing is, once it has taken a while."""
-        title = f"drawing {num_images} image{'s' * (num_images > 1)}"
-        hidden = True if self.global_rank else None  # None: but on a terminal
-        bar = {"unit": "row", "delay": PATIENCE, "leave": False, "disable": hidden}
-        return tqdm(rows, title, self.spec.shape[1], **bar)
+        return tqdm(
+            rows,
+            f"drawing {num_images} image{'s' * (num_images > 1)}",
+            self.spec.shape[1],
+            unit="row",
+            delay=PATIENCE,
+            leave=False,
+            disable=True if self.global_rank else None,  # None: but on a terminal
+        )
