@@ -51,6 +51,8 @@ def small_version(path, folder, tiny_extractor):
         config["data"].setdefault("init_args", {}).update(num_train=8, num_test=8, batch_size=2)
     else:
         arguments = {**spec.to_dict(), "num_train": 8, "num_test": 8, "batch_size": 2}
+        if config["model"]["class_path"] == "AutoregressiveImages":  # drawn pixel by pixel
+            arguments["shape"] = [spec.shape[0], 8, 8]
         config["data"] = {"class_path": "RandomData", "init_args": arguments}
         if spec.kind == "image":
             config.setdefault("evaluate", {})["extractor"] = str(tiny_extractor(spec.shape[0]))

@@ -1,7 +1,10 @@
 """Autoregressive images: no pixel sees itself or a later one, probabilities sum to 1, samples follow them."""
 
+import io
 import itertools
 import math
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,19 +12,25 @@ import torch
 from PIL import Image
 from scipy.stats import chisquare
 from torch import nn
+from torch.nn.functional import conv2d, pad
 
 from genlab.families.autoregressive import AutoregressiveImages
+from genlab.families.vae import VAE
 from genlab.losses.likelihoods import CoupledLogistics, DiscretizedLogistic, Softmax
+from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
+from genlab.networks.masked import CausalConv2d
 from genlab.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from genlab.networks.pixelcnnpp import PixelCNNpp
 from genlab.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genlab.shapes import DataSpec, to_float, to_levels
 
+DROPOUT = {"dropout": 0.1}
+SMALL_RNN = {"features": 12, "num_layers": 2, "first_size": 3, **DROPOUT}
 NETWORKS = {
-    "PixelCNN": lambda spec, num: PixelCNN(spec, num, features=9, num_blocks=2, first_size=5),
-    "GatedPixelCNN": lambda spec, num: GatedPixelCNN(spec, num, features=9, num_layers=3, first_size=5),
-    "RowLSTM": lambda spec, num: RowLSTM(spec, num, features=12, num_layers=2, first_size=3),
-    "DiagonalBiLSTM": lambda spec, num: DiagonalBiLSTM(spec, num, features=12, num_layers=2, first_size=3),
+    "PixelCNN": lambda spec, num: PixelCNN(spec, num, 9, num_blocks=2, first_size=5, **DROPOUT),
+    "GatedPixelCNN": lambda spec, num: GatedPixelCNN(spec, num, 9, num_layers=3, first_size=5, **DROPOUT),
+    "RowLSTM": lambda spec, num: RowLSTM(spec, num, **SMALL_RNN),
+    "DiagonalBiLSTM": lambda spec, num: DiagonalBiLSTM(spec, num, **SMALL_RNN),
     "PixelCNNpp": lambda spec, num: PixelCNNpp(spec, num, features=6, num_blocks=1, num_scales=2),
 }
 WHOLE = ("GatedPixelCNN", "DiagonalBiLSTM")
@@ -77,6 +86,15 @@ def test_stacked_masks_have_the_blind_spot_that_the_paper_names():
     assert found[4, 8] == 0 and found[4, 4] > 0  # the triangle to the right above
 
 
+@pytest.mark.parametrize("in_channels", [1, 3, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_layer_is_a_convolution_of_the_masked_weight_whatever_its_channels(in_channels, stride):
+    layer = CausalConv2d(in_channels, 5, (2, 1, 1), stride=stride)
+    x = torch.randn(2, in_channels, 5, 6)
+    expected = conv2d(pad(x, (1, 1, 2, 0)), layer.weight * layer.mask, layer.bias, stride)
+    torch.testing.assert_close(layer(x), expected)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_gradient_crosses_the_batch(name):
     spec = spec_of()
@@ -84,6 +102,15 @@ def test_no_gradient_crosses_the_batch(name):
     x = torch.randn(3, *spec.shape, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(network(x)[1].sum(), x)
     assert (gradient[[0, 2]] == 0).all() and (gradient[1] != 0).any()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropout_disturbs_training_alone(name):
+    spec = spec_of()
+    network, x = built(name, spec, 4), torch.randn(1, *spec.shape, dtype=torch.float64)
+    assert torch.equal(network(x), network(x))
+    network.train()
+    assert not torch.equal(network(x), network(x))
 
 
 def model_of(name, spec, given=(), **more):
@@ -169,6 +196,18 @@ def test_a_class_changes_what_is_drawn():
 def test_near_zero_temperature_draws_the_likeliest_pixel(temperature, changes):
     model = model_of("GatedPixelCNN", spec_of((4, 4), levels=5), temperature=temperature)
     assert torch.equal(model.sample(4, seed=1)[0], model.sample(4, seed=2)[0]) is not changes
+
+
+@pytest.mark.parametrize(
+    "terminal, patience, shown", [(True, 0.0, True), (True, 9.0, False), (False, 0.0, False)]
+)
+def test_a_long_drawing_shows_on_a_terminal_how_far_it_is(monkeypatch, terminal, patience, shown):
+    output = io.StringIO()
+    output.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", output)
+    monkeypatch.setattr("genlab.families.autoregressive.PATIENCE", patience)
+    model_of("GatedPixelCNN", spec_of((3, 2))).sample(5)
+    assert ("drawing 5 images" in output.getvalue() and "0/3" in output.getvalue()) is shown
 
 
 def test_the_softmax_draws_every_level_by_its_probability():
@@ -269,6 +308,22 @@ def test_the_second_channel_follows_the_first_with_the_learned_slope():
 def test_a_mixture_of_pixels_is_refused_by_a_network_whose_masks_couple_them():
     with pytest.raises(ValueError, match="take Softmax"):
         model_of("GatedPixelCNN", spec_of(channels=3), likelihood=CoupledLogistics)
+
+
+def test_a_vae_takes_the_mixture_of_pixels_as_its_likelihood():
+    spec = spec_of((4, 4), channels=3, levels=5)
+    torch.manual_seed(0)
+    coding = (partial(kind, hidden=[16]) for kind in (MLPEncoder, MLPDecoder))
+    vae = VAE(spec, *coding, partial(CoupledLogistics, num_components=2), torch.optim.Adam, latent_dim=2)
+    x = to_float(torch.randint(5, (6, *spec.shape)), 5)
+    losses = vae.losses({"image": x})
+    parameters = vae.decoder(torch.randn(6, 2), None)
+    assert parameters.shape[1:] == vae.likelihood.parameter_shape
+    assert losses["elbo"].item() == pytest.approx(-(losses["distortion"] + losses["rate"]).item())
+    assert losses["distortion"].isfinite() and vae.log_prob(x).shape == (6,)
+    losses["loss"].backward()
+    assert all((p.grad != 0).any() for p in vae.decoder.parameters())
+    assert vae.sample(3).abs().max() <= 1.0 and vae.sample(3).shape[1:] == spec.shape
 
 
 def stepped(gates, cell):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 
 from genlab.families.base import Model, NetworkFactory, indices
 from genlab.families.optimizers import Joined
@@ -236,6 +237,9 @@ def _matrices_and_others(network: Any) -> tuple[list[Tensor], list[Tensor]]:
     return parts
 
 
+PATIENCE = 2.0
+"""Seconds of a drawing before a bar shows how far it is."""
+
 PixelNetworkFactory = Callable[[DataSpec, int], nn.Module]
 """What a YAML file gives for a network over pixels: the data, and the numbers to say for each pixel."""
 
@@ -333,9 +337,21 @@ class AutoregressiveImages(ChainRule):
         """
         index, images = indices(index, self.device), start.clone()
         told, heat = self.told(given), self.temperature if temperature is None else temperature
-        with evaluating(self.sampling_network):
-            for _ in walk_pixels(
-                self.sampling_network, self.likelihood, images, num_known, seed, index, heat, **told
-            ):
+        network = self.sampling_network
+        with evaluating(network):
+            rows = walk_pixels(network, self.likelihood, images, num_known, seed, index, heat, **told)
+            for _ in self._shown(rows, len(images)):
                 pass
         return images
+
+    def _shown(self, rows: Iterator[int], num_images: int) -> Iterable[int]:
+        """Shows on a terminal how far a drawing is, once it has taken a while."""
+        return tqdm(
+            rows,
+            f"drawing {num_images} image{'s' * (num_images > 1)}",
+            self.spec.shape[1],
+            unit="row",
+            delay=PATIENCE,
+            leave=False,
+            disable=True if self.global_rank else None,  # None: but on a terminal
+        )

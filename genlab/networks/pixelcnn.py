@@ -24,6 +24,7 @@ class PixelCNN(PixelNetwork):
         num_blocks: Residual blocks.
         size: Sides of the masked convolutions.
         first_size: Sides of the first one.
+        dropout: Share of a block's inner numbers set to 0 in training.
 
     Shapes:
         x: (batch, channels, height, width) in [-1, 1]. Returns (batch, num_outputs, height, width), where
@@ -40,13 +41,14 @@ class PixelCNN(PixelNetwork):
         num_blocks: int = 15,
         size: int = 3,
         first_size: int = 7,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         channels = spec.shape[0]
         width = multiple(features, channels)
         self.size = spec.shape[1:]
         self.first = CausalConv2d(channels, 2 * width, around(first_size), "before", channels)
-        self.blocks = nn.ModuleList(_Block(width, size, channels) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(_Block(width, size, channels, dropout) for _ in range(num_blocks))
         self.last = Head(2 * width, num_outputs, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,14 +66,16 @@ class PixelCNN(PixelNetwork):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, size: int, channels: int) -> None:
+    def __init__(self, width: int, size: int, channels: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.narrow = CausalConv2d(2 * width, width, num_channels=channels)
         self.look = CausalConv2d(width, width, around(size), num_channels=channels)
         self.widen = CausalConv2d(width, 2 * width, num_channels=channels)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.widen(self.look(self.narrow(h.relu()).relu()).relu())
+        inner = self.look(self.narrow(h.relu()).relu())
+        return h + self.widen(self.dropout(inner.relu()))
 
     def pixel(self, h: Tensor, row: int, column: int, memory: Memory) -> Tensor:
         place = row, column, memory
@@ -113,6 +117,7 @@ class GatedPixelCNN(PixelNetwork):
         num_layers: Gated layers.
         size: Sides of the convolutions.
         first_size: Sides of the first ones.
+        dropout: Share of what leaves the gates that is set to 0 in training, for scarce data.
 
     Shapes:
         x: (batch, channels, height, width) in [-1, 1]; label: (batch,). Returns (batch, num_outputs, height,
@@ -129,23 +134,22 @@ class GatedPixelCNN(PixelNetwork):
         num_layers: int = 8,
         size: int = 3,
         first_size: int = 7,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         channels = spec.shape[0]
         width = multiple(features, channels)
         self.size, self.num_classes = spec.shape[1:], spec.num_classes
-        first = _GatedLayer(channels, width, first_size, "before", channels, spec.num_classes)
-        rest = (
-            _GatedLayer(width, width, size, "up to", channels, spec.num_classes)
-            for _ in range(num_layers - 1)
-        )
+        more = channels, spec.num_classes, dropout
+        first = _GatedLayer(channels, width, first_size, "before", *more)
+        rest = (_GatedLayer(width, width, size, "up to", *more) for _ in range(num_layers - 1))
         self.layers = nn.ModuleList([first, *rest])
         self.last = Head(width, num_outputs, channels)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        above = across = x
+        above, across, label = x, x, self._checked(label)
         for layer in self.layers:
-            above, across = layer(above, across, self._checked(label))
+            above, across = layer(above, across, label)
         return self.last(across)
 
     def pixel(self, x: Tensor, row: int, column: int, memory: Memory, label: Tensor | None = None) -> Tensor:
@@ -171,7 +175,14 @@ class GatedPixelCNN(PixelNetwork):
 
 class _GatedLayer(nn.Module):
     def __init__(
-        self, in_width: int, width: int, size: int, sees: Sees, channels: int, num_classes: int
+        self,
+        in_width: int,
+        width: int,
+        size: int,
+        sees: Sees,
+        channels: int,
+        num_classes: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.is_first = sees == "before"
@@ -179,16 +190,19 @@ class _GatedLayer(nn.Module):
         self.horizontal = CausalConv2d(in_width, 2 * width, (0, size // 2, 0), sees, channels)
         self.joining = nn.Conv2d(2 * width, 2 * width, 1)
         self.leaving = CausalConv2d(width, width, num_channels=channels)
+        self.dropout = nn.Dropout(dropout)
         self.label = nn.Embedding(num_classes, 4 * width) if num_classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=num_classes**-0.5)
 
     def forward(self, above: Tensor, across: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        for_above, for_across = self._told(label)
         seen = self.vertical(above)
-        gated = _gate(self.horizontal(across) + self.joining(moved_down(seen)) + for_across[..., None, None])
-        out = self.leaving(gated)
-        return _gate(seen + for_above[..., None, None]), out if self.is_first else out + across
+        joined = self.horizontal(across).add_(self.joining(moved_down(seen)))
+        if self.label is not None:
+            for_above, for_across = self._told(label)
+            joined, seen = joined.add_(for_across[..., None, None]), seen + for_above[..., None, None]
+        out = self.leaving(self.dropout(_gate(joined)))
+        return self.dropout(_gate(seen)), out if self.is_first else out.add_(across)
 
     def read_row(self, above: Tensor | None, row: int, memory: Memory, label: Tensor | None) -> Tensor | None:
         """Computes one row of the vertical stack; None stands for the row above the first, which is zeros."""
@@ -224,7 +238,8 @@ class _GatedLayer(nn.Module):
 
 def _gate(x: Tensor) -> Tensor:
     value, gate = x.chunk(2, dim=1)
-    return value.tanh() * gate.sigmoid()
+    # In tensors of their own: over halves of the channels both functions take twice as long.
+    return value.clone().tanh_() * gate.clone().sigmoid_()
 
 
 def multiple(features: int, channels: int) -> int:

@@ -25,6 +25,7 @@ class PixelRNN(PixelNetwork):
         features: Length of a state; the paper's 16 for digits.
         num_layers: Layers of LSTMs; the paper's 7 for digits.
         first_size: Sides of the first convolution.
+        dropout: Share of what a layer adds that is set to 0 in training, for scarce data.
 
     Shapes:
         x: (batch, channels, height, width) in [-1, 1]. Returns (batch, num_outputs, height, width), where
@@ -34,7 +35,13 @@ class PixelRNN(PixelNetwork):
     sees_channels = True
 
     def __init__(
-        self, spec: DataSpec, num_outputs: int, features: int = 16, num_layers: int = 7, first_size: int = 7
+        self,
+        spec: DataSpec,
+        num_outputs: int,
+        features: int = 16,
+        num_layers: int = 7,
+        first_size: int = 7,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         channels = spec.shape[0]
@@ -42,6 +49,7 @@ class PixelRNN(PixelNetwork):
         self.size = spec.shape[1:]
         self.first = CausalConv2d(channels, 2 * width, around(first_size), "before", channels)
         self.layers = nn.ModuleList(self.layer(width, channels) for _ in range(num_layers))
+        self.dropout = nn.Dropout(dropout)
         self.last = Head(2 * width, num_outputs, channels)
 
     @staticmethod
@@ -52,7 +60,7 @@ class PixelRNN(PixelNetwork):
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
         for layer in self.layers:
-            h = h + layer(h, x)
+            h = h + self.dropout(layer(h, x))
         return self.last(h)
 
     def pixel(self, x: Tensor, row: int, column: int, memory: Memory) -> Tensor:
@@ -101,13 +109,9 @@ class _RowLayer(nn.Module):
         self.leaving = CausalConv2d(width, 2 * width, num_channels=channels)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        inputs = self.inputs(h).unbind(dim=2)
-        state = cell = inputs[0].new_zeros(len(h), self.states.in_channels, h.shape[3])
-        states = []
-        for each in inputs:
-            state, cell = _step(each + self.states(state), cell)
-            states.append(state)
-        return self.leaving(torch.stack(states, dim=2))
+        rows = self.inputs(h).permute(2, 0, 3, 1)
+        (states,) = _scan(rows[None], [self.states], reach=(1, 1))
+        return self.leaving(states.permute(1, 3, 0, 2))
 
     def pixel(self, h: Tensor, x: Tensor, row: int, column: int, memory: Memory) -> Tensor:
         if (self, "row") not in memory.known or column == 0:
@@ -143,9 +147,11 @@ class _DiagonalLayer(nn.Module):
         self.leaving_right = nn.Conv2d(width, 2 * width, 1, bias=False)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        left = _read_diagonals(self.from_left(h), self.left_states)
-        right = _read_diagonals(self.from_right(torch.cat([h, x], dim=1)).flip(3), self.right_states).flip(3)
-        return self.leaving(left) + self.leaving_right(moved_down(right))
+        inputs = self.from_left(h), self.from_right(torch.cat([h, x], dim=1)).flip(3)
+        diagonals = torch.stack([_skewed(each).permute(3, 0, 2, 1) for each in inputs])
+        states = _scan(diagonals, [self.left_states, self.right_states], reach=(1, 0))
+        left, right = (_straight(each.permute(1, 3, 2, 0)) for each in states)
+        return self.leaving(left) + self.leaving_right(moved_down(right.flip(3)))
 
     def pixel(self, h: Tensor, x: Tensor, row: int, column: int, memory: Memory) -> Tensor:
         if (self, "map") not in memory.known:
@@ -196,35 +202,54 @@ class _DiagonalLayer(nn.Module):
         return {**maps, "inputs": zeros(memory.num_images, 2 * width, height, columns)}
 
 
-def _step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+def _step(gates: Tensor, cell: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     """Returns state and cell of an LSTM, equation 3 of the paper, from its gates' sums."""
-    out, forget, into, content = gates.chunk(4, dim=1)
-    cell = forget.sigmoid() * cell + into.sigmoid() * content.tanh()
-    return out.sigmoid() * cell.tanh(), cell
+    width = cell.shape[dim]
+    opened, content = gates.split([3 * width, width], dim)
+    out, forget, into = opened.sigmoid().chunk(3, dim)
+    cell = forget * cell + into * content.tanh()
+    return out * cell.tanh(), cell
 
 
-def _read_diagonals(inputs: Tensor, states: nn.Conv1d) -> Tensor:
-    """Returns the states of an LSTM that reads from the upper left, (batch, width, height, columns).
+def _scan(inputs: Tensor, kernels: list[nn.Conv1d], reach: tuple[int, int]) -> Tensor:
+    """Returns the states of LSTMs that read lines of pixels, each seeing those of the line before.
 
-    Row i is moved i columns to the right, so that a diagonal stands in one column and is read at once; the
-    pixel above and the one beside then both stand in the column before.
+    Several are read in one loop, and as matrix products: half the time of a loop of convolutions for each.
+
+    Args:
+        inputs: (LSTMs, lines, batch, pixels of a line, 4 width).
+        kernels: Of each LSTM, over the states of the line before.
+        reach: Pixels before and after its own place that a kernel looks at.
+
+    Returns:
+        (LSTMs, lines, batch, pixels, width).
     """
-    height, columns = inputs.shape[2:]
-    skewed, inside = _skewed(inputs)
-    state = cell = inputs.new_zeros(len(inputs), states.in_channels, height)
-    found = []
-    for diagonal in range(height + columns - 1):
-        gates = skewed[..., diagonal] + states(pad(state, (1, 0)))
-        state, cell = (part * inside[:, diagonal] for part in _step(gates, cell))
-        found.append(state)
-    rows = torch.arange(height, device=inputs.device)[:, None]
-    return torch.stack(found, dim=3)[:, :, rows, rows + torch.arange(columns, device=inputs.device)]
+    size, num = sum(reach) + 1, inputs.shape[3]
+    weights = torch.stack([kernel.weight.permute(2, 1, 0).flatten(0, 1) for kernel in kernels])
+    state = cell = inputs.new_zeros(*inputs[:, 0].shape[:-1], kernels[0].in_channels)
+    states = []
+    for line in inputs.unbind(dim=1):
+        around_it = pad(state, (0, 0, *reach))
+        seen = torch.cat([around_it[:, :, first : first + num] for first in range(size)], dim=-1)
+        gates = torch.baddbmm(line.flatten(1, 2), seen.flatten(1, 2), weights).view_as(line)
+        state, cell = _step(gates, cell, dim=-1)
+        states.append(state)
+    return torch.stack(states, dim=1)
 
 
-def _skewed(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns x with row i moved i columns to the right, and where it holds pixels: ones, (height, wider)."""
-    height, columns = x.shape[2:]
-    rows = torch.arange(height, device=x.device)[:, None]
-    column = torch.arange(height + columns - 1, device=x.device) - rows
-    inside = (column >= 0) & (column < columns)
-    return x[:, :, rows, column.clamp(0, columns - 1)], inside.to(x.dtype)
+def _skewed(x: Tensor) -> Tensor:
+    """Returns x with row i moved i columns to the right, (batch, channels, height, width + height - 1).
+
+    A diagonal then stands in one column; the pixel above and the one beside both stand in the column before.
+    Outside of the image there are zeros, of which an LSTM without biases makes zeros until a row begins; what
+    it makes of a row that has ended no pixel sees.
+    """
+    height, width = x.shape[2:]
+    wider = pad(x, (0, height)).flatten(2)[..., :-height]
+    return wider.unflatten(2, (height, width + height - 1))
+
+
+def _straight(x: Tensor) -> Tensor:
+    """Undoes `_skewed`."""
+    height, wider = x.shape[2:]
+    return pad(x.flatten(2), (0, height)).unflatten(2, (height, wider + 1))[..., : wider + 1 - height]
