@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.data.decode import Policy, decode
+from genlab.metrics.pairs import PSNR, SSIM
 from genlab.shapes import DataSpec
 
 
@@ -46,3 +47,26 @@ def signal_to_noise(x: Tensor, truth: Tensor) -> Tensor:
 def _decoded(path: Path, policy: Policy) -> tuple[Any, tuple[int, int]]:
     found = decode(path.read_bytes(), str(path), policy)
     return found.pixels, found.size
+
+
+def pair_scores(x: Tensor, target: Tensor, levels: int, border: int) -> dict[str, float]:
+    """Returns PSNR and SSIM of one image beside its target: of the luma without a border, and of all colours.
+
+    Args:
+        x: (1, channels, height, width), levels as uint8; target likewise.
+        target: What it should be.
+        levels: Number of values of a pixel.
+        border: Pixels left out along each side for the luma, by convention as many as the enlargement.
+    """
+    spec = DataSpec("pair", tuple(x.shape[1:]), levels=levels)
+    found = {}
+    for suffix, channels, edge in (("_y", "y", border), ("", "rgb", 0)):
+        for metric in (PSNR(channels, edge), SSIM(channels, edge)):  # type: ignore[arg-type]
+            metric.set_data(spec, None)
+            found[metric.name + suffix] = float(metric.measure(metric.compared(x), metric.compared(target)))
+    return found
+
+
+def enlarged(x: Tensor, factor: int) -> Tensor:
+    """Returns images enlarged by Keys' bicubic filter with a = -1/2, as Pillow and MATLAB do."""
+    return torch.nn.functional.interpolate(x, scale_factor=float(factor), mode="bicubic", antialias=True)

@@ -125,6 +125,14 @@ class CompletesImages(Protocol):
 
 
 @runtime_checkable
+class TranslatesBack(Protocol):
+    """Translates images in both directions."""
+
+    def reversed(self) -> Any:
+        """Returns the same weights as a model of the other direction, from images to sources."""
+
+
+@runtime_checkable
 class TellsReal(Protocol):
     """Has a discriminator whose answer may be a probability."""
 

@@ -37,12 +37,19 @@ class UNetGenerator(nn.Module):
         norm: "instance" normalises each image by itself, in both modes, as "batch" does for a batch of one in
             training; in eval mode "batch" takes running averages, which few and odd images may not fit.
 
+    Attributes:
+        multiple: Of which the sides of a source must be one, trained on or not.
+        scale: Pixels of the image for each of the source along a side.
+        margin: How many pixels of the source around it a pixel of the image can depend on, apart from norms.
+
     Shapes:
         source: (batch, source channels, height, width). Returns (batch, channels, height, width) in [-1, 1].
 
     Raises:
         ValueError: If spec or its source are no images, their sides differ, or cannot be halved that often.
     """
+
+    scale = 1
 
     def __init__(
         self,
@@ -54,7 +61,9 @@ class UNetGenerator(nn.Module):
     ) -> None:
         super().__init__()
         source = _image_source(spec)
-        widths = _widths(base_channels, _halvings(spec, num_downs))
+        num_downs = _halvings(spec, num_downs)
+        self.multiple, self.margin = 2**num_downs, _reach(num_downs)
+        widths = _widths(base_channels, num_downs)
         blocks = [_down(a, b, norm) for a, b in pairwise(widths[:-1])]
         smallest = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(widths[-2], widths[-1], 4, 2, 1))
         self.down = nn.ModuleList([nn.Conv2d(source.shape[0], widths[0], 4, 2, 1), *blocks, smallest])
@@ -187,6 +196,23 @@ def _halvings(spec: DataSpec, num_downs: int | None) -> int:
             f"{_sides(sides)}; resize the images to {valid}{fewer}."
         )
     return wanted
+
+
+def _reach(num_downs: int) -> int:
+    """Returns how far from a pixel of the image the pixels of the source lie that it is made of.
+
+    Position o of a transposed convolution (4 x 4, stride 2, padding 1) is made of (o - 2) / 2 ... (o + 1) / 2
+    below, and position o of a strided one of 2 o - 1 ... 2 o + 2; skips are shorter ways.
+    """
+    farthest = 0
+    for pixel in range(2**num_downs):
+        first = last = pixel
+        for _ in range(num_downs):
+            first, last = -((2 - first) // 2), (last + 1) // 2
+        for _ in range(num_downs):
+            first, last = 2 * first - 1, 2 * last + 2
+        farthest = max(farthest, pixel - first, last - pixel)
+    return farthest
 
 
 def _require_patch(spec: DataSpec, num_layers: int) -> None:
