@@ -178,13 +178,12 @@ class Degraded(Given):
         target = target[:, :, :height, :width]
         left = self.degradation(target, torch.tensor([number]), spec.levels)
         image = self.translator(to_float(left, spec.source.levels)[0], progress)[None]
-        found = pair_scores(to_levels(image, spec.levels), target, spec.levels, scale)
+        border = scale if scale > 1 else 0
+        found = pair_scores(to_levels(image, spec.levels), target, spec.levels, border)
         if scale > 1:
             bicubic = to_levels(enlarged(to_float(left, spec.source.levels), scale), spec.levels)
-            found |= {
-                f"bicubic {name}": value
-                for name, value in pair_scores(bicubic, target, spec.levels, scale).items()
-            }
+            baseline = pair_scores(bicubic, target, spec.levels, border)
+            found |= {f"bicubic {name}": value for name, value in baseline.items()}
         self.scores[picture.name] = found
         self.write(picture, image[0])
 
