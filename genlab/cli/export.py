@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     parser = Parser(
         prog="genlab export",
-        description="Write a model's functions for other programs, compared with the model before they are kept.",
+        description="Write a model's functions for other programs, once they are proven to be the model's.",
     )
     add_run_options(parser, device=False)
     parser.add_argument(

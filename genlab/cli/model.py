@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, Run]:
     """Returns the model of a run, and the run: the one that the options name if no path is given.
 
-    A file that `genlab export --to safetensors` has written stands for a run, too: what is made of it lies in a
-    folder of its name.
+    A file that `genlab export --to safetensors` has written stands for a run, too: for one in a folder of the
+    same name.
     """
     from genlab.cli.training import import_room, resolve_checkpoint
     from genlab.configuration.trust import MODEL_ROOMS
-    from genlab.evaluation.export import load_exported
     from genlab.evaluation.load import load_run
 
     for room in MODEL_ROOMS:
         import_room(room)
     path = path or options.run
     if path.suffix == ".safetensors" and os.path.isfile(path):
+        from genlab.evaluation.export import load_exported
+
         return load_exported(path, chosen_device(options.device)), Run(path.absolute().with_suffix(""))
     run = open_run(path)
     device = chosen_device(options.device)

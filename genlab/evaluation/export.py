@@ -86,7 +86,8 @@ class Function:
         longer = {}
         for name, x in self.inputs.items():
             for number, axis in enumerate(self.free.get(name, ()), start=1):
-                x = torch.cat([x, x.narrow(axis, 0, number * self.step)], dim=axis)
+                length = x.shape[axis] + number * self.step
+                x = torch.cat([x] * -(-length // x.shape[axis]), dim=axis).narrow(axis, 0, length)
             longer[name] = x[:NUM_STORED]
         return longer
 
