@@ -41,9 +41,7 @@ class ToAndFro(Halved):
 
 def data_of(side=SIDE, channels=3):
     source = DataSpec("sources", (channels, side, side))
-    return RandomData(
-        (3, SIDE, SIDE), 0, 256, source.to_dict(), num_train=4, num_test=4, num_val=4, batch_size=4
-    )
+    return RandomData((3, SIDE, SIDE), 0, 256, source.to_dict(), num_train=8, num_test=4)
 
 
 def grid_of(model, data, num=3):
