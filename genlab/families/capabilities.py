@@ -126,10 +126,10 @@ class CompletesImages(Protocol):
 
 @runtime_checkable
 class TranslatesBack(Protocol):
-    """Translates images in both directions."""
+    """Translates images to and fro."""
 
     def reversed(self) -> Any:
-        """Returns the same weights as a model of the other direction, from images to sources."""
+        """Returns the same weights as a model that makes sources of images, with its `spec` turned round."""
 
 
 @runtime_checkable

@@ -38,9 +38,9 @@ class UNetGenerator(nn.Module):
             training; in eval mode "batch" takes running averages, which few and odd images may not fit.
 
     Attributes:
-        multiple: Of which the sides of a source must be one, trained on or not.
-        scale: Pixels of the image for each of the source along a side.
-        margin: How many pixels of the source around it a pixel of the image can depend on, apart from norms.
+        multiple: What the sides of an image must be a multiple of.
+        scale: Pixels of an output for a pixel of its input, along a side.
+        margin: Pixels around an output's place that it is made of, statistics of instance norm apart.
 
     Shapes:
         source: (batch, source channels, height, width). Returns (batch, channels, height, width) in [-1, 1].
@@ -62,7 +62,8 @@ class UNetGenerator(nn.Module):
         super().__init__()
         source = _image_source(spec)
         num_downs = _halvings(spec, num_downs)
-        self.multiple, self.margin = 2**num_downs, _reach(num_downs)
+        self.multiple = 2**num_downs
+        self.margin = _reach(num_downs)
         widths = _widths(base_channels, num_downs)
         blocks = [_down(a, b, norm) for a, b in pairwise(widths[:-1])]
         smallest = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(widths[-2], widths[-1], 4, 2, 1))
