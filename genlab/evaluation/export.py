@@ -36,6 +36,7 @@ from genlab.families.capabilities import (
 )
 from genlab.files import parse_json, replacing
 from genlab.shapes import DataSpec, to_float
+from genlab.text import shortened
 
 NUM_COMPARED = 64
 """Inputs on which a file must give what the model gives."""
@@ -286,6 +287,7 @@ def load_exported(path: str | Path, device: str | torch.device = "cpu") -> Model
         _load_into(model, weights)
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its weights are not those of its model ({error}).") from error
+    model.setup("predict")  # as in training, where a trainer calls it
     model.eval()
     _require_tests(model, tests, path)
     return model.to(device)
@@ -406,7 +408,7 @@ def export_onnx(function: Function, model: Model, target: Path) -> float:
                 verbose=False,
             )
     except Exception as error:  # the exporter's own, torch's tracer's and whatever a layer raises on the way
-        reason = " ".join(str(error).split())[:200]
+        reason = shortened(" ".join(str(_root(error)).split()))
         raise ValueError(
             f"The {function.name} of this {type(model).__name__} has no ONNX form ({reason}): use --to "
             "safetensors."
@@ -425,6 +427,13 @@ def export_onnx(function: Function, model: Model, target: Path) -> float:
             found = _run_onnx(file, longer)
             worst = max(worst, require_equal(found, function.outputs(longer), f"{what}, of another size,"))
     return worst
+
+
+def _root(error: BaseException) -> BaseException:
+    """Returns what an error goes back to: exporters wrap the layer's own in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 class _Graph(nn.Module):
