@@ -189,3 +189,10 @@ def levels_to_bytes(levels: Tensor, num_levels: int = 256) -> Tensor:
     if num_levels == 256:
         return levels
     return levels.float().mul_(255.0 / (num_levels - 1)).round_().to(torch.uint8)
+
+
+def bytes_to_levels(pixels: Tensor, num_levels: int = 256) -> Tensor:
+    """Maps bytes 0 ... 255 to the nearest of so many levels, as uint8."""
+    if num_levels == 256:
+        return pixels
+    return pixels.float().mul_((num_levels - 1) / 255.0).round_().to(torch.uint8)

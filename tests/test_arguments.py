@@ -27,9 +27,13 @@ NO_FOLDER = (*PLACES, "text.txt", "pipe")
 NO_OUTPUT_FOLDER = ("", "text.txt", "text.txt/below", "dangling", "{long}", "pipe")
 NO_OUTPUT_FILE = ("", "text.txt/below.png", "empty", "{long}.png", "picture.of-no-kind", "dangling/x.png")
 
+NO_WEIGHTS_FILE = ("", "text.txt/x.safetensors", "empty", "x.png", "{long}.safetensors")
 NO_FILM = ("", "text.txt", "text.txt/x.gif", "dangling/x.gif", "{long}.gif")
 
-ON_RUNS = ("sample", "neighbours", "reconstruct", "interpolate", "inpaint", "complete", "restore", "speed")
+ON_RUNS = (
+    *("sample", "neighbours", "reconstruct", "interpolate", "inpaint", "complete", "restore", "translate"),
+    *("export", "speed"),
+)
 ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit codes that say so
     *[
         (f"{command} VALUE", FEW_RUNS, {2})
@@ -40,6 +44,11 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
     ],
     ("sample VALUE", NO_RUN, {2}),
     *[(f"{command} VALUE {{image}}", FEW_RUNS, {2}) for command in ("reconstruct", "restore", "complete")],
+    ("translate VALUE {image}", FEW_RUNS, {2}),
+    ("export VALUE --to safetensors", FEW_RUNS, {2}),
+    ("export {run} --to VALUE", ("", "nothing", "\x1b[31m"), {2}),
+    ("export {run} --to safetensors -o VALUE", NO_WEIGHTS_FILE, {2}),
+    ("translate {run} VALUE", NO_FILE, {2}),
     ("inpaint VALUE {image} {image}", FEW_RUNS, {2}),
     ("sample VALUE --film", FEW_RUNS, {2}),
     ("compare VALUE", NO_RUN, {2}),
@@ -70,6 +79,7 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
             ("--resamplings", NUMBERS, "inpaint"),
             ("--rows", NUMBERS, "complete"),
             ("--pixels", NUMBERS, "complete"),
+            ("--tile", NUMBERS, "translate"),
             ("--noise", NUMBERS, "restore"),
             ("--blur", (*NUMBERS, "0"), "restore"),
             ("--shrink", (*COUNTS, "1"), "restore"),
@@ -90,7 +100,8 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
         (f"{command} --output VALUE", NO_OUTPUT_FOLDER, {2})
         for command in (
             *("sample {run}", "reconstruct {run} {image}", "inpaint {run} {image} {image}"),
-            *("restore {run} {image}", "complete {run} {image}", "speed {run}"),
+            *("restore {run} {image}", "complete {run} {image}", "translate {run} {image}"),
+            "speed {run}",
         )
     ],
     ("neighbours {run} --output VALUE", NO_OUTPUT_FILE, {2}),

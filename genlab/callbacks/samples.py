@@ -25,11 +25,13 @@ class SampleGrid(Callback):
     Texts are one file each time; translated images stand between their source and their target.
 
     Args:
-        num: Samples in a grid.
+        num: Samples in a grid; 0 draws none.
         seed: Seed of the samples; the same through training, so that the pictures can be compared.
     """
 
     def __init__(self, num: int = 64, seed: int = 0) -> None:
+        if num < 0:
+            raise ValueError(f"samples.num must be at least 0, got {num}.")
         self.num = num
         self.seed = seed
 
@@ -43,7 +45,7 @@ class SampleGrid(Callback):
 
     @torch.no_grad()
     def _draw(self, trainer: Any, model: Any) -> None:
-        if not trainer.is_global_zero or not can_be_sampled(model) or model.spec.kind == "point":
+        if not (self.num and trainer.is_global_zero and can_be_sampled(model)) or model.spec.kind == "point":
             return
         data, index = trainer.datamodule, self._numbers(trainer, model)
         given = given_for(model, index, data, "val")

@@ -40,6 +40,8 @@ OTHERS = {
     "inpaint": "fill in a part of a picture:   genlab inpaint RUN IMAGE MASK",
     "complete": "draw the rest of a picture:   genlab complete RUN IMAGE --rows 14",
     "restore": "denoise, deblur, enlarge:      genlab restore RUN IMAGES... --noise 50",
+    "translate": "pictures of any size:         genlab translate RUN IMAGES... -o FOLDER",
+    "export": "for other programs:           genlab export RUN --to onnx|safetensors",
     "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
     "runs": "list the runs and their scores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,23 @@ if TYPE_CHECKING:
 
 
 def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, Run]:
-    """Returns the model of a run, and the run: the one that the options name if no path is given."""
+    """Returns the model of a run, and the run: the one that the options name if no path is given.
+
+    A file that `genlab export --to safetensors` has written stands for a run, too: for one in a folder of the
+    same name.
+    """
     from genlab.cli.training import import_room, resolve_checkpoint
     from genlab.configuration.trust import MODEL_ROOMS
     from genlab.evaluation.load import load_run
 
     for room in MODEL_ROOMS:
         import_room(room)
-    run = open_run(path or options.run)
+    path = path or options.run
+    if path.suffix == ".safetensors" and os.path.isfile(path):
+        from genlab.evaluation.export import load_exported
+
+        return load_exported(path, chosen_device(options.device)), Run(path.absolute().with_suffix(""))
+    run = open_run(path)
     device = chosen_device(options.device)
     return load_run(run, resolve_checkpoint(options.checkpoint, run), device), run
 
@@ -104,13 +114,14 @@ def given_on_the_command_line(
     return {**(given_for(model, index, data) if data is not None else {}), "label": labels}
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: argparse.ArgumentParser, device: bool = True) -> None:
     """Adds what every command needs that works on a trained model."""
     parser.add_argument("run", type=read.path, help="the run's folder")
-    add_device_options(parser)
+    add_device_options(parser, device)
 
 
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Adds which weights of a run are loaded, and where to."""
+def add_device_options(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    """Adds which weights of a run are loaded, and where to unless there is no choice."""
     parser.add_argument("--checkpoint", type=read.existing, help="another checkpoint than the last one")
-    parser.add_argument("--device", type=read.device, help="cpu or cuda (cuda where there is one)")
+    if device:
+        parser.add_argument("--device", type=read.device, help="cpu or cuda (cuda where there is one)")

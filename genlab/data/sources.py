@@ -87,9 +87,13 @@ class Folder(Source):
     Links to folders are not followed, and links to files only inside the folder, which may be a link itself.
     The fingerprint covers relative paths, sizes and modification times: reading every file would cost as much
     as packing does. A file replaced by another of the same size and time goes unnoticed.
+
+    Args:
+        path: The folder.
+        wrapped: Whether all images may lie deeper in it, in one folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wrapped: bool = False) -> None:
         names = []
         for folder, _, files in os.walk(path):
             inside = Path(folder).relative_to(path)
@@ -97,7 +101,7 @@ class Folder(Source):
         super().__init__(path, sorted(filter(_is_image, names)))
         self.root = os.path.realpath(path)
         wrapper = _common_folder(self.names)
-        if wrapper.parts:
+        if wrapper.parts and not wrapped:
             depth = len(wrapper.parts)
             levels = "one level" if depth == 1 else f"{depth} levels"
             raise BadSource(
@@ -115,6 +119,22 @@ class Folder(Source):
 
     def fingerprint(self) -> str:
         return _hash(f"{name}\0{_size_and_time(self.path / name)}" for name in self.names)
+
+
+class SingleFile(Source):
+    """One image file, whatever its name ends in."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, [path.name])
+
+    def read(self, index: int) -> bytes:
+        try:
+            return read_file(self.path, MAX_FILE_BYTES)
+        except OSError as error:
+            raise BadImage(str(self.path), f"cannot be read: {error.strerror}") from None
+
+    def fingerprint(self) -> str:
+        return _hash([_size_and_time(self.path)])
 
 
 class Zip(Source):
@@ -242,6 +262,14 @@ def open_source(path: str | Path) -> Source:
     if not source.names:
         raise BadSource(f"0 images in {path}; known endings are {' '.join(sorted(EXTENSIONS))}")
     return source
+
+
+def pictures_at(path: Path) -> Source:
+    """Returns the images of a folder, however deep they lie, of a zip or a tar, or the one that a file is."""
+    if path.is_dir():
+        return Folder(path, wrapped=True)
+    is_archive = zipfile.is_zipfile(path) or (path.stat().st_size and tarfile.is_tarfile(path))
+    return open_source(path) if is_archive else SingleFile(path)
 
 
 def require_path(path: str | Path, what: str, option: str = "path") -> None:

@@ -108,7 +108,14 @@ class Examination:
         if place()[0] != 0:
             return {}
         found: dict[str, Any] = {"speed": measure_speed(model, seed=self.seed, data=self.data)}
-        return found if drawn is None else {**found, **self._beside_real(model, drawn, train, test, folder)}
+        if drawn is not None:
+            found |= self._beside_real(model, drawn, train, test, folder)
+        if self.run is not None:
+            pictures = gallery.of_translations(model, self.data, self.split, self.seed)
+            found["pictures"] = found.get("pictures", {}) | gallery.save(
+                pictures, self.run / folder, self.run
+            )
+        return found
 
     def of_latents(self, model: Model, folder: str = "test") -> dict[str, Any]:
         """Returns the parts that depend on the weights alone, the reconstruction with its protocol."""

@@ -14,8 +14,8 @@ from genlab.data.base import DataModule
 from genlab.evaluation.copies import Copies
 from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import reconstruct, slerp
-from genlab.evaluation.pictures import grid, joined
-from genlab.evaluation.score import KeptSamples
+from genlab.evaluation.pictures import grid, joined, samples_grid
+from genlab.evaluation.score import KeptSamples, sample_levels
 from genlab.families.base import Model
 from genlab.families.capabilities import HasLatent, Reconstructs
 from genlab.metrics.base import Reference
@@ -24,6 +24,7 @@ from genlab.runs.folder import Run
 from genlab.shapes import observed
 
 NUM_SAMPLES = 64
+NUM_TRANSLATIONS = 16
 NUM_WAYS = 8
 NUM_POINTS = 10
 NUM_RECONSTRUCTIONS = 12
@@ -64,6 +65,21 @@ def of_samples(
         ),
         "failures": grid(drawn.images(model, numbers[farthest].tolist()), levels, columns=8),
     }
+
+
+@torch.no_grad()
+def of_translations(model: Model, data: DataModule, split: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns the picture `translations` of the first items of a split, none of a model without a source.
+
+    Each image stands behind its source, and before what it was to be, where the data know that.
+    """
+    source = model.seen_spec.source
+    if model.spec.kind != "image" or source is None or source.kind != "image":
+        return {}
+    index = torch.arange(min(NUM_TRANSLATIONS, len(data.items(split))))
+    given = given_for(model, index, data, split)
+    x = sample_levels(model, index, seed, given)
+    return {"translations": samples_grid(model, x, index, given, data, split)}
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genlab.data.decode import Policy, decode
-from genlab.shapes import DataSpec, to_float
+from genlab.shapes import DataSpec, bytes_to_levels, to_float
 
 
 def lerp(a: Tensor, b: Tensor, num: int) -> Tensor:
@@ -81,8 +81,7 @@ def read_images(paths: Sequence[Path], spec: DataSpec) -> Tensor:
         )
     policy = Policy(spec.shape[1], spec.shape[0])
     pixels = [torch.tensor(decode(path.read_bytes(), str(path), policy).pixels) for path in paths]
-    levels = (torch.stack(pixels).float() * ((spec.levels - 1) / 255.0)).round()
-    return to_float(levels, spec.levels)
+    return to_float(bytes_to_levels(torch.stack(pixels), spec.levels), spec.levels)
 
 
 def _steps(a: Tensor, num: int) -> Tensor:

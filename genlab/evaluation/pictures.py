@@ -11,13 +11,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from genlab.data.tokenizers import tokenizer_of
 from genlab.evaluation.given import item_batch
-from genlab.shapes import DataSpec, levels_to_bytes, to_levels
+from genlab.families.capabilities import TranslatesBack
+from genlab.shapes import DataSpec, levels_to_bytes, to_float, to_levels
 
 SMALLEST_SIDE = 64
 """Images are enlarged by a whole factor up to about this size: digits of 8 pixels vanish on a screen."""
+
+ROWS = 8
+"""Translated images below each other, before the next ones stand beside them."""
 
 
 def as_pixels(images: Tensor, num_levels: int = 256) -> np.ndarray:
@@ -83,7 +88,10 @@ def texts(x: Tensor, spec: DataSpec) -> list[str]:
 def samples_grid(
     model: Any, x: Tensor, index: Tensor, given: dict[str, Any], data: Any, split: str = "test"
 ) -> Any:
-    """Returns samples as one picture; translated images stand between their source and their target.
+    """Returns samples as one picture; translated images stand behind their sources.
+
+    Where the data hold the images that were to be made, they come next; where the model translates back, what
+    it makes of the samples again, and below, in the same way, the direction back.
 
     Args:
         model: Drew them.
@@ -93,13 +101,40 @@ def samples_grid(
         data: Holds the targets, where there is a source.
         split: Of the targets.
     """
-    spec = model.spec
+    spec, device = model.spec, model.device
     if "source" not in given or spec.source.kind != "image":
         return grid(x, spec.levels)
-    targets = item_batch(data, split, index, torch.device("cpu"))["image"]
-    columns = [as_colour(given["source"], spec.source.levels), as_colour(x, spec.levels)]
-    columns.append(as_colour(targets, spec.levels))
-    return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns) * math.ceil(len(x) / 8))
+    images = item_batch(data, split, index, device)["image"]
+    target = images if getattr(model, "has_targets", True) else None
+    there = _translations(model, given["source"], x, index, target)
+    if not isinstance(model, TranslatesBack):
+        return there
+    way_back = model.reversed()
+    sources = way_back.sample(index.to(device), source=images)
+    return joined([there, _translations(way_back, images, sources, index, None)], axis=0)
+
+
+def _translations(model: Any, source: Tensor, x: Tensor, index: Tensor, target: Tensor | None) -> np.ndarray:
+    """Returns rows of source, image, target where there is one, and source made again where that can be."""
+    spec, device = model.spec, model.device
+    columns = [as_large(as_colour(source, spec.source.levels), x), as_colour(x, spec.levels)]
+    if target is not None:
+        columns.append(as_colour(target, spec.levels))
+    if isinstance(model, TranslatesBack):
+        told = (x if x.is_floating_point() else to_float(x, spec.levels)).to(device)
+        again = model.reversed().sample(index.to(device), source=told)
+        columns.append(as_colour(again, spec.source.levels))
+    return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns) * math.ceil(len(x) / ROWS))
+
+
+def as_large(images: Tensor, others: Tensor) -> Tensor:
+    """Returns images enlarged to the sides of others: pixels as squares where they fit, else smoothed."""
+    old, new = images.shape[2:], others.shape[2:]
+    if old == new:
+        return images
+    fits = all(large % small == 0 for large, small in zip(new, old, strict=True))
+    options = {"mode": "nearest"} if fits else {"mode": "bicubic", "antialias": True}
+    return interpolate(images.float(), new, **options).round().clamp(0, 255).to(torch.uint8)
 
 
 def as_colour(images: Tensor, num_levels: int) -> Tensor:

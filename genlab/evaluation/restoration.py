@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.data.decode import Policy, decode
+from genlab.metrics.pairs import PSNR, SSIM
 from genlab.shapes import DataSpec
 
 
@@ -46,3 +47,29 @@ def signal_to_noise(x: Tensor, truth: Tensor) -> Tensor:
 def _decoded(path: Path, policy: Policy) -> tuple[Any, tuple[int, int]]:
     found = decode(path.read_bytes(), str(path), policy)
     return found.pixels, found.size
+
+
+def pair_scores(x: Tensor, target: Tensor, levels: int, border: int = 0) -> dict[str, float]:
+    """Returns PSNR and SSIM of one image beside its target, of coloured ones on the luma and on all channels.
+
+    The two differ by about 2 dB, and papers on super-resolution give the one of the luma.
+
+    Args:
+        x: (1, channels, height, width), levels as uint8.
+        target: What it should be.
+        levels: Number of values of a pixel.
+        border: Pixels left out along each side, by convention as many as the factor of enlargement.
+    """
+    spec, found = DataSpec("pair", tuple(x.shape[1:]), levels=levels), {}
+    border = min(border, (min(x.shape[2:]) - 1) // 2)
+    for channels in ("y", "rgb") if x.shape[1] == 3 else ("y",):
+        for name, metric in (("psnr", PSNR(channels, border)), ("ssim", SSIM(channels, border))):
+            metric.set_data(spec, None)
+            quality = metric.measure(metric.compared(x), metric.compared(target))
+            found[f"{name}_{channels}"] = float(quality)
+    return found
+
+
+def enlarged(x: Tensor, factor: int) -> Tensor:
+    """Returns images enlarged by Keys' bicubic filter with a = -1/2, as Pillow and MATLAB do."""
+    return torch.nn.functional.interpolate(x, scale_factor=float(factor), mode="bicubic", antialias=True)

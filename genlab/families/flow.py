@@ -141,12 +141,17 @@ class Flow(Model):
     @torch.no_grad()
     def decode(self, z: Tensor, **given: Any) -> Tensor:
         """Returns the image or vector of a latent; images as one of their levels, in [-1, 1]."""
-        with evaluating(self._averaged):
-            v, _ = _bijection(self._averaged).inverse(z, self.told(given).get("label"))
+        v = self.unrounded(z, **given)
         if not self.is_discrete:
             return v
         levels = (v * self.spec.levels).floor().clamp(0, self.spec.levels - 1)
         return to_float(levels, self.spec.levels)
+
+    @torch.no_grad()
+    def unrounded(self, z: Tensor, **given: Any) -> Tensor:
+        """Returns the numbers of a latent as the bijection gives them, those of images in (0, 1)."""
+        with evaluating(self._averaged):
+            return _bijection(self._averaged).inverse(z, self.told(given).get("label"))[0]
 
     def draw_latent(self, index: int | Tensor, seed: int = 0, temperature: float | None = None) -> Tensor:
         """Returns latent number i of the seed for every i in index."""

@@ -40,7 +40,7 @@ class UNetGenerator(nn.Module):
     Attributes:
         multiple: What the sides of an image must be a multiple of.
         scale: Pixels of an output for a pixel of its input, along a side.
-        margin: Pixels around an output's place that it is made of; None, since they are all.
+        margin: Pixels around an output's place that it is made of, statistics of instance norm apart.
 
     Shapes:
         source: (batch, source channels, height, width). Returns (batch, channels, height, width) in [-1, 1].
@@ -50,7 +50,6 @@ class UNetGenerator(nn.Module):
     """
 
     scale = 1
-    margin = None
 
     def __init__(
         self,
@@ -64,6 +63,7 @@ class UNetGenerator(nn.Module):
         source = image_source(spec)
         num_downs = _halvings(spec, num_downs)
         self.multiple = 2**num_downs
+        self.margin = _reach(num_downs)
         widths = _widths(base_channels, num_downs)
         blocks = [_down(a, b, norm) for a, b in pairwise(widths[:-1])]
         smallest = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(widths[-2], widths[-1], 4, 2, 1))
@@ -223,6 +223,23 @@ def _halvings(spec: DataSpec, num_downs: int | None) -> int:
             f"{sides_in_words(sides)}; resize the images to {valid}{fewer}."
         )
     return wanted
+
+
+def _reach(num_downs: int) -> int:
+    """Returns how far from a pixel of the image the pixels of the source lie that it is made of.
+
+    Position o of a transposed convolution (4 x 4, stride 2, padding 1) is made of (o - 2) / 2 ... (o + 1) / 2
+    below, and position o of a strided one of 2 o - 1 ... 2 o + 2; skips are shorter ways.
+    """
+    farthest = 0
+    for pixel in range(2**num_downs):
+        first = last = pixel
+        for _ in range(num_downs):
+            first, last = -((2 - first) // 2), (last + 1) // 2
+        for _ in range(num_downs):
+            first, last = 2 * first - 1, 2 * last + 2
+        farthest = max(farthest, pixel - first, last - pixel)
+    return farthest
 
 
 def _require_patch(spec: DataSpec, num_layers: int) -> None:
