@@ -61,7 +61,8 @@ class Evaluate(Callback):
             had. Points are their own features.
         metrics: What to compute, by name, so that a later configuration file can change one of them; None
             for what suits the samples. Images: FID, KID, IS, precision and recall, share of duplicates; of a
-            source image, PSNR and SSIM too. Texts of a source: BLEU; others: their likelihood alone.
+            source image, PSNR and SSIM too, of a smaller one on the luma and on all channels, without a
+            border of as many pixels as the sides grow by. Texts of a source: BLEU; others: their likelihood alone.
         num_samples: Generated images for a score during training.
         num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
         split: Real images to compare with while the model trains and by `genlab validate`; `genlab test`
@@ -213,8 +214,12 @@ def default_metrics(spec: DataSpec) -> list[SampleMetric]:
         few = [PrecisionRecall(num=2_000), DuplicateShare(num=2_000)]
         return [FrechetDistance(), WassersteinDistance(), *few]
     alone = [FrechetDistance(), KernelDistance(), PrecisionRecall(), DuplicateShare(), InceptionScore()]
-    is_translated = spec.source is not None and spec.source.kind == "image"
-    return [PSNR(), SSIM(), *alone] if is_translated else alone
+    if spec.source is None or spec.source.kind != "image":
+        return alone
+    factor = spec.shape[1] // spec.source.shape[1]
+    if factor < 2:
+        return [PSNR(), SSIM(), *alone]
+    return [*(kind(channels, factor) for kind in (PSNR, SSIM) for channels in ("y", "rgb")), *alone]
 
 
 def synchronise_buffers(model: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from genlab.data.tokenizers import tokenizer_of
 from genlab.evaluation.given import item_batch
@@ -98,6 +99,7 @@ def samples_grid(
         return grid(x, spec.levels)
     targets = item_batch(data, split, index, torch.device("cpu"))["image"]
     columns = [as_colour(given["source"], spec.source.levels), as_colour(x, spec.levels)]
+    columns[0] = interpolate(columns[0], columns[1].shape[2:], mode="nearest")
     columns.append(as_colour(targets, spec.levels))
     return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns) * math.ceil(len(x) / 8))
 
