@@ -61,8 +61,9 @@ class Evaluate(Callback):
             had. Points are their own features.
         metrics: What to compute, by name, so that a later configuration file can change one of them; None
             for what suits the samples. Images: FID, KID, IS, precision and recall, share of duplicates; of a
-            source image, PSNR and SSIM too, of a smaller one on the luma and on all channels, without a
-            border of as many pixels as the sides grow by. Texts of a source: BLEU; others: their likelihood alone.
+            source image, PSNR and SSIM too, and where it is smaller both on the luma and on all channels,
+            without a border as wide as the sides grow by. Texts of a source: BLEU; others: their likelihood
+            alone.
         num_samples: Generated images for a score during training.
         num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
         split: Real images to compare with while the model trains and by `genlab validate`; `genlab test`

@@ -94,7 +94,7 @@ class Patches(DataModule):
         found = as_test({name: [pictures[row] for row in np.flatnonzero(parts == name)] for name in {*parts}})
         if "val" not in found and self.val_fraction:
             train = found["train"]
-            rows = _held_out(train, share_of(len(train), self.val_fraction, "images", "validation"), FIXED)
+            rows = _held_out(train, share_of(len(train), self.val_fraction, "images", "validation"), FIXED, "validation")
             found["val"] = [train[row] for row in rows]
             found["train"] = [train[row] for row in others(rows, len(train))]
         return {name: self._large_enough(found[name]) for name in sorted(found)}
@@ -156,7 +156,7 @@ class Patches(DataModule):
         return images, sources
 
     def _drawn_parts(self, pictures: list[np.ndarray]) -> np.ndarray:
-        rows = _held_out(pictures, share_of(len(pictures), self.test_fraction, "images", "test"), self.seed)
+        rows = _held_out(pictures, share_of(len(pictures), self.test_fraction, "images", "test"), self.seed, "test")
         parts = np.full(len(pictures), "train", dtype=object)
         parts[rows] = "test"
         return parts
@@ -233,11 +233,11 @@ class Cuts:
         return turned[..., ::-1] if symmetry >= 4 else turned
 
 
-def _held_out(pictures: list[np.ndarray], num: int, seed: int) -> np.ndarray:
+def _held_out(pictures: list[np.ndarray], num: int, seed: int, split: str) -> np.ndarray:
     """Returns the rows of held-out images, ascending; of equal ones all or none."""
     seen: dict[tuple[int, ...], dict[bytes, int]] = {}
     first = [
         seen.setdefault(picture.shape, {}).setdefault(hashlib.sha256(picture.tobytes()).digest(), row)
         for row, picture in enumerate(pictures)
     ]
-    return together(drawn(None, len(pictures), seed), np.array(first), num, "held-out")
+    return together(drawn(None, len(pictures), seed), np.array(first), num, split)

@@ -1,4 +1,4 @@
-"""Image to image by regression: super-resolution, colouring, whatever has one right answer for each source."""
+"""Image to image by regression: super-resolution, colouring, whatever has one right answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genlab.families.base import Model, NetworkFactory
 from genlab.families.weights import evaluating
-from genlab.losses.distances import Distance, SquaredError
+from genlab.losses.distances import Distance
 from genlab.shapes import Batch, DataSpec, observed
 
 
@@ -25,8 +25,8 @@ class ImageRegression(Model):
     Args:
         spec: Pairs of images, of one size or of two.
         network: Called with source=...; gives the image.
-        optimizer: Built from the network's parameters.
         distance: d above: SquaredError, AbsoluteError or Charbonnier.
+        optimizer: Built from the network's parameters.
         model: Arguments of every model; `given` must hold source.
 
     Shapes:
@@ -37,8 +37,8 @@ class ImageRegression(Model):
         self,
         spec: DataSpec,
         network: NetworkFactory,
+        distance: Distance,
         optimizer: OptimizerCallable,
-        distance: Distance = SquaredError(),
         **model: Any,
     ) -> None:
         if "source" not in model.get("given", ()):

@@ -24,8 +24,8 @@ class SRResNet(nn.Module):
     num_blocks blocks of two convolutions of 3 x 3, a skip over all of them, one shuffle for each factor of 2
     or 3 that the sides grow by, and a convolution of 9 x 9 to the image, which has no bound. PReLU inside.
 
-    A shuffle begins as nearest-neighbour upsampling (`icnr`; Aitken et al. 2017, arXiv:1707.02937), so that no
-    checkerboard has to be unlearned. Of equal sides the network has no shuffle: it restores what is no larger.
+    A shuffle begins as nearest-neighbour upsampling (`icnr`; Aitken et al. 2017, arXiv:1707.02937): there is
+    no checkerboard to unlearn. For a source of the image's sides there is no shuffle.
 
     Args:
         spec: The images to make, and in `source` those to start from, whose sides divide theirs evenly.
@@ -89,7 +89,10 @@ class SRResNet(nn.Module):
     def forward(self, source: Tensor) -> Tensor:
         h = self.head(source)
         x = self.output(self.upsampling(h + self.join(self.blocks(h))))
-        return x + enlarged(source, self.scale) if self.residual else x
+        if not self.residual:
+            return x
+        # With antialias alone, torch has the filter of Pillow and MATLAB, by which small images are made.
+        return x + interpolate(source, x.shape[2:], mode="bicubic", antialias=True)
 
 
 class ResidualBlock(nn.Module):
@@ -144,18 +147,6 @@ def icnr(convolution: nn.Conv2d, factor: int) -> None:
     for parameter in (convolution.weight, convolution.bias):
         if parameter is not None:
             parameter.copy_(parameter[:: factor**2].repeat_interleave(factor**2, dim=0))
-
-
-def enlarged(images: Tensor, factor: int) -> Tensor:
-    """Returns images with their sides multiplied, by the bicubic filter with a = -0.5 (Keys 1981).
-
-    The filter of Pillow and of MATLAB's imresize, which published comparisons use. Torch has a = -0.75 where
-    antialias is not set, 0.2 dB apart.
-    """
-    if factor == 1:
-        return images
-    size = [factor * side for side in images.shape[2:]]
-    return interpolate(images, size, mode="bicubic", antialias=True)
 
 
 class VGGDiscriminator(nn.Module):
