@@ -113,7 +113,9 @@ def test_the_players_begin_with_the_first_batch_after_pretraining():
     trainer = train(model, pairs(), max_steps=3)
     assert model.discriminator_updates == 1 and trainer.global_step == 3 and not model.is_pretraining
     assert {"content", "adversarial", "pixels", "discriminator"} <= set(model.latest)
-    changed = [name for name, value in model.discriminator.state_dict().items() if not value.equal(before[name])]
+    changed = [
+        name for name, value in model.discriminator.state_dict().items() if not value.equal(before[name])
+    ]
     assert any(name.endswith("weight") for name in changed)
 
 
@@ -261,7 +263,8 @@ def test_weights_that_are_missing_or_others_are_refused_before_training(weights,
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"layers": ["relu6_1"]}, "got relu6_1"), ({"sha256": "dc"}, "at least 8 digits")]
+    ("options", "message"),
+    [({"layers": ["relu6_1"]}, "got relu6_1"), ({"sha256": "dc"}, "at least 8 digits")],
 )
 def test_impossible_features_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -94,7 +94,9 @@ class Patches(DataModule):
         found = as_test({name: [pictures[row] for row in np.flatnonzero(parts == name)] for name in {*parts}})
         if "val" not in found and self.val_fraction:
             train = found["train"]
-            rows = _held_out(train, share_of(len(train), self.val_fraction, "images", "validation"), FIXED, "validation")
+            rows = _held_out(
+                train, share_of(len(train), self.val_fraction, "images", "validation"), FIXED, "validation"
+            )
             found["val"] = [train[row] for row in rows]
             found["train"] = [train[row] for row in others(rows, len(train))]
         return {name: self._large_enough(found[name]) for name in sorted(found)}
@@ -156,7 +158,9 @@ class Patches(DataModule):
         return images, sources
 
     def _drawn_parts(self, pictures: list[np.ndarray]) -> np.ndarray:
-        rows = _held_out(pictures, share_of(len(pictures), self.test_fraction, "images", "test"), self.seed, "test")
+        rows = _held_out(
+            pictures, share_of(len(pictures), self.test_fraction, "images", "test"), self.seed, "test"
+        )
         parts = np.full(len(pictures), "train", dtype=object)
         parts[rows] = "test"
         return parts
