@@ -74,8 +74,7 @@ class SRGAN(Adversarial):
         )
         if pretraining and self.batches_per_step > 1:
             raise ValueError(
-                "pretraining makes a step of each batch: leave balance.discriminator_steps at 1, or pretraining"
-                " out."
+                "pretraining makes a step of each batch: leave out it, or balance.discriminator_steps."
             )
         self.content, self.distance = content, distance or SquaredError()
         self.pretraining = int(pretraining or 0)
