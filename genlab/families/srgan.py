@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.amounts import Examples
 from genlab.families.base import NetworkFactory
 from genlab.families.players import Adversarial
 from genlab.families.weights import evaluating
@@ -32,7 +31,7 @@ class SRGAN(Adversarial):
         generator: Called with source=...; gives the image.
         discriminator: From an image to logits, one or one a patch.
         content: VGGFeatures, which needs a file of weights; DiscriminatorFeatures or Pixels, which need none.
-        pretraining: Examples of the first phase; None for none.
+        pretraining: Examples of the first phase; 0 for none.
         adversarial_weight: w_a above: 0 learns from the content alone.
         pixel_weight: w_p above; keeps colours where the content is of features alone.
         distance: d above; None for SquaredError.
@@ -54,7 +53,7 @@ class SRGAN(Adversarial):
         generator: NetworkFactory,
         discriminator: NetworkFactory,
         content: ContentLoss,
-        pretraining: Examples | None = None,
+        pretraining: int = 0,
         adversarial_weight: float = 1e-3,
         pixel_weight: float = 0.0,
         distance: Distance | None = None,
@@ -63,7 +62,7 @@ class SRGAN(Adversarial):
         if "source" not in players.get("given", ()):
             raise ValueError("SRGAN makes images of their sources: set given to [source].")
         weights = {"adversarial_weight": adversarial_weight, "pixel_weight": pixel_weight}
-        for name, value in {"pretraining": pretraining or 0, **weights}.items():
+        for name, value in {"pretraining": pretraining, **weights}.items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
         super().__init__(
@@ -74,10 +73,10 @@ class SRGAN(Adversarial):
         )
         if pretraining and self.batches_per_step > 1:
             raise ValueError(
-                "pretraining makes a step of each batch: leave out it, or balance.discriminator_steps."
+                "pretraining makes a step of each batch: leave it out, or balance.discriminator_steps."
             )
         self.content, self.distance = content, distance or SquaredError()
-        self.pretraining = int(pretraining or 0)
+        self.pretraining = pretraining
         self.adversarial_weight, self.pixel_weight = adversarial_weight, pixel_weight
 
     def setup(self, stage: str) -> None:
