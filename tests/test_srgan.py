@@ -83,9 +83,14 @@ def regression(distance=None, **options):
 
 def test_regression_learns_the_distance_of_its_images_and_samples_are_the_network_s():
     model, batch = regression(AbsoluteError()).eval(), batch_of()
+    torch.nn.init.uniform_(model.network.output.bias, -2.0, 2.0)  # beyond the range of images
     x = model.sample(torch.arange(4), source=batch["source"])
     raw = model.network(source=batch["source"])
-    assert torch.equal(x, raw.clamp(-1, 1)) and torch.equal(x, model.sample(4, 7, source=batch["source"]))
+    assert (
+        raw.abs().max() > 1
+        and torch.equal(x, raw.clamp(-1, 1))
+        and torch.equal(x, model.sample(4, 7, source=batch["source"]))
+    )
     assert model.losses(batch)["loss"].item() == pytest.approx(l1_loss(raw, batch["image"]).item())
     with pytest.raises(ValueError, match=r"set given to \[source\]"):
         regression(given=[])
