@@ -20,9 +20,18 @@ def data_spec(section):
     """The spec that an experiment's data declares, without the data being there."""
     import_room("data")
     from genlab.data.base import DataModule
+    from genlab.data.degraded import Degradation
 
-    known = {cls.__name__: cls for cls in subclasses(DataModule)}
-    return known[section["class_path"].rsplit(".", 1)[-1]](**section.get("init_args", {})).spec
+    known = {cls.__name__: cls for cls in [*subclasses(DataModule), *subclasses(Degradation)]}
+    return built(section, known).spec
+
+
+def built(section, known):
+    """The object of a section, whose arguments may be such sections."""
+    if not isinstance(section, dict) or "class_path" not in section:
+        return section
+    arguments = {name: built(value, known) for name, value in section.get("init_args", {}).items()}
+    return known[section["class_path"].rsplit(".", 1)[-1]](**arguments)
 
 
 STAND_INS = {"TextFile": "NumberText", "SentencePairs": "NumberNames"}

@@ -38,11 +38,15 @@ from genlab.families.flow import Flow
 from genlab.families.gan import GAN
 from genlab.families.pix2pix import Pix2Pix
 from genlab.families.players import Balance
+from genlab.families.regression import ImageRegression
+from genlab.families.srgan import SRGAN
 from genlab.families.vae import VAE, Augmentation, Bound
 from genlab.families.vqvae import VQVAE
 from genlab.losses.adversarial import Hinge, NonSaturating
+from genlab.losses.distances import AbsoluteError
 from genlab.losses.likelihoods import CoupledLogistics, DiscretizedLogistic
 from genlab.losses.penalties import R1
+from genlab.losses.perceptual import DiscriminatorFeatures, Pixels
 from genlab.networks.augment import AffineAugment, DiffAugment
 from genlab.networks.autoencoder import (
     ConvDecoder,
@@ -65,6 +69,7 @@ from genlab.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genlab.networks.quantizer import EMACodebook, LearnedCodebook
 from genlab.networks.resnet_generator import PatchHeads, ResNetGenerator
 from genlab.networks.rnn import CausalRNN
+from genlab.networks.srresnet import SRResNet, VGGDiscriminator
 from genlab.networks.transformer import BidirectionalTransformer, CausalTransformer
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain
@@ -99,9 +104,12 @@ def sentences(batch_size=8):
     return RandomData((6,), 0, 5, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
 
 
-def pairs(batch_size=8, channels=2):
-    source = DataSpec("sources", (channels, 8, 8), levels=256)
+def pairs(batch_size=8, channels=2, side=8):
+    source = DataSpec("sources", (channels, side, side), levels=256)
     return RandomData((1, 8, 8), 0, 17, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
+
+
+small_sources = partial(pairs, side=4)
 
 
 def points(batch_size=8):
@@ -205,6 +213,21 @@ def unpaired(spec, family=CycleGAN, **options):
     }
     optimizers = {"generator_optimizer": ADAM, "discriminator_optimizer": ADAM}
     return family(spec, loss=NonSaturating(), given=["source"], **networks, **optimizers, **options)
+
+
+def regression(spec, **options):
+    network = partial(SRResNet, features=4, num_blocks=1, kernel_size=3)
+    return ImageRegression(spec, network, AbsoluteError(), ADAM, given=["source"], **options)
+
+
+def srgan(spec, norm="batch", content=DiscriminatorFeatures, **options):
+    networks = {
+        "generator": partial(SRResNet, features=4, num_blocks=1, kernel_size=3, norm=norm),
+        "discriminator": partial(VGGDiscriminator, base_channels=4, num_layers=1, hidden=4, norm=norm),
+    }
+    optimizers = {"generator_optimizer": ADAM, "discriminator_optimizer": ADAM}
+    game = {"content": content(), "loss": NonSaturating(), "given": ["source"]}
+    return SRGAN(spec, **networks, **optimizers, **game, **options)
 
 
 @dataclass(frozen=True)
@@ -330,6 +353,16 @@ FAMILIES = {
         "Samples TellsReal",
         partial(pairs, channels=1),
         is_random=False,
+    ),
+    "image regression": Family(
+        partial(regression, half_life=4), "Samples", small_sources, is_random=False, draws=False
+    ),
+    "srgan": Family(
+        partial(srgan, half_life=4),
+        "Samples TellsReal",
+        small_sources,
+        is_random=False,
+        draws=False,
     ),
 }
 
@@ -649,6 +682,12 @@ HARD = {
         partial(vae, bound=Bound(num_train_samples=3), augmentation=Augmentation(AffineAugment())), BOUNDED
     ),
     "vae with warm-up and free bits": Family(partial(vae, bound=Bound(2.0, 0.1, warmup=40)), BOUNDED),
+    "srgan stopped after its pretraining": Family(
+        partial(srgan, pretraining=8, half_life=4, pixel_weight=1.0), "Samples TellsReal", small_sources
+    ),
+    "srgan stopped in its pretraining": Family(
+        partial(srgan, pretraining=16, content=Pixels, norm="none"), "Samples TellsReal", small_sources
+    ),
     "vqvae of learned codes": Family(partial(vqvae, codebook=LearnedCodebook), "Reconstructs"),
 }  # fmt: skip
 

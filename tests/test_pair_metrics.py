@@ -11,11 +11,13 @@ from torch.nn.functional import conv2d
 
 from genlab.callbacks.evaluate import Evaluate, default_metrics
 from genlab.data.base import DataModule
+from genlab.data.degraded import Small
 from genlab.data.packed import Packed
 from genlab.data.procedural import FACTORS, render
 from genlab.data.tokenizers import Characters
 from genlab.data.translated_shapes import TranslatedShapes
 from genlab.evaluation.likelihood import score_likelihood
+from genlab.evaluation.restoration import enlarged, pair_scores
 from genlab.evaluation.score import score, text_decoder
 from genlab.families.base import Model
 from genlab.metrics.base import Drawn
@@ -64,8 +66,8 @@ def test_a_border_is_shaved_from_all_sides():
     x = target.clone()
     for edge in (x[:, :, :2], x[:, :, -2:], x[..., :2], x[..., -2:]):
         edge.copy_(255 - edge)
-    assert measured(PSNR(border=2), x, target) == measured(PSNR(), target, target)
-    assert measured(PSNR(border=1), x, target)["psnr"] < 30
+    assert measured(PSNR(border=2), x, target)["psnr_rgb"] == measured(PSNR(), target, target)["psnr"]
+    assert measured(PSNR(border=1), x, target)["psnr_rgb"] < 30
 
 
 def test_the_luma_of_grey_black_white_and_the_primaries_is_that_of_the_norm():
@@ -79,9 +81,16 @@ def test_luma_alone_sees_no_change_of_colour_that_keeps_it():
     x = target.clone()
     x[:, 0] += 12  # red's weight times 12 is about blue's times 31
     x[:, 2] -= 31
-    assert measured(PSNR("y"), x, target)["psnr"] > 50 > 25 > measured(PSNR("rgb"), x, target)["psnr"]
+    assert measured(PSNR("y"), x, target)["psnr_y"] > 50 > 25 > measured(PSNR("rgb"), x, target)["psnr"]
     grey = images(2, 0, (1, 12, 12))
-    assert measured(PSNR("y"), grey, grey) == measured(PSNR("rgb"), grey, grey)
+    assert measured(PSNR("y"), grey, grey)["psnr_y"] == measured(PSNR("rgb"), grey, grey)["psnr"]
+
+
+@pytest.mark.parametrize("metric", [PSNR, SSIM])
+def test_a_score_says_by_its_name_what_was_compared(metric):
+    kind = metric.kind
+    named = {(): kind, ("y",): f"{kind}_y", ("y", 4): f"{kind}_y", ("rgb", 4): f"{kind}_rgb"}
+    assert {given: metric(*given).name for given in named} == named
 
 
 def test_levels_are_compared_as_bytes():
@@ -142,6 +151,64 @@ def test_pairs_may_come_in_any_order_and_batches(metric):
 def test_impossible_settings_of_pairs_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         PSNR(**options)
+
+
+def keys_filter(size, small):
+    """The rows of weights that make `small` numbers of `size`, or more: a = -0.5, mirrored at the ends.
+
+    Keys 1981, equation 4, and MATLAB's imresize: widened by the factor where numbers become fewer.
+    """
+    scale = small / size
+    width = max(1.0, 1 / scale)
+    weights = np.zeros((small, size))
+    for row in range(small):
+        centre = (row + 0.5) / scale - 0.5
+        places = np.arange(int(centre - 2 * width) - 1, int(centre + 2 * width) + 3)
+        x = np.abs(places - centre) / width
+        near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        values = np.where(x <= 1, near, np.where(x < 2, far, 0))
+        np.add.at(weights[row], np.clip(places, 0, size - 1), values / values.sum())
+    return torch.from_numpy(weights)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_images_become_small_and_large_by_the_filter_of_published_comparisons(factor):
+    """But for the ends, where others mirror and Pillow and torch leave out what is not there."""
+    large = images(1, 0, (3, 12 * factor, 12 * factor))
+    down, up = keys_filter(12 * factor, 12), keys_filter(12, 12 * factor)
+    small = Small(factor)(large, torch.arange(1), 256)
+    inner = (..., slice(2, -2), slice(2, -2))
+    expected = (down @ large.double() @ down.T).round().clamp(0, 255)
+    assert torch.equal(small[inner].double(), expected[inner])
+    inner = (..., slice(2 * factor, -2 * factor), slice(2 * factor, -2 * factor))
+    expected = up @ small.double() @ up.T
+    assert torch.allclose(enlarged(small.double(), factor)[inner], expected[inner], atol=1e-9)
+
+
+def test_one_picture_is_scored_as_a_set_of_it_on_the_luma_and_on_all_channels():
+    target, x = images(1, 0, (3, 32, 24)), images(1, 1, (3, 32, 24))
+    found = pair_scores(x, target, 256, 4)
+    twice = {name: value.repeat(2, 1, 1, 1) for name, value in {"x": x, "target": target}.items()}
+    for metric in (PSNR("y", 4), PSNR("rgb", 4), SSIM("y", 4), SSIM("rgb", 4)):
+        assert found.pop(metric.name) == pytest.approx(measured(metric, **twice)[metric.name])
+    assert not found and set(pair_scores(x[:, :1], target[:, :1], 256, 0)) == {"psnr", "ssim"}
+
+
+@pytest.mark.parametrize("channels", ["y", "rgb"])
+def test_quality_is_that_of_scikit_image(channels):
+    skimage = pytest.importorskip("skimage.metrics")
+    colour = pytest.importorskip("skimage.color")
+    target = images(1, 0, (3, 40, 52))
+    x = (0.8 * target + 0.2 * images(1, 1, (3, 40, 52))).byte()
+    theirs = [image[0, :, 4:-4, 4:-4].permute(1, 2, 0).numpy() for image in (x, target)]
+    theirs = [colour.rgb2ycbcr(image)[..., 0] if channels == "y" else image for image in theirs]
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    axis = None if channels == "y" else -1
+    found = pair_scores(x, target, 256, 4)
+    psnr = skimage.peak_signal_noise_ratio(*theirs[::-1], data_range=255)
+    ssim = skimage.structural_similarity(*theirs, data_range=255, channel_axis=axis, **window)
+    assert found[f"psnr_{channels}"] == pytest.approx(psnr, abs=1e-4)
+    assert found[f"ssim_{channels}"] == pytest.approx(ssim, abs=1e-4)
 
 
 # Sentences
@@ -243,6 +310,10 @@ def test_default_metrics_follow_what_is_drawn_and_what_it_is_told():
     assert names(DataSpec("images", (3, 32, 32))) == alone
     assert names(Pairs.spec) == ["PSNR", "SSIM", *alone]
     assert names(Pairs.spec.unconditional()) == alone
+    enlarged = DataSpec("large", (3, 32, 32), source=DataSpec("small", (3, 8, 8)))
+    chosen = [(metric.name, metric.border) for metric in default_metrics(enlarged)[:4]]
+    assert chosen == [("psnr_y", 4), ("psnr_rgb", 4), ("ssim_y", 4), ("ssim_rgb", 4)]
+    assert names(enlarged)[4:] == alone
     assert "WassersteinDistance" in names(DataSpec("points", (2,), levels=0))
     text = DataSpec("text", (8,), levels=WORDS.size, vocabulary=WORDS.to_json())
     assert names(text) == []

@@ -61,8 +61,9 @@ class Evaluate(Callback):
             had. Points are their own features.
         metrics: What to compute, by name, so that a later configuration file can change one of them; None
             for what suits the samples. Images: FID, KID, IS, precision and recall, share of duplicates; of a
-            source image whose translation is known, PSNR and SSIM too. Texts of a source: BLEU; others: their
-            likelihood alone.
+            source image whose translation is known, PSNR and SSIM too, and where it is smaller both on the
+            luma and on all channels, without a border as wide as the sides grow by. Texts of a source: BLEU;
+            others: their likelihood alone.
         num_samples: Generated images for a score during training.
         num_test_samples: Generated images for a score at test; more make FID comparable with the literature.
         split: Real images to compare with while the model trains and by `genlab validate`; `genlab test`
@@ -215,8 +216,12 @@ def default_metrics(spec: DataSpec, has_targets: bool = True) -> list[SampleMetr
         few = [PrecisionRecall(num=2_000), DuplicateShare(num=2_000)]
         return [FrechetDistance(), WassersteinDistance(), *few]
     alone = [FrechetDistance(), KernelDistance(), PrecisionRecall(), DuplicateShare(), InceptionScore()]
-    is_translated = has_targets and spec.source is not None and spec.source.kind == "image"
-    return [PSNR(), SSIM(), *alone] if is_translated else alone
+    if not has_targets or spec.source is None or spec.source.kind != "image":
+        return alone
+    factor = spec.shape[1] // spec.source.shape[1]
+    if factor < 2:
+        return [PSNR(), SSIM(), *alone]
+    return [*(kind(channels, factor) for kind in (PSNR, SSIM) for channels in ("y", "rgb")), *alone]
 
 
 def synchronise_buffers(model: Any) -> None:

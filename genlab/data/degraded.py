@@ -19,9 +19,14 @@ from genlab.shapes import DataSpec
 class Degradation(ABC):
     """What is lost of an image, the same whenever it is asked for.
 
+    Attributes:
+        factor: Pixels of an image for each of what is left of it, along a side.
+
     Shapes:
         The images: (images, channels, height, width), uint8 levels.
     """
+
+    factor = 1
 
     @abstractmethod
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -73,6 +78,9 @@ class Edges(Degradation):
 
 class Small(Degradation):
     """The image with its sides divided, by the bicubic filter widened with the scale: super-resolution.
+
+    The filter of Pillow and of MATLAB's imresize, a = -0.5 (Keys 1981), rounded to levels: the protocol of
+    published comparisons.
 
     Args:
         factor: What the sides are divided by.

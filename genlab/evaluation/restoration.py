@@ -44,32 +44,33 @@ def signal_to_noise(x: Tensor, truth: Tensor) -> Tensor:
     return 10.0 * torch.log10(4.0 / (x - truth).square().flatten(1).mean(1))
 
 
-def _decoded(path: Path, policy: Policy) -> tuple[Any, tuple[int, int]]:
-    found = decode(path.read_bytes(), str(path), policy)
-    return found.pixels, found.size
-
-
-def pair_scores(x: Tensor, target: Tensor, levels: int, border: int = 0) -> dict[str, float]:
-    """Returns PSNR and SSIM of one image beside its target, of coloured ones on the luma and on all channels.
-
-    The two differ by about 2 dB, and papers on super-resolution give the one of the luma.
+def pair_scores(x: Tensor, target: Tensor, levels: int, border: int) -> dict[str, float]:
+    """Returns PSNR and SSIM of one image beside its target: of the luma and of all colours, or of grey.
 
     Args:
-        x: (1, channels, height, width), levels as uint8.
+        x: (1, channels, height, width), levels as uint8; target likewise.
         target: What it should be.
         levels: Number of values of a pixel.
-        border: Pixels left out along each side, by convention as many as the factor of enlargement.
+        border: Pixels left out along each side, by convention as many as the sides were multiplied by.
     """
     spec, found = DataSpec("pair", tuple(x.shape[1:]), levels=levels), {}
-    border = min(border, (min(x.shape[2:]) - 1) // 2)
-    for channels in ("y", "rgb") if x.shape[1] == 3 else ("y",):
-        for name, metric in (("psnr", PSNR(channels, border)), ("ssim", SSIM(channels, border))):
-            metric.set_data(spec, None)
-            quality = metric.measure(metric.compared(x), metric.compared(target))
-            found[f"{name}_{channels}"] = float(quality)
+    for channels in ("y", "rgb") if x.shape[1] == 3 else ("",):
+        for metric in (PSNR(channels or "rgb", border), SSIM(channels or "rgb", border)):  # type: ignore[arg-type]
+            metric.set_data(spec)
+            name = f"{metric.kind}_{channels}" if channels else metric.kind
+            found[name] = float(metric.measure(metric.compared(x), metric.compared(target)))
     return found
 
 
 def enlarged(x: Tensor, factor: int) -> Tensor:
-    """Returns images enlarged by Keys' bicubic filter with a = -1/2, as Pillow and MATLAB do."""
+    """Returns images with their sides multiplied by Keys' bicubic filter with a = -1/2, to compare with.
+
+    That of Pillow and MATLAB, in which published numbers are: a mean of 28.43 dB on the luma of Set5 at 4
+    times, 30.40 at 3, 33.68 at 2. Torch has a = -3/4 where antialias is not set, and 28.63 dB.
+    """
     return torch.nn.functional.interpolate(x, scale_factor=float(factor), mode="bicubic", antialias=True)
+
+
+def _decoded(path: Path, policy: Policy) -> tuple[Any, tuple[int, int]]:
+    found = decode(path.read_bytes(), str(path), policy)
+    return found.pixels, found.size

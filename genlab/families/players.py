@@ -150,7 +150,7 @@ class Adversarial(Model):
     def probability_real(self, x: Tensor, **given: Any) -> Tensor | None:
         """Returns D(x), None for losses whose logits are no probabilities."""
         with evaluating(self.discriminator):
-            return self.loss.probability(self.discriminator(x, **self.told(given)))
+            return self.loss.probability(self.judge(x, self.told(given)))  # type: ignore[arg-type]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here, and not before `step`, gradients are already unscaled under float16.

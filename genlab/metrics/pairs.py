@@ -26,6 +26,9 @@ SSIM_SIDE = 11
 class PairedQuality(SampleMetric):
     """The mean over images of a quality of each, beside its target; both as 8-bit levels.
 
+    Its plain name is that of all channels and pixels. Where a border is left out, as of enlarged images, and
+    of the luma alone, the channels are part of the name (`psnr_rgb`, `psnr_y`): the two differ by about 2 dB.
+
     Args:
         channels: "rgb" compares all channels, "y" the luma (BT.601) of coloured images alone, as papers on
             super-resolution do.
@@ -37,7 +40,7 @@ class PairedQuality(SampleMetric):
 
     higher_is_better = True
     needs = frozenset({"pixels", "target"})
-    name: str
+    kind: str
     quality: list[Tensor]
 
     def __init__(self, channels: Literal["rgb", "y"] = "rgb", border: int = 0) -> None:
@@ -49,6 +52,12 @@ class PairedQuality(SampleMetric):
         self.channels = channels
         self.border = border
         self.add_state("quality", [], dist_reduce_fx="cat")
+
+    @property
+    def name(self) -> str:
+        """What the score is called."""
+        is_plain = self.channels == "rgb" and not self.border
+        return self.kind if is_plain else f"{self.kind}_{self.channels}"
 
     @abstractmethod
     def measure(self, x: Tensor, target: Tensor) -> Tensor:
@@ -85,7 +94,7 @@ class PSNR(PairedQuality):
     Of equal images it is infinite; levels hide errors of 1/12 on the average, so 58.9 is the most.
     """
 
-    name = "psnr"
+    kind = "psnr"
 
     def measure(self, x: Tensor, target: Tensor) -> Tensor:
         found = peak_signal_noise_ratio(x, target, data_range=DATA_RANGE, reduction="none", dim=(1, 2, 3))
@@ -107,7 +116,7 @@ class SSIM(PairedQuality):
     pixels; the mean over those that lie inside of the image. Images with a shorter side have none.
     """
 
-    name = "ssim"
+    kind = "ssim"
 
     def measure(self, x: Tensor, target: Tensor) -> Tensor:
         if min(x.shape[2:]) < SSIM_SIDE:

@@ -80,6 +80,8 @@ SCORES = (
     Headline("bits_per_byte", "bits/byte"),
     Headline("bleu", "BLEU", lower_is_better=False),
     Headline("psnr", "PSNR", lower_is_better=False, unit="dB"),
+    Headline("psnr_y", "PSNR on Y", lower_is_better=False, unit="dB"),
+    Headline("psnr_rgb", "PSNR on RGB", lower_is_better=False, unit="dB"),
     Headline("accuracy", "accuracy", lower_is_better=False),
     Headline("wasserstein", "Wasserstein", is_logarithmic=True),
     Headline("bits_per_dim", "bits/dim"),
