@@ -50,7 +50,7 @@ def genlab_step(model: Adversarial) -> Step:
     ]
     strategy = SimpleNamespace(optimizer_step=lambda optimizer, closure: optimizer.step())
     model.optimizers = lambda: wrapped  # type: ignore[method-assign,assignment]
-    model.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    model.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign,misc]
     model._trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=strategy)  # type: ignore[assignment]
 
     def step(source: Tensor, image: Tensor) -> None:

@@ -55,7 +55,7 @@ def pair_scores(x: Tensor, target: Tensor, levels: int, border: int) -> dict[str
     """
     spec, found = DataSpec("pair", tuple(x.shape[1:]), levels=levels), {}
     for channels in ("y", "rgb") if x.shape[1] == 3 else ("",):
-        for metric in (PSNR(channels or "rgb", border), SSIM(channels or "rgb", border)):  # type: ignore[arg-type]
+        for metric in (PSNR(channels or "rgb", border), SSIM(channels or "rgb", border)):
             metric.set_data(spec)
             name = f"{metric.kind}_{channels}" if channels else metric.kind
             found[name] = float(metric.measure(metric.compared(x), metric.compared(target)))

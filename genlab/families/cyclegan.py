@@ -154,7 +154,8 @@ class CycleGAN(Adversarial):
         rank, world_size = self.step_noise.rank, self.step_noise.world_size
         joined = fake
         if world_size > 1:
-            joined = self.all_gather(fake.contiguous()).transpose(0, 1).flatten(0, 1)
+            gathered: Any = self.all_gather(fake.contiguous())
+            joined = gathered.transpose(0, 1).flatten(0, 1)
         # Drawn where it is read: the device is not waited for.
         address, rows = randomness.key(self.step_noise.address, stream), torch.arange(len(joined))
         return pool.exchange(joined, randomness.uniform(address, rows, 2))[rank::world_size]

@@ -60,7 +60,7 @@ class Adversarial(Model):
 
     alternating = True
     shown_losses: tuple[str, ...] = ("generator", "discriminator")
-    signs = ("accuracy_real", "accuracy_fake")
+    signs: tuple[str, ...] = ("accuracy_real", "accuracy_fake")
 
     def __init__(
         self,

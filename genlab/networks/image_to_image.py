@@ -88,7 +88,7 @@ class UNetGenerator(nn.Module):
             Returns num_downs tensors, (batch, feature_channels[i], rows, columns) each.
         """
         features = [source]
-        for layer in self.down[:-1]:  # type: ignore[index]
+        for layer in self.down[:-1]:
             features.append(layer(features[-1]))
         return features
 
