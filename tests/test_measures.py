@@ -687,11 +687,8 @@ class Sentences(Model):
     def sample(self, index, seed=0):
         return self.network(index[:, None].expand(-1, 12))
 
-    def encode(self, x):
-        raise AssertionError("nobody asks for the code of what is no image")
-
     def decode(self, z):
-        raise AssertionError
+        raise AssertionError("nobody asks for the way back of what has no code")
 
 
 def test_a_model_of_words_is_timed_and_nothing_else():

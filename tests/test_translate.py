@@ -129,7 +129,7 @@ def test_clean_pictures_are_degraded_and_compared(run, model, tmp_path, genlab_c
     )
     assert code == 0, error
     title, *rows, mean, place = printed.splitlines()
-    assert title.split() == ["picture", "psnr_y", "ssim_y"] and place.endswith("out")
+    assert title.split() == ["picture", "psnr", "ssim"] and place.endswith("out")
     assert [row.split()[0] for row in rows] == ["in/a.png", "in/b.png"] and mean.split()[0] == "mean"
     first, second = (float(row.split()[1]) for row in rows)
     assert float(mean.split()[1]) == pytest.approx((first + second) / 2, abs=0.011)
@@ -159,7 +159,7 @@ def test_scores_of_pairs_are_those_of_the_metrics_and_a_table_of_means():
     x[..., :2, :] = 0  # within the border, which is left out
     found = pair_scores(x, target, 256, 2)
     assert found["psnr_y"] == found["psnr_rgb"] > 58.0 and found["ssim_y"] == pytest.approx(1.0)
-    assert pair_scores(x, target, 256)["psnr_rgb"] < 20.0
+    assert pair_scores(x, target, 256, 0)["psnr_rgb"] < 20.0
     table = score_table({"a": {"psnr_y": 20.0, "ssim_y": 0.5}, "long name": {"psnr_y": 30.0, "ssim_y": 0.7}})
     assert table.splitlines()[-1].split() == ["mean", "25.00", "0.6000"]
     assert score_table({}) == ""
