@@ -7,7 +7,12 @@ import yaml
 
 from genlab.cli.training import import_room
 
-SLOW = {"gru_multi30k", "attention_multi30k", "transformer_multi30k", "gpt_numbers"}
+SLOW = {
+    *("gru_multi30k", "attention_multi30k", "transformer_multi30k", "gpt_numbers"),
+    *("vae_celeba", "ddpm_celeba", "glow_celeba", "dcgan_celeba", "flow_matching_cifar10", "vpsde_cifar10"),
+    *("realnvp_mnist", "ddpm_mnist", "gan_mnist", "cvae_mnist", "augvae_mnist"),
+    *("cyclegan_vangogh2photo", "cyclegan_monet2photo"),
+}
 """Experiments whose classes others have, too."""
 
 EXPERIMENTS = [
