@@ -11,7 +11,8 @@ SLOW = {
     *("gru_multi30k", "attention_multi30k", "transformer_multi30k", "gpt_numbers"),
     *("vae_celeba", "ddpm_celeba", "glow_celeba", "dcgan_celeba", "flow_matching_cifar10", "vpsde_cifar10"),
     *("realnvp_mnist", "ddpm_mnist", "gan_mnist", "cvae_mnist", "augvae_mnist"),
-    *("cyclegan_vangogh2photo", "cyclegan_monet2photo"),
+    *("realnvp_cifar10", "glow_cifar10", "dcgan_cifar10", "classifier_cifar10"),
+    *("cyclegan_vangogh2photo", "cyclegan_monet2photo", "srresnet_t91"),
 }
 """Experiments whose classes others have, too."""
 
