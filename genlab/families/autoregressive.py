@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from genlab.families.base import Model, NetworkFactory, indices
-from genlab.families.optimizers import Joined
+from genlab.families.optimizers import Joined, decay_groups
 from genlab.families.streams import Streams
 from genlab.families.units import EqualUnits
 from genlab.families.weights import evaluating
@@ -39,12 +39,7 @@ class ChainRule(Model):
     likelihood_estimator = "chain rule"
 
     def configure_optimizers(self) -> Any:
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        matrices = {"params": [p for p in parameters if p.dim() > 1]}
-        vectors = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
-        return self.scheduled(
-            self.optimizer_factory([group for group in (matrices, vectors) if group["params"]])
-        )
+        return self.scheduled(self.optimizer_factory(decay_groups(self.network.parameters())))
 
     @property
     def sampling_network(self) -> Any:
@@ -112,9 +107,7 @@ class Autoregressive(EqualUnits, ChainRule):
         if self.matrix_optimizer_factory is None:
             return super().configure_optimizers()
         between, others = _matrices_and_others(self.network)
-        tables = {"params": [p for p in others if p.dim() > 1]}
-        vectors = {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0}
-        rest = self.optimizer_factory([group for group in (tables, vectors) if group["params"]])
+        rest = self.optimizer_factory(decay_groups(others))
         return self.scheduled(Joined([self.matrix_optimizer_factory(between), rest]))
 
     def on_fit_start(self) -> None:

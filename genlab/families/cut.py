@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genlab.families.base import NetworkFactory
 from genlab.families.players import Adversarial
-from genlab.families.weights import evaluating
+from genlab.families.weights import evaluating, translated
 from genlab.losses.contrastive import PatchNCE
 from genlab.losses.correlation import luminance_correlation
 from genlab.shapes import Batch, DataSpec, observed
@@ -120,8 +120,7 @@ class CUT(Adversarial):
     @torch.no_grad()
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns the images of the given sources, one for each i in index and the same for any seed."""
-        with evaluating(self.sampling_network):
-            return self.sampling_network(**self.told(given)).float()
+        return translated(self.sampling_network, self.told(given))
 
     @torch.no_grad()
     def probability_real(self, x: Tensor, **given: Any) -> Tensor | None:

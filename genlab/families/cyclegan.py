@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genlab import randomness
 from genlab.families.base import NetworkFactory
 from genlab.families.players import Adversarial
-from genlab.families.weights import evaluating, together
+from genlab.families.weights import evaluating, together, translated
 from genlab.losses.correlation import luminance_correlation
 from genlab.shapes import Batch, DataSpec, observed
 
@@ -239,12 +239,6 @@ class ImagePool:
     def restore(self, images: Tensor) -> None:
         """Takes images that `state` returned; of more than there is room for, the last ones."""
         self.images = list(images[-self.size :]) if self.size else []
-
-
-def translated(network: nn.Module, told: dict[str, Any]) -> Tensor:
-    """Returns a network's images in evaluation mode."""
-    with evaluating(network):
-        return network(**told).float()
 
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear
 
 from genlab.families.base import Condition, NetworkFactory
+from genlab.families.optimizers import decay_groups
 from genlab.families.units import EqualUnits
 from genlab.families.weights import evaluating
 from genlab.shapes import IGNORED, Batch, DataSpec
@@ -75,9 +76,7 @@ class Electra(EqualUnits):
         self.masked, self.discriminator_weight = masked, discriminator_weight
 
     def configure_optimizers(self) -> Any:
-        matrices = {"params": [p for p in self.parameters() if p.dim() > 1]}
-        vectors = {"params": [p for p in self.parameters() if p.dim() < 2], "weight_decay": 0.0}
-        return self.scheduled(self.optimizer_factory([matrices, vectors]))
+        return self.scheduled(self.optimizer_factory(decay_groups(self.parameters())))
 
     def units(self, batch: Batch) -> Tensor:
         return (batch["tokens"][:, 1:] != IGNORED).sum()

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+
+def decay_groups(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """Returns parameters as groups for an optimiser: matrices, and vectors, whose weight decay is 0."""
+    learned = [p for p in parameters if p.requires_grad]
+    matrices = {"params": [p for p in learned if p.dim() > 1]}
+    vectors = {"params": [p for p in learned if p.dim() < 2], "weight_decay": 0.0}
+    return [group for group in (matrices, vectors) if group["params"]]
 
 
 class Joined(Optimizer):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genlab.families.players import Adversarial
-from genlab.families.weights import evaluating
+from genlab.families.weights import translated
 from genlab.shapes import Batch, DataSpec, observed
 
 
@@ -52,5 +52,4 @@ class Pix2Pix(Adversarial):
     @torch.no_grad()
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns the images of the given sources, one for each i in index and the same for any seed."""
-        with evaluating(self.sampling_network):
-            return self.sampling_network(**self.told(given)).float()
+        return translated(self.sampling_network, self.told(given))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genlab.families.base import NetworkFactory
 from genlab.families.players import Adversarial
-from genlab.families.weights import evaluating
+from genlab.families.weights import translated
 from genlab.losses.distances import Distance, SquaredError
 from genlab.losses.perceptual import ContentLoss
 from genlab.shapes import Batch, DataSpec, observed
@@ -114,5 +114,4 @@ class SRGAN(Adversarial):
     @torch.no_grad()
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns the images of the given sources, one for each i in index and the same for any seed."""
-        with evaluating(self.sampling_network):
-            return self.sampling_network(**self.told(given)).float().clamp(-1.0, 1.0)
+        return translated(self.sampling_network, self.told(given)).clamp(-1.0, 1.0)

@@ -97,3 +97,9 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter, state in zip(network.parameters(), states, strict=True):
             parameter.requires_grad_(state)
+
+
+def translated(network: nn.Module, told: dict[str, Any]) -> Tensor:
+    """Returns a network's images in evaluation mode."""
+    with evaluating(network):
+        return network(**told).float()
