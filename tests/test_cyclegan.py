@@ -120,6 +120,17 @@ def test_each_loss_reaches_its_own_networks_alone():
     assert reached(model, learned) == {"discriminator there", "discriminator back"}
 
 
+def test_real_and_generated_images_are_judged_in_one_pass_as_if_apart():
+    model, batch = cyclegan(), a_batch()
+    real, fake = model.real(batch), model.generate(batch, "latent").detach()
+    passes = []
+    model.discriminator.there.register_forward_pre_hook(lambda _, seen: passes.append(len(seen[0])))
+    both = model.judge_both(real, fake, batch)
+    assert passes == [2 * len(batch["image"])]
+    for found, images in zip(both, (real, fake), strict=True):
+        torch.testing.assert_close(found, model.judge(images, batch))
+
+
 def test_without_an_identity_term_there_are_two_passes_less():
     passes = []
     model = cyclegan(identity_weight=0.0)

@@ -93,6 +93,12 @@ class CycleGAN(Adversarial):
         images, sources = x.chunk(2)
         return torch.cat([self.discriminator.there(images), self.discriminator.back(sources)])
 
+    def judge_both(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        ways = self.discriminator.there, self.discriminator.back
+        logits = [together(way, *seen) for way, *seen in zip(ways, real.chunk(2), fake.chunk(2), strict=True)]
+        of_real, of_fake = (torch.cat(each) for each in zip(*logits, strict=True))
+        return of_real, of_fake
+
     def shown(self, fake: Tensor) -> Tensor:
         parts = zip(self.pools, ("pool", "pool back"), fake.chunk(2), strict=True)
         return torch.cat([self._exchanged(*part) for part in parts])
@@ -101,8 +107,12 @@ class CycleGAN(Adversarial):
         image, source = observed(batch), batch["source"]
         fake_image, fake_source = fake.chunk(2)
         kept_too = (lambda x: [x]) if self.weights["identity"] else (lambda x: [])
-        image_again, *image_kept = together(self.generator.there, fake_source, *kept_too(image))
-        source_again, *source_kept = together(self.generator.back, fake_image, *kept_too(source))
+        image_again, *image_kept = together(
+            self.generator.there, fake_source, *kept_too(image), name="source"
+        )
+        source_again, *source_kept = together(
+            self.generator.back, fake_image, *kept_too(source), name="source"
+        )
         losses = {
             "adversarial": self.loss.generator(logits),
             "cycle": (_distance(image_again, image) + _distance(source_again, source)) / 2,

@@ -111,6 +111,10 @@ class Adversarial(Model):
         """Returns the discriminator's logits of images, told what the batch's items are told."""
         return self.discriminator(x, **self.given_of(batch))
 
+    def judge_both(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the discriminator's logits of real and of generated images."""
+        return self.judge(real, batch), self.judge(fake, batch)
+
     @property
     def sampling_network(self) -> nn.Module:
         """The generator that samples come from: the average where there is one."""
@@ -136,7 +140,7 @@ class Adversarial(Model):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns both players' losses and the discriminator's accuracy on real and on generated images."""
         fake = self.generate(batch, "validation")
-        real_logits, fake_logits = self.judge(self.real(batch), batch), self.judge(fake, batch)
+        real_logits, fake_logits = self.judge_both(self.real(batch), fake, batch)
         losses = self.generator_losses(fake, fake_logits, batch)
         return {
             "loss": losses["generator"],
@@ -167,7 +171,7 @@ class Adversarial(Model):
 
     def _discriminator_step(self, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
         real, fake = self.augment(self.real(batch)), self.augment(fake)
-        real_logits, fake_logits = self.judge(real, batch), self.judge(fake, batch)
+        real_logits, fake_logits = self.judge_both(real, fake, batch)
         losses = {"discriminator": self.loss.discriminator(real_logits, fake_logits)}
         total = losses["discriminator"]
         if self.penalty is not None and self.discriminator_updates % self.penalty.every == 0:

@@ -80,11 +80,21 @@ def mixes_rows(network: nn.Module) -> bool:
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
-def together(network: nn.Module, *sources: Tensor) -> tuple[Tensor, ...]:
-    """Returns what a network makes of several batches, in one pass where their rows do not mix."""
+def together(network: nn.Module, *batches: Tensor, name: str | None = None) -> tuple[Tensor, ...]:
+    """Returns what a network makes of several batches, in one pass where their rows do not mix.
+
+    Args:
+        network: Takes a batch as its first argument, or as the one of the given name.
+        batches: Tensors that differ in their first side at most.
+        name: Of the argument.
+    """
+
+    def made(x: Tensor) -> Tensor:
+        return network(x) if name is None else network(**{name: x})
+
     if mixes_rows(network):
-        return tuple(network(source=source) for source in sources)
-    return network(source=torch.cat(sources)).split([len(source) for source in sources])
+        return tuple(map(made, batches))
+    return made(torch.cat(batches)).split([len(batch) for batch in batches])
 
 
 @contextmanager
