@@ -94,8 +94,8 @@ def test_the_generators_loss_is_the_papers():
 def test_an_image_that_is_its_source_is_found_again_but_for_what_the_negatives_share():
     model, batch = cut(), a_batch()
     with torch.no_grad(), model.numbered(batch["index"]):
-        kept = model._nce(batch["source"], batch["source"], "patches")
-        other = model._nce(batch["image"], batch["source"], "patches")
+        kept = model._nce([batch["source"]], [batch["source"]])[0]
+        other = model._nce([batch["image"]], [batch["source"]])[0]
     assert kept < other and kept < math.log(12)
 
 
@@ -133,15 +133,26 @@ def test_a_pictures_contrast_depends_on_no_other_picture():
     with model.numbered(batch["index"]):
         keys = model.generator.translator.encode(made)
         places = [model._places(h, "x") for h in keys]
-        loss = model._nce(made, batch["source"], "patches")
+        (loss,) = model._nce([made], [batch["source"]])
     loss.backward()
     whole = made.grad[1:2]
     alone = batch["image"][1:2].clone().requires_grad_()
     with model.numbered(batch["index"][1:2]):
-        model._nce(alone, batch["source"][1:2], "patches").backward()
+        model._nce([alone], [batch["source"][1:2]])[0].backward()
     assert torch.allclose(whole, alone.grad / 3, rtol=1e-6, atol=1e-12)
     assert [p.shape for p in places] == [(3, 12), (3, 12), (3, 12), (3, 12), (3, 12)]
     assert all(len(row.unique()) == 12 for p in places for row in p)
+
+
+def test_both_contrasts_in_one_pass_are_those_of_two():
+    model, batch = cut(), a_batch()
+    made, starts = [batch["image"] / 2, batch["image"]], [batch["source"], batch["image"]]
+    with torch.no_grad(), model.numbered(batch["index"]):
+        together = model._nce(made, starts)
+        model.generator.translator.statistics = nn.BatchNorm2d(1)  # says that rows mix
+        apart = model._nce(made, starts)
+    assert together[0] != together[1]
+    torch.testing.assert_close(together, apart)
 
 
 def test_of_few_places_all_are_compared():

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from genlab.families.base import NetworkFactory
 from genlab.families.players import Adversarial
-from genlab.families.weights import evaluating, translated
+from genlab.families.weights import evaluating, mixes_rows, translated
 from genlab.losses.contrastive import PatchNCE
 from genlab.losses.correlation import luminance_correlation
 from genlab.shapes import Batch, DataSpec, observed
 
+_STREAMS = "patches", "kept patches"
 HeadsFactory = Callable[[Sequence[int]], nn.Module]
 """What a YAML file gives for the heads: their class and sizes; the maps' channels are the generator's."""
 
@@ -97,15 +98,14 @@ class CUT(Adversarial):
         return self.discriminator(x)
 
     def generator_losses(self, fake: Tensor, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        losses = {
-            "adversarial": self.loss.generator(logits),
-            "nce": self._nce(fake, batch["source"], "patches"),
-        }
-        contrast = losses["nce"]
+        losses = {"adversarial": self.loss.generator(logits)}
         if self.keeps_identity:
             image = observed(batch)
-            losses["identity"] = self._nce(self.generator.translator(source=image), image, "kept patches")
-            contrast = (contrast + losses["identity"]) / 2
+            kept = self.generator.translator(source=image)
+            losses["nce"], losses["identity"] = self._nce([fake, kept], [batch["source"], image])
+            contrast = (losses["nce"] + losses["identity"]) / 2
+        else:
+            (contrast,) = (losses["nce"],) = self._nce([fake], [batch["source"]])
         total = self.adversarial_weight * losses["adversarial"] + self.nce_weight * contrast
         return {"generator": total, **losses}
 
@@ -128,15 +128,35 @@ class CUT(Adversarial):
         with evaluating(self.discriminator):
             return self.loss.probability(self.discriminator(x))
 
-    def _nce(self, made: Tensor, start: Tensor, stream: str) -> Tensor:
-        """Returns how hard patches of the start are to find by those of what was made of it."""
+    def _nce(self, made: list[Tensor], starts: list[Tensor]) -> list[Tensor]:
+        """Returns how hard patches of each batch's starts are to find by those of what was made of them."""
         with torch.no_grad():
-            kept = self.generator.translator.encode(start)
-            places = [self._places(h, f"{stream} {number}") for number, h in enumerate(kept)]
-            keys = self.generator.heads([_patches(h, p) for h, p in zip(kept, places, strict=True)])
-        features = self.generator.translator.encode(made)
-        queries = self.generator.heads([_patches(h, p) for h, p in zip(features, places, strict=True)])
-        return torch.stack([self.contrast(*pair) for pair in zip(queries, keys, strict=True)]).mean()
+            kept = self._encoded(starts)
+            places = [
+                [self._places(h, f"{stream} {number}") for number, h in enumerate(maps)]
+                for stream, maps in zip(_STREAMS, kept, strict=False)
+            ]
+            keys = self._directions(kept, places)
+        queries = self._directions(self._encoded(made), places)
+        return [
+            torch.stack([self.contrast(*pair) for pair in zip(*sides, strict=True)]).mean()
+            for sides in zip(queries, keys, strict=True)
+        ]
+
+    def _encoded(self, batches: list[Tensor]) -> list[list[Tensor]]:
+        """Returns the encoder's maps of several batches, in one pass where their rows do not mix."""
+        if mixes_rows(self.generator.translator):
+            return [self.generator.translator.encode(x) for x in batches]
+        maps = self.generator.translator.encode(torch.cat(batches))
+        parts = (h.split([len(x) for x in batches]) for h in maps)
+        return [list(each) for each in zip(*parts, strict=True)]
+
+    def _directions(self, maps: list[list[Tensor]], places: list[list[Tensor]]) -> list[list[Tensor]]:
+        """Returns what the heads make of each batch's features at its places."""
+        return [
+            self.generator.heads([_patches(h, p) for h, p in zip(*sides, strict=True)])
+            for sides in zip(maps, places, strict=True)
+        ]
 
     def _places(self, h: Tensor, stream: str) -> Tensor:
         """Returns the places of each map that are compared, (batch, places), each at most once."""

@@ -31,7 +31,7 @@ class PatchNCE:
         self.temperature = temperature
 
     def __call__(self, queries: Tensor, keys: Tensor) -> Tensor:
-        queries, keys = at_least_float32(queries), at_least_float32(keys.detach())
-        similarity = torch.bmm(queries, keys.transpose(1, 2)) / self.temperature
+        queries, keys = at_least_float32(queries) / self.temperature, at_least_float32(keys.detach())
+        similarity = torch.bmm(queries, keys.transpose(1, 2))
         partner = torch.arange(similarity.shape[1], device=similarity.device).expand(len(similarity), -1)
         return cross_entropy(similarity.flatten(0, 1), partner.flatten())
