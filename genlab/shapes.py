@@ -28,6 +28,7 @@ class Batch(TypedDict, total=False):
         index: (batch,), int64 position in the split.
         flip: (batch,), bool: images to mirror, with their sources, decided by the loader so that a resumed
             run repeats it.
+        shift: (batch, 2), int64: pixels to move images down and to the right, with their sources; likewise.
     """
 
     image: Tensor
@@ -37,6 +38,7 @@ class Batch(TypedDict, total=False):
     label: Tensor
     index: Tensor
     flip: Tensor
+    shift: Tensor
 
 
 Kind = Literal["image", "point", "tokens"]

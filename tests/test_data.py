@@ -25,6 +25,7 @@ from PIL import Image, ImageFile
 from genlab.data import packed as packing
 from genlab.data.check import check, print_report, propose
 from genlab.data.decode import BadImage, Policy, decode
+from genlab.data.degraded import Degraded, Small
 from genlab.data.digits import Digits
 from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items, ScoringLoader, permutation
@@ -253,6 +254,22 @@ def test_an_image_is_flipped_anew_in_each_epoch_whatever_batch_it_is_in():
     assert torch.equal(items.__getitems__(torch.tensor([5, 3]))["flip"], flips(0)[[5, 3]])
 
 
+def test_training_images_are_moved_by_up_to_so_many_pixels_with_their_border_repeated():
+    data = Digits(batch_size=900, shift=2)
+    batch = next(iter(data.train_dataloader()))
+    moved = data.to_device_batch(batch, "cpu")["image"]
+    plain = data.to_device_batch({"image": batch["image"]}, "cpu")["image"]
+    assert "shift" not in data.to_floats(batch) and "shift" not in next(iter(data.val_dataloader()))
+    for row in range(40):
+        down, right = batch["shift"][row].tolist()
+        padded = np.pad(plain[row, 0].numpy(), 2, mode="edge")
+        assert np.array_equal(padded[2 - down : 10 - down, 2 - right : 10 - right], moved[row, 0])
+    found = [torch.bincount(column + 2, minlength=5) for column in batch["shift"].T]
+    assert all(140 < int(num) < 220 for counts in found for num in counts)  # 180 expected of each
+    again, later = (data.training_items(epoch).moves["shift"] for epoch in (0, 1))
+    assert torch.equal(again[batch["index"]], batch["shift"]) and not torch.equal(again, later)
+
+
 # --- splits, fingerprints, records --------------------------------------------------------------------------
 
 
@@ -374,6 +391,20 @@ class _Pairs(Digits):
         return {
             name: Packed({**part.columns, "source": 4 - part.x // 4}) for name, part in super().load().items()
         }
+
+
+def test_a_source_is_moved_with_its_image_and_one_of_another_size_cannot_be():
+    data = _Pairs(batch_size=900, shift=1)
+    batch = next(iter(data.train_dataloader()))
+    floats = data.to_device_batch(batch, "cpu")
+    levels = (8 * (floats["image"] + 1)).round().long()
+    assert not torch.equal(levels, batch["image"].long())
+    assert torch.allclose(floats["source"], (4 - levels // 4) / 2 - 1)
+    with pytest.raises(ValueError, match="shift must not be negative"):
+        Digits(shift=-1)
+    enlarged = Degraded(Digits(), Small(2), shift=1)
+    with pytest.raises(ValueError, match="sources of"):
+        enlarged.training_items(0)
 
 
 def test_a_source_is_mirrored_with_its_image_and_scaled_by_its_own_levels():

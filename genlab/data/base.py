@@ -29,12 +29,14 @@ class DataModule(pl.LightningDataModule):
     best checkpoint and early stopping; "test" is scored by `genlab test` and decides nothing.
 
     A data set implements `spec` and `load`. Images travel as uint8 levels and become floats in [-1, 1] on the
-    device, where half of the training images are mirrored if `flip` is set.
+    device, where training images are mirrored and moved if `flip` and `shift` say so.
 
     Args:
         batch_size: Training images a step on each device.
         eval_batch_size: Images a step on each device where nothing is learned; None means batch_size.
         flip: Mirror half of the training images, chosen anew in each epoch.
+        shift: Pixels by which training images are moved at most, along each side and anew in each epoch; what
+            comes in from outside repeats the border. For few images; generators learn to draw such borders.
         num_workers: Reading processes. Whole batches are read by one indexing, so 0 is nearly always fastest.
         seed: Order of the training images, and splits that the data set does not fix itself.
         val_fraction: Share of the training split that is the validation split where the data bring none, the
@@ -56,6 +58,7 @@ class DataModule(pl.LightningDataModule):
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         flip: bool = False,
+        shift: int = 0,
         num_workers: int = 0,
         seed: int = 0,
         val_fraction: float = 0.1,
@@ -71,7 +74,8 @@ class DataModule(pl.LightningDataModule):
         _require(
             self.eval_batch_size >= 1, f"eval_batch_size must be at least 1, got {self.eval_batch_size}."
         )
-        self.flip = flip
+        _require(shift >= 0, f"shift must not be negative, got {shift}.")
+        self.flip, self.shift = flip, shift
         self.num_workers = num_workers
         self.seed = seed
         self.val_fraction = val_fraction
@@ -171,6 +175,7 @@ class DataModule(pl.LightningDataModule):
             "val_fraction": self.val_fraction,
             "fraction": self.fraction,
             "flip": self.flip,
+            **({"shift": self.shift} if self.shift else {}),
             "source": None if path is None else Path(path).name,
             "preprocessing": self.preprocessing(),
         }
@@ -228,17 +233,25 @@ class DataModule(pl.LightningDataModule):
     def training_items(self, epoch: int) -> Items:
         """Returns the training items of an epoch; every epoch has as many."""
         train = self.split("train")
-        return Items(train, self.flips(len(train), epoch))
+        return Items(train, self.moves(len(train), epoch))
 
     def order(self, num_items: int, joined: int) -> Order:
         """Returns the order of the training items, of which all processes together read `joined` a step."""
         return Order(num_items, joined, self.seed)
 
-    def flips(self, num: int, epoch: int) -> Tensor | None:
-        """Returns which of the items of an epoch are mirrored, (num,) bool; None where `flip` is not set."""
-        if not self.flip or self.spec.kind != "image":
-            return None
-        return randomness.uniform(randomness.key(self.seed, "flip", epoch), torch.arange(num), 1)[:, 0] < 0.5
+    def moves(self, num: int, epoch: int) -> dict[str, Tensor]:
+        """Returns how each item of an epoch is mirrored and moved, in the columns of a batch."""
+        if self.spec.kind != "image":
+            return {}
+        moves, rows = {}, torch.arange(num)
+        if self.flip:
+            draw = randomness.uniform(randomness.key(self.seed, "flip", epoch), rows, 1)
+            moves["flip"] = draw[:, 0] < 0.5
+        if self.shift:
+            self._require_one_size()
+            draw = randomness.uniform(randomness.key(self.seed, "shift", epoch), rows, 2)
+            moves["shift"] = (draw * (2 * self.shift + 1)).long() - self.shift
+        return moves
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         return self.to_floats(batch) if isinstance(batch, dict) else batch  # type: ignore[arg-type]
@@ -252,16 +265,16 @@ class DataModule(pl.LightningDataModule):
         return self.to_floats(moved)
 
     def to_floats(self, batch: Batch) -> Batch:
-        """Returns the batch with images mirrored where `flip` says so and mapped from levels to [-1, 1].
+        """Returns the batch with images mirrored and moved as it says, and mapped from levels to [-1, 1].
 
-        A source that is an image is mirrored with the image, and mapped by its own number of levels.
+        A source that is an image is moved with the image, and mapped by its own number of levels.
         """
-        out: dict[str, Any] = {name: value for name, value in batch.items() if name != "flip"}
-        flip = batch.get("flip")
+        out: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("flip", "shift")}
+        flip, shift = batch.get("flip"), batch.get("shift")
         for name, spec in (("image", self.spec), ("source", self.spec.source)):
             if spec is not None and name in out and out[name].dtype == torch.uint8:
                 # Floats first: on a CPU, torch mirrors and selects them faster than bytes.
-                out[name] = _mirrored(to_float(out[name], spec.levels), flip)
+                out[name] = _moved(_mirrored(to_float(out[name], spec.levels), flip), shift)
         return out  # type: ignore[return-value]
 
     def _evaluation(self, split: str) -> ScoringLoader:
@@ -280,6 +293,14 @@ class DataModule(pl.LightningDataModule):
         rows = stratified(train.get("label"), len(train), num, self.seed)
         return {"train": train.take(rows), "rest": train.take(others(rows, len(train)))}
 
+    def _require_one_size(self) -> None:
+        source = self.spec.source
+        if source is not None and source.kind == "image" and source.shape[1:] != self.spec.shape[1:]:
+            raise ValueError(
+                f"shift must be 0 for images of {self.spec.shape[1:]} with sources of {source.shape[1:]}, whose "
+                "pixels are others."
+            )
+
     def _require_a_batch(self) -> None:
         _, world_size = self._place()
         num, joined = len(self.training_items(0)), self.batch_size * world_size
@@ -295,6 +316,19 @@ class DataModule(pl.LightningDataModule):
 
 def _mirrored(images: Tensor, flip: Tensor | None) -> Tensor:
     return images if flip is None else torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+def _moved(images: Tensor, shift: Tensor | None) -> Tensor:
+    """Returns each image moved down and to the right by so many pixels, (batch, 2), its border repeated."""
+    if shift is None:
+        return images
+    batch, channels, height, width = images.shape
+    rows, columns = (
+        (torch.arange(side, device=images.device) - by[:, None]).clamp(0, side - 1)
+        for side, by in zip((height, width), shift.to(images.device).unbind(1), strict=True)
+    )
+    down = images.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
+    return down.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
 
 
 def _hint(split: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,15 @@ class Items(Dataset[Batch]):
 
     Args:
         packed: The columns; all are read but `factors`.
-        flip: Which items are to be mirrored on the device; None mirrors nothing.
+        moves: What is done to each item on the device, by `Batch`'s names: `flip`, `shift`.
         binarize: Address of the draw that makes each byte b of an image a 1 with probability b / 255; None
             keeps bytes.
     """
 
-    def __init__(self, packed: Packed, flip: Tensor | None = None, binarize: int | None = None) -> None:
-        self.packed, self.flip, self.binarize = packed, flip, binarize
+    def __init__(
+        self, packed: Packed, moves: Mapping[str, Tensor] | None = None, binarize: int | None = None
+    ) -> None:
+        self.packed, self.moves, self.binarize = packed, moves or {}, binarize
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -40,8 +42,7 @@ class Items(Dataset[Batch]):
         batch["index"] = rows
         if self.binarize is not None:
             batch["image"] = binarized(batch["image"], self.binarize, rows)
-        if self.flip is not None:
-            batch["flip"] = self.flip[rows]
+        batch |= {name: values[rows] for name, values in self.moves.items()}
         return batch  # type: ignore[return-value]
 
 

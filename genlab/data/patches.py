@@ -112,7 +112,7 @@ class Patches(DataModule):
     def training_items(self, epoch: int) -> Items:
         train = self.split("train")
         cut = self._cut("train", self.draw(len(train), epoch)) if self.fresh else train
-        return Items(cut, self.flips(len(train), epoch))
+        return Items(cut, self.moves(len(train), epoch))
 
     def side_by_side(self, split: str) -> Squares:
         """Returns the squares that lie side by side in the images of a split, from the upper left corner."""

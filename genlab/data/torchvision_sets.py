@@ -118,7 +118,7 @@ class MNIST(DataModule):
     def training_items(self, epoch: int) -> Items:
         train = self.split("train")
         draw = randomness.key(self.seed, "binarize", epoch) if self.binarize else None
-        return Items(train, self.flips(len(train), epoch), draw)
+        return Items(train, self.moves(len(train), epoch), draw)
 
     def load(self) -> dict[str, Packed]:
         name = type(self).__name__

@@ -73,11 +73,11 @@ class TranslatedShapes(DataModule):
 
     def training_items(self, epoch: int) -> Items:
         train = self.split("train")
-        flips = self.flips(len(train), epoch)
+        moves = self.moves(len(train), epoch)
         if self.paired:
-            return Items(train, flips)
+            return Items(train, moves)
         rows = deal(len(train), len(train), self.seed, epoch)
-        return Items(Packed({"image": train["image"], "source": train["source"][rows]}), flips)
+        return Items(Packed({"image": train["image"], "source": train["source"][rows]}), moves)
 
     def preprocessing(self) -> dict[str, Any]:
         return {"source_shape": self.source_shape, "target_shape": self.target_shape, "paired": self.paired}
