@@ -297,8 +297,8 @@ class DataModule(pl.LightningDataModule):
         source = self.spec.source
         if source is not None and source.kind == "image" and source.shape[1:] != self.spec.shape[1:]:
             raise ValueError(
-                f"shift must be 0 for images of {self.spec.shape[1:]} with sources of {source.shape[1:]}: they "
-                "have other pixels."
+                f"shift must be 0 for images of {self.spec.shape[1:]} with sources of {source.shape[1:]}, as "
+                "their pixels differ in size."
             )
 
     def _require_a_batch(self) -> None:
