@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from genlab import randomness
+from genlab.colour import luminance
 from genlab.data.base import DataModule
 from genlab.data.packed import Packed, Rows
 from genlab.shapes import DataSpec
@@ -50,7 +51,7 @@ class Grey(Degradation):
         return (1, *shape[1:])
 
     def __call__(self, images: Tensor, number: Tensor, levels: int) -> Tensor:
-        return _brightness(images).round_().to(torch.uint8)
+        return luminance(images).round_().to(torch.uint8)
 
 
 class Edges(Degradation):
@@ -71,7 +72,7 @@ class Edges(Degradation):
     def __call__(self, images: Tensor, number: Tensor, levels: int) -> Tensor:
         across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 4
         filters = torch.stack([across, across.T])[:, None]
-        padded = functional.pad(_brightness(images), (1, 1, 1, 1), mode="replicate")
+        padded = functional.pad(luminance(images), (1, 1, 1, 1), mode="replicate")
         steepness = functional.conv2d(padded, filters).square().sum(1, keepdim=True).sqrt()
         return _levels(self.gain * steepness, levels)
 
@@ -129,13 +130,6 @@ class Masked(Degradation):
 def _covered(start: Tensor, side: int, size: int) -> Tensor:
     place = torch.arange(size) - start[:, None]
     return (place >= 0) & (place < side)
-
-
-def _brightness(images: Tensor) -> Tensor:
-    if images.shape[1] == 1:
-        return images.float()
-    weights = torch.tensor([0.299, 0.587, 0.114])
-    return (images.float() * weights[:, None, None]).sum(1, keepdim=True)
 
 
 def _levels(x: Tensor, levels: int) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genlab.colour import luminance_correlation
 from genlab.families.base import NetworkFactory
 from genlab.families.players import Adversarial
 from genlab.families.weights import evaluating, mixes_rows, translated
 from genlab.losses.contrastive import PatchNCE
-from genlab.losses.correlation import luminance_correlation
 from genlab.shapes import Batch, DataSpec, observed
 
 _STREAMS = "patches", "kept patches"
@@ -110,7 +110,7 @@ class CUT(Adversarial):
         return {"generator": total, **losses}
 
     def noted(self, fake: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"luminance_correlation": luminance_correlation(batch["source"], fake)}
+        return {"luminance_correlation": luminance_correlation(batch["source"], fake).mean()}
 
     @property
     def sampling_network(self) -> nn.Module:

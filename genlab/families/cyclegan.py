@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from genlab import randomness
+from genlab.colour import luminance_correlation
 from genlab.families.base import NetworkFactory
 from genlab.families.players import Adversarial
 from genlab.families.weights import evaluating, together, translated
-from genlab.losses.correlation import luminance_correlation
 from genlab.shapes import Batch, DataSpec, observed
 
 
@@ -124,7 +124,7 @@ class CycleGAN(Adversarial):
 
     def noted(self, fake: Tensor, batch: Batch) -> dict[str, Tensor]:
         start = torch.cat([batch["source"], observed(batch)])
-        return {"luminance_correlation": luminance_correlation(start, fake)}
+        return {"luminance_correlation": luminance_correlation(start, fake).mean()}
 
     @property
     def sampling_network(self) -> nn.Module:

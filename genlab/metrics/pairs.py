@@ -10,14 +10,12 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchmetrics.utilities import dim_zero_cat
 
+from genlab.colour import luminance
 from genlab.metrics.base import Drawn, SampleMetric
 from genlab.shapes import levels_to_bytes
 
 DATA_RANGE = 255.0
 """Largest value of an 8-bit level, against which errors are measured."""
-
-LUMA = (65.481, 128.553, 24.966)
-"""Weights of red, green and blue from 0 to 1 in the luma of ITU-R BT.601, which begins at 16."""
 
 SSIM_SIDE = 11
 """Side of the window of SSIM; smaller images have none."""
@@ -131,5 +129,4 @@ class SSIM(PairedQuality):
 
 def luma(rgb: Tensor) -> Tensor:
     """Returns Y of BT.601, from 16 to 235, of red, green and blue in 0 ... 255: one channel."""
-    weights = torch.tensor(LUMA, dtype=rgb.dtype, device=rgb.device) / 255.0
-    return 16.0 + torch.einsum("nchw,c->nhw", rgb, weights)[:, None]
+    return 16.0 + 219.0 / 255.0 * luminance(rgb)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.colour import luminance_correlation
 from genlab.metrics.base import Drawn, SampleMetric
 from genlab.metrics.duplicates import nearest_distances
 from genlab.shapes import levels_to_bytes
@@ -20,8 +21,8 @@ class RightTranslations(SampleMetric):
     `right_shape`: nearer to the target than the source is, and than to the source, as pixels. `right_place`:
     centres of what is bright differ by at most `max_shift`. `right_colour`: where the target is brightest, no
     channel's mean differs by more than `max_shade`. `right`: all of it. Besides, `inverted` are those that
-    are bright where their source is dark, by the sign of the correlation, and `collapsed` those that are
-    nearer to another sample than any two targets are to each other.
+    are bright where their source is dark, by the sign of their luminances' correlation, and `collapsed` those
+    that are nearer to another sample than any two targets are to each other.
 
     Args:
         max_shift: Largest right distance of centres, in pixels.
@@ -52,7 +53,7 @@ class RightTranslations(SampleMetric):
         shape = (error < _squares(x - source)) & (error < _squares(source - target))
         place = (centre(x) - centre(target)).norm(dim=1) <= self.max_shift
         colour = (_shade(x, target) - _shade(target, target)).abs().amax(dim=1) <= self.max_shade
-        inverted = _correlation(x, source) < 0
+        inverted = luminance_correlation(x, source) < 0
         self.found.append(torch.stack([shape & place & colour, shape, place, colour, inverted], dim=1))
         self.rows.append(x.flatten(1))
         self.targets.append(target.flatten(1))
@@ -95,8 +96,3 @@ def _shade(x: Tensor, target: Tensor) -> Tensor:
     bright = target.amax(dim=1, keepdim=True)
     inside = (bright >= 0.9 * bright.amax(dim=(2, 3), keepdim=True)).to(x)
     return (x * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3))
-
-
-def _correlation(x: Tensor, y: Tensor) -> Tensor:
-    first, second = ((image.mean(dim=1) - image.mean(dim=(1, 2, 3))[:, None, None]) for image in (x, y))
-    return (first * second).sum(dim=(1, 2))
