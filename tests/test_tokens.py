@@ -5,7 +5,7 @@ import torch
 from scipy.stats import chisquare
 
 from genlab.networks.transformer import CausalTransformer
-from genlab.samplers.tokens import Categorical, Greedy, walk
+from genlab.samplers.tokens import Categorical, Greedy
 from genlab.shapes import DataSpec
 
 VOCABULARY, CONTEXT = 13, 6
@@ -34,7 +34,7 @@ def starts(index: torch.Tensor, length: int = 2) -> torch.Tensor:
 
 def written(start, num_tokens, sampler, seed=0, index=None, net=None, **given) -> torch.Tensor:
     index = torch.arange(len(start)) if index is None else index
-    return torch.stack(list(walk(net or network(), start, num_tokens, sampler, seed, index, **given)), dim=1)
+    return torch.stack(list(sampler.write(net or network(), start, num_tokens, seed, index, **given)), dim=1)
 
 
 def naive(start, num_tokens, sampler, seed=0, **given) -> torch.Tensor:
@@ -203,14 +203,14 @@ def test_a_text_that_is_cut_and_given_as_a_start_goes_on_as_it_did():
 def test_tokens_come_one_by_one_and_each_is_read_once_until_the_context_is_full():
     net, read = network(), []
     net.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape[1]))
-    steps = walk(net, starts(torch.arange(2), 3), 6, Greedy(), 0, torch.arange(2))
+    steps = Greedy().write(net, starts(torch.arange(2), 3), 6, 0, torch.arange(2))
     assert next(steps).shape == (2,) and read == [3]
     assert len(list(steps)) == 5
     assert read == [3, 1, 1, 1, CONTEXT, CONTEXT]
 
 
 def test_a_walk_leaves_no_graph_and_its_caller_with_gradients():
-    steps = walk(network(), starts(torch.arange(2)), 3, Categorical(), 0, torch.arange(2))
+    steps = Categorical().write(network(), starts(torch.arange(2)), 3, 0, torch.arange(2))
     for token in steps:
         assert not token.requires_grad and torch.is_grad_enabled()
 

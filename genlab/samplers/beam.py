@@ -34,20 +34,12 @@ class Beam(TextSampler):
             raise ValueError(f"length_penalty must be at least 0, got {length_penalty}.")
         self.width, self.length_penalty = width, length_penalty
 
-    def write(
-        self,
-        network: NextToken,
-        start: Tensor,
-        num_tokens: int,
-        seed: int,
-        index: Tensor,
-        end: int | None = None,
-        **given: Tensor,
+    def written(
+        self, reader: Reader, start: Tensor, num_tokens: int, seed: int, index: Tensor
     ) -> Iterator[Tensor]:
         """Yields the tokens of the best texts, once all are found; no seed changes them."""
-        yield from self.search(network, start, num_tokens, end, **given)[0].unbind(1)
+        yield from self._best(reader, start, num_tokens)[0].unbind(1)
 
-    @torch.no_grad()
     def search(
         self, network: NextToken, start: Tensor, num_tokens: int, end: int | None = None, **given: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -55,14 +47,18 @@ class Beam(TextSampler):
 
         See `TextSampler.write` for the arguments.
         """
-        reader, text, batch = Reader(network), start, len(start)
+        return self._best(Reader(network, end, given), start, num_tokens)
+
+    @torch.no_grad()
+    def _best(self, reader: Reader, start: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        end, text, batch = reader.end, start, len(start)
         log_prob = torch.zeros(batch, 1, dtype=torch.float64, device=start.device)
         length, has_ended = torch.zeros_like(log_prob), torch.zeros_like(log_prob, dtype=torch.bool)
         first_rows = torch.arange(batch, device=start.device)[:, None]
         for _ in range(num_tokens):
             if bool(has_ended.all()):
                 break
-            new = reader.logits(text, **given).double().log_softmax(dim=1).unflatten(0, has_ended.shape)
+            new = reader.logits(text).double().log_softmax(dim=1).unflatten(0, has_ended.shape)
             if end is not None:
                 new = _ending(new, has_ended, end)
             total, length = log_prob[..., None] + new, length + ~has_ended
@@ -71,10 +67,9 @@ class Beam(TextSampler):
             parent, token = best // new.shape[2], best % new.shape[2]
             rows = (first_rows * new.shape[1] + parent).flatten()
             log_prob, length = total.flatten(1).gather(1, best), length.gather(1, parent)
-            has_ended = has_ended.gather(1, parent) | (token == (-1 if end is None else end))
+            has_ended = has_ended.gather(1, parent) | reader.ends(token)
             text = torch.cat([text[rows], token.flatten()[:, None]], dim=1)
-            reader.memory.take(rows)
-            given = {name: value[rows] for name, value in given.items()}
+            reader.take(rows)
         score, best = (log_prob / self._penalty(length)).max(dim=1)
         found = text.unflatten(0, has_ended.shape)[first_rows[:, 0], best, start.shape[1] :]
         missing = found.new_full((batch, num_tokens - found.shape[1]), 0 if end is None else end)

@@ -1,4 +1,4 @@
-"""Samplers of texts: how the next token is drawn, and the walk that draws one after the other."""
+"""Samplers of texts: how the next token is drawn, and how one is drawn after the other."""
 
 from __future__ import annotations
 
@@ -45,10 +45,52 @@ class NextToken(Protocol):
         """Returns an empty memory."""
 
 
+class Reader:
+    """A network that reads texts while they grow, each token once.
+
+    Until a text is as long as the context, that is. From there on the last `context` tokens are the network's
+    whole text, numbered from 0, which is read again for every token: the price of a token grows about
+    `context`-fold.
+
+    Args:
+        network: Reads.
+        end: The token that ends a text; None where none does.
+        given: What the network is told beside, a row each.
+    """
+
+    def __init__(self, network: NextToken, end: int | None, given: dict[str, Tensor]) -> None:
+        self.network, self.end, self.given = network, end, given
+        self.memory = network.new_cache()
+        self._num_read = 0
+
+    def logits(self, text: Tensor) -> Tensor:
+        """Returns what follows texts, (batch, vocabulary), that begin with those of the call before.
+
+        Raises:
+            ValueError: If a text has no token.
+        """
+        if text.shape[1] == 0:
+            raise ValueError("start must hold at least one token a row, got none; begin with a line break.")
+        if self.memory.is_full or not self._num_read:
+            self.memory.clear()
+            self._num_read = max(0, text.shape[1] - self.network.context)
+        logits = self.network(text[:, self._num_read :], cache=self.memory, **self.given)
+        self._num_read = text.shape[1]
+        return logits[:, -1]
+
+    def take(self, rows: Tensor) -> None:
+        """Takes the texts of these numbers in place of all."""
+        self.memory.take(rows)
+        self.given = {name: value[rows] for name, value in self.given.items()}
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Returns which tokens end their text."""
+        return torch.zeros_like(tokens, dtype=torch.bool) if self.end is None else tokens == self.end
+
+
 class TextSampler(ABC):
     """Writes texts by a network that knows what may come next."""
 
-    @abstractmethod
     def write(
         self,
         network: NextToken,
@@ -59,7 +101,7 @@ class TextSampler(ABC):
         end: int | None = None,
         **given: Tensor,
     ) -> Iterator[Tensor]:
-        """Yields token after token of the texts that go on from a start, (batch,) each.
+        """Returns token after token of the texts that go on from a start, (batch,) each.
 
         Args:
             network: Scores the next token; in eval mode, or dropout disturbs it.
@@ -73,10 +115,20 @@ class TextSampler(ABC):
         Raises:
             ValueError: If there is no token to start from.
         """
+        return self.written(Reader(network, end, given), start, num_tokens, seed, index)
+
+    @abstractmethod
+    def written(
+        self, reader: Reader, start: Tensor, num_tokens: int, seed: int, index: Tensor
+    ) -> Iterator[Tensor]:
+        """Yields what `write` returns, by a reader of the network that has read nothing yet."""
 
 
 class TokenSampler(TextSampler):
     """Chooses the token that comes next, for each row by itself.
+
+    What is random belongs to a place in the text, so that a text which is cut and given as a start goes on as
+    it did.
 
     Shapes:
         logits: (batch, vocabulary), not normalised; index: (batch,). Returns tokens, (batch,), int64.
@@ -93,18 +145,22 @@ class TokenSampler(TextSampler):
             position: Place of the token in its text, counted from 0.
         """
 
-    def write(
-        self,
-        network: NextToken,
-        start: Tensor,
-        num_tokens: int,
-        seed: int,
-        index: Tensor,
-        end: int | None = None,
-        **given: Tensor,
+    @torch.no_grad()
+    def written(
+        self, reader: Reader, start: Tensor, num_tokens: int, seed: int, index: Tensor
     ) -> Iterator[Tensor]:
-        """Yields token after token, each chosen where those before it are known; see `walk`."""
-        return walk(network, start, num_tokens, self, seed, index, end, **given)
+        """Yields token after token, each chosen where those before it are known."""
+        end, first = reader.end, start.shape[1]
+        text = torch.cat([start, start.new_zeros(len(start), num_tokens)], dim=1)
+        has_ended = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        for place in range(first, text.shape[1]):
+            if end is not None and bool(has_ended.all()):
+                text[:, place] = end
+            else:
+                token = self.choose(reader.logits(text[:, :place]), seed, index, place)
+                text[:, place] = token if end is None else token.masked_fill(has_ended, end)
+                has_ended |= reader.ends(text[:, place])
+            yield text[:, place]
 
 
 class Greedy(TokenSampler):
@@ -163,63 +219,3 @@ class Categorical(TokenSampler):
             # A token may come as long as those before it lack mass; the first one always may.
             kept &= shares.cumsum(dim=1) - shares < self.top_p
         return torch.zeros_like(kept).scatter(1, order, kept)
-
-
-class Reader:
-    """A network that reads texts while they grow, each token once.
-
-    Until a text is as long as the context, that is. From there on the last `context` tokens are the network's
-    whole text, numbered from 0, which is read again for every token: the price of a token grows about
-    `context`-fold.
-
-    Args:
-        network: Reads.
-    """
-
-    def __init__(self, network: NextToken) -> None:
-        self.network, self.memory = network, network.new_cache()
-        self._num_read = 0
-
-    def logits(self, text: Tensor, **given: Tensor) -> Tensor:
-        """Returns what follows texts, (batch, vocabulary), that begin with those of the call before.
-
-        Raises:
-            ValueError: If a text has no token.
-        """
-        if text.shape[1] == 0:
-            raise ValueError("start must hold at least one token a row, got none; begin with a line break.")
-        if self.memory.is_full or not self._num_read:
-            self.memory.clear()
-            self._num_read = max(0, text.shape[1] - self.network.context)
-        logits = self.network(text[:, self._num_read :], cache=self.memory, **given)
-        self._num_read = text.shape[1]
-        return logits[:, -1]
-
-
-@torch.no_grad()
-def walk(
-    network: NextToken,
-    start: Tensor,
-    num_tokens: int,
-    sampler: TokenSampler,
-    seed: int,
-    index: Tensor,
-    end: int | None = None,
-    **given: Tensor,
-) -> Iterator[Tensor]:
-    """Yields token after token that the network writes behind a start, (batch,) each.
-
-    The numbers drawn belong to a place in the text, so that a text which is cut and given as a start goes on
-    as it did. See `TextSampler.write` for the arguments.
-    """
-    reader, first = Reader(network), start.shape[1]
-    text = torch.cat([start, start.new_zeros(len(start), num_tokens)], dim=1)
-    has_ended = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-    for place in range(first, text.shape[1]):
-        if end is not None and bool(has_ended.all()):
-            text[:, place] = end
-        else:
-            token = sampler.choose(reader.logits(text[:, :place], **given), seed, index, place)
-            text[:, place] = token if end is None else token.masked_fill(has_ended, end)
-            has_ended |= text[:, place] == (-1 if end is None else end)
-        yield text[:, place]
