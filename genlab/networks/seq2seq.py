@@ -12,7 +12,38 @@ from genlab.networks.transformer import require_text
 from genlab.shapes import DataSpec
 
 
-class EncoderDecoderGRU(nn.Module):
+class _EncoderDecoder(nn.Module):
+    """Vectors of the tokens that are read and written; whoever extends it adds the rest and `output`."""
+
+    context = sys.maxsize
+    output: nn.Linear
+
+    def __init__(self, spec: DataSpec, width: int, dropout: float) -> None:
+        super().__init__()
+        source = source_of(spec, type(self).__name__)
+        self.pad = padding_of(source)
+        self.source_token = nn.Embedding(source.levels, width)
+        self.token = nn.Embedding(spec.levels, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def initialise(self) -> None:
+        """Gives vectors and the output small first weights, so that at the start all tokens are as likely."""
+        for table in (self.source_token, self.token):
+            nn.init.normal_(table.weight, std=0.1)
+        nn.init.normal_(self.output.weight, std=0.02)
+        nn.init.zeros_(self.output.bias)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix that scores tokens, (vocabulary, width)."""
+        return self.output.weight
+
+    def new_cache(self) -> Reading:
+        """Returns what is to be given to each call that reads on in the same texts."""
+        return Reading()
+
+
+class EncoderDecoderGRU(_EncoderDecoder):
     """A GRU that reads the source to one vector, and a GRU that writes from it: p(y_i | y_0 ... y_{i-1}, x).
 
     Cho et al. 2014 (arXiv:1406.1078): the context vector c, the encoder's state after the source, begins the
@@ -34,19 +65,12 @@ class EncoderDecoderGRU(nn.Module):
         ValueError: If the data are not pairs of sentences.
     """
 
-    context = sys.maxsize
-
     def __init__(self, spec: DataSpec, width: int = 256, dropout: float = 0.0) -> None:
-        super().__init__()
-        source = source_of(spec, "EncoderDecoderGRU")
-        self.pad = padding_of(source)
-        self.source_token = nn.Embedding(source.levels, width)
-        self.token = nn.Embedding(spec.levels, width)
+        super().__init__(spec, width, dropout)
         self.encoder = nn.GRU(width, width, batch_first=True)
         self.decoder = nn.GRU(2 * width, width, batch_first=True)
         self.output = nn.Linear(3 * width, spec.levels)
-        self.dropout = nn.Dropout(dropout)
-        initialise(self)
+        self.initialise()
 
     def forward(self, tokens: Tensor, source: Tensor, cache: Reading | None = None) -> Tensor:
         reading = Reading() if cache is None else cache
@@ -65,17 +89,8 @@ class EncoderDecoderGRU(nn.Module):
         states, _ = self.encoder(self.dropout(self.source_token(source)))
         return states[torch.arange(len(source), device=source.device), lengths(source, self.pad) - 1]
 
-    @property
-    def output_weight(self) -> Tensor:
-        """The matrix that scores tokens, (vocabulary, width)."""
-        return self.output.weight
 
-    def new_cache(self) -> Reading:
-        """Returns what is to be given to each call that reads on in the same texts."""
-        return Reading()
-
-
-class AttentionGRU(nn.Module):
+class AttentionGRU(_EncoderDecoder):
     """A GRU that writes and, before each token, looks over the whole source: p(y_i | y_0 ... y_{i-1}, x).
 
         e_ij = v^T tanh(W s_{i-1} + U h_j),   a_i = softmax(e_i),   c_i = sum_j a_ij h_j,
@@ -101,22 +116,15 @@ class AttentionGRU(nn.Module):
         ValueError: If the data are not pairs of sentences.
     """
 
-    context = sys.maxsize
-
     def __init__(self, spec: DataSpec, width: int = 256, dropout: float = 0.0) -> None:
-        super().__init__()
-        source = source_of(spec, "AttentionGRU")
-        self.pad = padding_of(source)
-        self.source_token = nn.Embedding(source.levels, width)
-        self.token = nn.Embedding(spec.levels, width)
+        super().__init__(spec, width, dropout)
         self.forward_encoder = nn.GRU(width, width, batch_first=True)
         self.backward_encoder = nn.GRU(width, width, batch_first=True)
         self.first_state = nn.Linear(width, width)
         self.attention = AdditiveAttention(width, 2 * width, width)
         self.decoder = nn.GRUCell(3 * width, width)
         self.output = nn.Linear(4 * width, spec.levels)
-        self.dropout = nn.Dropout(dropout)
-        initialise(self)
+        self.initialise()
 
     def forward(self, tokens: Tensor, source: Tensor, cache: Reading | None = None) -> Tensor:
         return self._written(tokens, source, Reading() if cache is None else cache)[0]
@@ -125,15 +133,6 @@ class AttentionGRU(nn.Module):
     def maps(self, tokens: Tensor, source: Tensor) -> Tensor:
         """Returns how much each token looked at each of the source, (batch, length, source length)."""
         return self._written(tokens, source, Reading())[1]
-
-    @property
-    def output_weight(self) -> Tensor:
-        """The matrix that scores tokens, (vocabulary, width)."""
-        return self.output.weight
-
-    def new_cache(self) -> Reading:
-        """Returns what is to be given to each call that reads on in the same texts."""
-        return Reading()
 
     def _written(self, tokens: Tensor, source: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
         """Returns the logits, and the attention that led to each."""
@@ -243,14 +242,3 @@ def reversed_within(x: Tensor, num: Tensor) -> Tensor:
     place = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
     turned = torch.where(place < num[:, None], num[:, None] - 1 - place, place)
     return x.gather(1, turned[..., None].expand_as(x))
-
-
-def initialise(network: nn.Module) -> None:
-    """Gives embeddings and the output small first weights, so that at the start all tokens are as likely."""
-    for module in network.modules():
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.1)
-    output = network.output
-    assert isinstance(output, nn.Linear)
-    nn.init.normal_(output.weight, std=0.02)
-    nn.init.zeros_(output.bias)
