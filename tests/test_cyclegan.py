@@ -11,7 +11,7 @@ from genlab.colour import luminance_correlation
 from genlab.data.reversed import WayBackData
 from genlab.data.translated_shapes import TranslatedShapes
 from genlab.evaluation.given import given_for
-from genlab.evaluation.score import back_name, score_all_ways
+from genlab.evaluation.score import back_name, score
 from genlab.families.capabilities import TranslatesBack, can
 from genlab.families.cyclegan import CycleGAN, ImagePool
 from genlab.losses.adversarial import LeastSquares
@@ -266,7 +266,7 @@ def test_both_directions_are_scored_against_the_data_of_their_own_side():
     model = cyclegan(data.spec, generator=Same).eval()
     with torch.no_grad():
         model.generator.back.gain.fill_(0.0)
-    found = score_all_ways(model, data, None, [PSNR()], 100)
+    found = score(model, data, None, [PSNR()], 100)
     view = WayBackData(data)
     forth, grey = (PSNR() for _ in range(2))
     for metric, made, target in ((forth, "source", "image"), (grey, None, "source")):

@@ -15,7 +15,7 @@ from genlab.evaluation.floor import floor_scores
 from genlab.evaluation.latent_space import measure_latent
 from genlab.evaluation.likelihood import Likelihood, score_likelihood
 from genlab.evaluation.probing import bigram_shift
-from genlab.evaluation.score import KeptSamples, Scores, place, reference_of, score_all_ways
+from genlab.evaluation.score import KeptSamples, Scores, place, reference_of, score
 from genlab.evaluation.speed import measure_speed
 from genlab.families.base import Model
 from genlab.families.capabilities import Encodes, HasLikelihood, can, can_be_sampled
@@ -84,7 +84,7 @@ class Examination:
             return None
         batch_size = min(self.batch_size, self.num_samples)
         arguments = (usable, self.num_samples, self.split, self.seed, batch_size, keep)
-        return score_all_ways(model, self.data, self.extractor, *arguments)
+        return score(model, self.data, self.extractor, *arguments)
 
     def likelihood(self, model: Model) -> Likelihood | None:
         """Returns the likelihood of the split under a model that has one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -90,6 +90,9 @@ def score(
     not depend on the number of devices or on the batch size. A model that is told a source draws one sample
     for each item of the split, in their order, and no more.
 
+    A model that translates back is scored on its way back, too: what it makes of the split's images is
+    compared with the split's sources, under names such as `fid_back@100` for `fid@100`.
+
     Args:
         model: A family that can be sampled.
         data: Gives the real items to compare with.
@@ -99,75 +102,13 @@ def score(
         split: Split of the real items.
         seed: Seed of the samples.
         batch_size: Samples drawn at a time on each device.
-        keep: Return the samples and their features too.
+        keep: Return the samples of the way there and their features, too.
     """
-    check_scorable(model, extractor, metrics)
-    start = time.monotonic()
-    num_real = len(data.items(split))
-    if "source" in model.given:
-        num_samples = min(num_samples, num_real)
-    if extractor is not None:
-        reference = reference_of(data, extractor, split, batch_size, model.device)
-    decode = text_decoder(data.spec)
-    for metric in metrics:
-        metric.reset()
-        metric.to(model.device)
-        metric.set_data(data.spec, decode)
-        if extractor is not None:
-            metric.set_reference(reference)
-    collector = Collector(extractor).to(model.device) if keep and extractor is not None else None
-    kept: dict[int, Tensor] = {}
-    for drawn in drawn_batches(model, data, extractor, metrics, num_samples, split, seed, batch_size):
-        for metric in [*metrics, *filter(None, [collector])]:
-            metric.update(drawn)
-        if keep and len(kept) * drawn.x[:1].nbytes < KEPT_BYTES:
-            kept.update(zip(drawn.index.tolist(), drawn.x.cpu(), strict=True))
-    samples = None
-    if collector is not None:
-        given = partial(given_for, model, data=data, split=split)
-        samples = KeptSamples(collector.reference_of_all(), seed, kept, given)
-    values = {
-        full_name(metric, name, num_real, num_samples): float(value)
-        for metric in metrics
-        for name, value in metric.compute().items()
-    }
-    ruler = {} if extractor is None else extractor_protocol(extractor)
-    protocol = {
-        **ruler,
-        "split": split,
-        "num_real": num_real,
-        "num_fake": num_samples,
-        "seed": seed,
-        "weights": model.sampling_weights,
-        "data": data.spec.name,
-        "data_fingerprint": data.fingerprint(split)[:16],
-        "levels": model.spec.levels,
-        "metrics": {type(metric).__name__: metric.protocol() for metric in metrics},
-    }
-    return Scores(values, protocol, time.monotonic() - start, samples)
-
-
-def score_all_ways(
-    model: Model,
-    data: DataModule,
-    extractor: Extractor | None,
-    metrics: Sequence[SampleMetric],
-    num_samples: int,
-    split: str = "test",
-    seed: int = 0,
-    batch_size: int = 100,
-    keep: bool = False,
-) -> Scores:
-    """Returns what `score` does, and of a model that translates back, too, the scores of its way back.
-
-    These compare what is made of the split's images with the split's sources, and have names of their own:
-    `fid_back@100` for `fid@100`.
-    """
-    arguments = (extractor, metrics, num_samples, split, seed, batch_size)
-    found = score(model, data, *arguments, keep)
+    there = _Pass(model, data, extractor, metrics, num_samples, split, seed, batch_size)
+    found = there.scores(keep)
     if not isinstance(model, TranslatesBack):
         return found
-    back = score(model.reversed(), WayBackData(data), *arguments)
+    back = replace(there, model=model.reversed(), data=WayBackData(data)).scores()
     values = {back_name(name): value for name, value in back.values.items()}
     differs = {name: value for name, value in back.protocol.items() if value != found.protocol[name]}
     return replace(
@@ -176,6 +117,92 @@ def score_all_ways(
         protocol={**found.protocol, "back": differs},
         seconds=found.seconds + back.seconds,
     )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over a model and its data, in one direction; see `score`."""
+
+    model: Model
+    data: DataModule
+    extractor: Extractor | None
+    metrics: Sequence[SampleMetric]
+    num_samples: int
+    split: str
+    seed: int
+    batch_size: int
+
+    def scores(self, keep: bool = False) -> Scores:
+        check_scorable(self.model, self.extractor, self.metrics)
+        start = time.monotonic()
+        self._prepare_metrics()
+        collector = None
+        if keep and self.extractor is not None:
+            collector = Collector(self.extractor).to(self.model.device)
+        kept: dict[int, Tensor] = {}
+        for drawn in self._batches():
+            for metric in [*self.metrics, *filter(None, [collector])]:
+                metric.update(drawn)
+            if keep and len(kept) * drawn.x[:1].nbytes < KEPT_BYTES:
+                kept.update(zip(drawn.index.tolist(), drawn.x.cpu(), strict=True))
+        samples = None
+        if collector is not None:
+            given = partial(given_for, self.model, data=self.data, split=self.split)
+            samples = KeptSamples(collector.reference_of_all(), self.seed, kept, given)
+        return Scores(self._values(), self._protocol(), time.monotonic() - start, samples)
+
+    @cached_property
+    def num_real(self) -> int:
+        return len(self.data.items(self.split))
+
+    @property
+    def num_fake(self) -> int:
+        return min(self.num_samples, self.num_real) if "source" in self.model.given else self.num_samples
+
+    def _prepare_metrics(self) -> None:
+        device, extractor = self.model.device, self.extractor
+        if extractor is not None:
+            reference = reference_of(self.data, extractor, self.split, self.batch_size, device)
+        decode = text_decoder(self.data.spec)
+        for metric in self.metrics:
+            metric.reset()
+            metric.to(device)
+            metric.set_data(self.data.spec, decode)
+            if extractor is not None:
+                metric.set_reference(reference)
+
+    def _batches(self) -> Iterator[Drawn]:
+        """Yields this device's share of the samples, in batches, with all that the metrics need."""
+        model, data, split = self.model, self.data, self.split
+        compares = any("target" in metric.needs for metric in self.metrics)
+        for index in batches_of(self.num_fake, self.batch_size):
+            given = given_for(model, index, data, split)
+            x = sample_levels(model, index, self.seed, given)
+            features = None if self.extractor is None else self.extractor(x, model.spec.levels)
+            target = targets_of(data, split, index) if compares else None
+            yield Drawn(index, x, features, target, given.get("source"))
+
+    def _values(self) -> dict[str, float]:
+        return {
+            full_name(metric, name, self.num_real, self.num_fake): float(value)
+            for metric in self.metrics
+            for name, value in metric.compute().items()
+        }
+
+    def _protocol(self) -> dict[str, Any]:
+        ruler = {} if self.extractor is None else extractor_protocol(self.extractor)
+        return {
+            **ruler,
+            "split": self.split,
+            "num_real": self.num_real,
+            "num_fake": self.num_fake,
+            "seed": self.seed,
+            "weights": self.model.sampling_weights,
+            "data": self.data.spec.name,
+            "data_fingerprint": self.data.fingerprint(self.split)[:16],
+            "levels": self.model.spec.levels,
+            "metrics": {type(metric).__name__: metric.protocol() for metric in self.metrics},
+        }
 
 
 def back_name(name: str) -> str:
@@ -196,28 +223,6 @@ def check_scorable(model: Model, extractor: Extractor | None, metrics: Sequence[
                 f"{type(metric).__name__} compares samples with targets, and this {type(model).__name__} is "
                 "told no source: give model.given [source], or leave the metric out."
             )
-
-
-def drawn_batches(
-    model: Model,
-    data: DataModule,
-    extractor: Extractor | None,
-    metrics: Sequence[SampleMetric],
-    num_samples: int,
-    split: str,
-    seed: int,
-    batch_size: int,
-) -> Iterator[Drawn]:
-    """Yields this device's share of the samples, in batches, with all that the metrics need."""
-    compares = any("target" in metric.needs for metric in metrics)
-    if extractor is not None:
-        extractor.to(model.device)
-    for index in batches_of(num_samples, batch_size):
-        given = given_for(model, index, data, split)
-        x = sample_levels(model, index, seed, given)
-        features = None if extractor is None else extractor(x, model.spec.levels)
-        target = targets_of(data, split, index) if compares else None
-        yield Drawn(index, x, features, target, given.get("source"))
 
 
 def targets_of(data: DataModule, split: str, index: Tensor) -> Tensor:
