@@ -16,9 +16,11 @@ from genlab.configuration.trust import MODEL_ROOMS
 from genlab.data.digits import Digits
 from genlab.data.toy import TwoMoons
 from genlab.errors import CheckpointError
-from genlab.evaluation import export
-from genlab.evaluation.export import difference, export_onnx, export_weights, functions_of, load_exported
+from genlab.evaluation import export, functions, onnx
+from genlab.evaluation.export import export_weights, load_exported
+from genlab.evaluation.functions import Function, difference, functions_of
 from genlab.evaluation.load import build_model
+from genlab.evaluation.onnx import export_onnx
 from genlab.shapes import DataSpec
 
 PAIRS = DataSpec("pairs", (1, 8, 8), 0, 17, DataSpec("sources", (1, 8, 8), levels=17))
@@ -164,7 +166,7 @@ def test_differences_are_shares_of_the_largest_number():
 def test_a_model_without_functions_says_so(exported):
     model, _, _ = exported("gan_digits")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "can", lambda *asked: False)
+        patch.setattr(functions, "can", lambda *asked: False)
         with pytest.raises(ValueError, match="has no function to export"):
             functions_of(model)
 
@@ -174,7 +176,7 @@ def test_an_exported_file_is_sampled_like_its_run(tmp_path, monkeypatch, exporte
     shutil.copy(exported("gan_digits")[1], target)
     code, _, error = genlab_command("sample", target, "-n", 2)
     assert code == 0 and (tmp_path / "gan_digits/samples/seed0/000001.png").is_file(), error
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
     code, _, error = genlab_command("export", target, "--to", "onnx")
     assert code == 2 and "pip install 'genlab[onnx]'" in error
     code, _, error = genlab_command("export", target, "--to", "onnx", "-o", tmp_path / "x.png")
@@ -205,7 +207,7 @@ def test_a_graph_of_a_translation_takes_other_sizes_and_is_refused_where_it_diff
     (found,) = session.run(None, {"source": source.numpy()})
     torch.testing.assert_close(torch.tensor(found), function.call(source=source), rtol=0.0, atol=1e-4)
     before = target.read_bytes()
-    monkeypatch.setattr(export, "_run_onnx", lambda file, inputs: function.outputs(inputs) + 1e-3)
+    monkeypatch.setattr(onnx, "_run", lambda file, inputs: function.outputs(inputs) + 1e-3)
     with pytest.raises(CheckpointError, match=r"differs from the model by 0\.001"):
         export_onnx(function, model, target)
     assert target.read_bytes() == before
@@ -216,7 +218,7 @@ def test_what_has_no_graph_is_named(tmp_path):
     pytest.importorskip("onnxruntime")
     model = model_of("gan_digits")
     (function,) = functions_of(model)
-    broken = export.Function("decoder", lambda z: torch.linalg.eigvals(z @ z.mT).real, function.inputs)
+    broken = Function("decoder", lambda z: torch.linalg.eigvals(z @ z.mT).real, function.inputs)
     with pytest.raises(ValueError, match="The decoder of this GAN has no ONNX form"):
         export_onnx(broken, model, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())

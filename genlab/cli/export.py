@@ -41,7 +41,8 @@ def write_weights(model: Any, run: Run, target: Path) -> list[Path]:
 
 def write_onnx(model: Any, run: Run, target: Path) -> list[Path]:
     """Writes a graph for each function, with its name in the file's where there are several."""
-    from genlab.evaluation.export import export_onnx, functions_of, require_onnx
+    from genlab.evaluation.functions import functions_of
+    from genlab.evaluation.onnx import export_onnx, require_onnx
 
     require_onnx()
     functions = functions_of(model)
@@ -55,7 +56,7 @@ def write_onnx(model: Any, run: Run, target: Path) -> list[Path]:
 
 def tell(function: str, worst: float) -> None:
     """Says how near a function that was written is to the model's, where it is in nobody's way."""
-    from genlab.evaluation.export import NUM_COMPARED
+    from genlab.evaluation.functions import NUM_COMPARED
 
     print(f"{function}: differs by at most {worst:.2g} over {NUM_COMPARED} inputs", file=sys.stderr)
 
