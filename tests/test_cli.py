@@ -207,7 +207,7 @@ def test_a_mistake_gets_a_short_error_with_its_remedy(mistake, genlab_command):
 
 
 def test_a_secret_of_a_logger_is_refused_before_anything_keeps_it():
-    from genlab.cli.training import refuse_secrets
+    from genlab.cli.settings import refuse_secrets
 
     logger = {"class_path": "WandbLogger", "dict_kwargs": {"settings": {"api_key": "c4n4ry-5ecret"}}}
     for given, place in ((logger, "logger"), ([logger], "logger[0]")):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genlab.cli.training import import_room
+from genlab.cli.model import import_room
 
 SLOW = {
     *("gru_multi30k", "attention_multi30k", "transformer_multi30k", "gpt_numbers"),

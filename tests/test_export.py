@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from test_translate import CONFIG
 
 import genlab
-from genlab.cli.training import import_room
+from genlab.cli.model import import_room
 from genlab.configuration.trust import MODEL_ROOMS
 from genlab.data.digits import Digits
 from genlab.data.toy import TwoMoons

@@ -15,7 +15,7 @@ from genlab.callbacks.budget import spent_limit
 from genlab.callbacks.checkpoints import RunCheckpoints, StopRequest
 from genlab.callbacks.evaluate import Evaluate
 from genlab.callbacks.record import Resumption
-from genlab.cli.training import resolve_checkpoint
+from genlab.cli.model import resolve_checkpoint
 from genlab.errors import CheckpointError, DataError, exit_code
 from genlab.evaluation.load import read_checkpoint, require_resumable
 from genlab.files import digest

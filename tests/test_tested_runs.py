@@ -286,8 +286,8 @@ def test_a_wrong_variant_is_named_before_training(mistake, genlab_command, tiny_
 
 
 def test_checking_variants_leaves_the_training_s_random_numbers_alone():
+    from genlab.cli.model import import_room
     from genlab.cli.testing import check_variants
-    from genlab.cli.training import import_room
     from genlab.configuration.trust import MODEL_ROOMS
     from genlab.evaluation.load import build_model
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,6 @@ def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, 
     A file that `genlab export --to safetensors` has written stands for a run, too: for one in a folder of the
     same name.
     """
-    from genlab.cli.training import import_room, resolve_checkpoint
     from genlab.configuration.trust import MODEL_ROOMS
     from genlab.evaluation.load import load_run
 
@@ -34,6 +35,38 @@ def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, 
     run = open_run(path)
     device = chosen_device(options.device)
     return load_run(run, resolve_checkpoint(options.checkpoint, run), device), run
+
+
+def import_room(name: str) -> None:
+    """Imports every file of a room, so that its classes are known by their bare names."""
+    room = importlib.import_module(f"genlab.{name}")
+    for module in pkgutil.iter_modules(room.__path__, f"genlab.{name}."):
+        importlib.import_module(module.name)
+
+
+def resolve_checkpoint(given: Any, run: Run | None = None) -> Path | None:
+    """Returns the checkpoint's file.
+
+    Args:
+        given: A file; a run folder, whose last one it is; or "best" or "last" of the run; None for none.
+        run: The run that the command is about, where it is about one.
+
+    Raises:
+        CheckpointError: A run has none, or all are damaged.
+        ValueError: There is no such file.
+    """
+    if not given:
+        return None
+    path = Path(given)
+    if str(given) in ("best", "last") and not path.exists():
+        if run is None:
+            raise ValueError(f"--ckpt_path {given} is one of a run: name the run first, or the file.")
+        return run.checkpoint(str(given))
+    if path.is_dir():
+        return open_run(path).checkpoint()
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {path}; a run keeps its own in <run>/checkpoints/.")
+    return path
 
 
 def chosen_device(named: str | None) -> str:
@@ -84,7 +117,6 @@ def data_of(model: Any, run: Run) -> Any:
     """Returns the run's data where the model is told something of them, None where it needs none."""
     if "source" not in model.given:
         return None
-    from genlab.cli.training import import_room
     from genlab.evaluation.load import load_data
 
     import_room("data")

@@ -20,7 +20,7 @@ def neighbours(arguments: list[str]) -> int:
     import torch
     from PIL import Image
 
-    from genlab.cli.training import import_room
+    from genlab.cli.model import import_room
     from genlab.evaluation import gallery
     from genlab.evaluation.copies import find_copies
     from genlab.evaluation.examine import Examination

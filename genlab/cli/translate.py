@@ -150,7 +150,7 @@ class Degraded(Given):
 
     def __init__(self, translator: Any, run: Run) -> None:
         super().__init__(translator)
-        from genlab.cli.training import import_room
+        from genlab.cli.model import import_room
         from genlab.evaluation.load import load_data
 
         import_room("data")
