@@ -1,10 +1,12 @@
 import json
 import re
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 
+from genlab.data import utf8
 from genlab.data.numbers import NumberNames, NumberText, spelt
 from genlab.data.sentences import SentencePairs, sources, targets
 from genlab.data.sources import BadSource
@@ -157,9 +159,37 @@ def test_one_changed_character_changes_the_fingerprint_of_its_split(file):
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_a_byte_order_mark_is_dropped_and_line_ends_stay(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo\n" * 20)
-    assert text_of(tmp_path / "a.txt").text() == "one\r\ntwo\n" * 20
+def test_a_byte_order_mark_is_dropped_and_every_line_ends_in_a_line_feed(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo\nold\rmac\r\r\n" * 20)
+    data, plain = text_of(tmp_path / "a.txt"), "one\ntwo\nold\nmac\n\n" * 20
+    assert data.text() == plain
+    assert data.preprocessing()["carriage_returns"] == 80  # 20 of them alone, after which a line feed stands
+    assert sum(data.num_bytes(name) for name in ("train", "val", "test")) == len(plain)
+    (tmp_path / "b.txt").write_text(plain)
+    assert "carriage_returns" not in text_of(tmp_path / "b.txt").preprocessing()
+
+
+def test_blocks_and_lines_of_a_file_are_those_of_the_whole(tmp_path, monkeypatch):
+    text = "\ufeffüber\r\n\n日本 🙂\r\r\nx\u2028y\rz"
+    content = text.encode()
+    (tmp_path / "a.txt").write_bytes(content)
+    whole, lines = utf8.read_text(tmp_path / "a.txt"), utf8.read_lines(tmp_path / "a.txt")
+    assert whole == "über\n\n日本 🙂\n\nx\u2028y\nz" and lines == ["über", "", "日本 🙂\r", "x\u2028y\rz"]
+    assert list(utf8.lines_of(BytesIO(content), "a")) == lines
+    assert [line[:2] for line in utf8.lines_of(BytesIO(content), "a", 11)] == [line[:2] for line in lines]
+    for size in range(1, 12):
+        monkeypatch.setattr(utf8, "BLOCK", size)
+        blocks = list(utf8.blocks_of(BytesIO(content), "a"))
+        assert "".join(map(utf8.with_line_feeds, blocks)).removeprefix(utf8.MARK) == whole
+        assert utf8.num_carriage_returns(tmp_path / "a.txt") == 4
+        for cut in (1, 4, len(content) - 9):  # within the mark and two characters
+            broken = content[:cut] + b"\xff" + content[cut:]
+            with pytest.raises(BadSource, match=r"a is not UTF-8: byte \d+ is 0x"):
+                list(utf8.blocks_of(BytesIO(broken), "a"))
+    wrong = "ab\ncd\n".encode() + "é".encode()[:1] + b"x\n"
+    for read in (utf8.blocks_of, utf8.lines_of):
+        with pytest.raises(BadSource, match="a is not UTF-8: byte 6 is 0xc3"):
+            list(read(BytesIO(wrong), "a"))
 
 
 def test_a_folder_is_its_text_files_in_order_each_on_lines_of_its_own(tmp_path):

@@ -23,7 +23,7 @@ def test_text_comes_back_from_its_tokens(kind, marks):
     for text in (TEXT, "", "cat"):
         tokens = tokenizer.encode(text)
         assert tokenizer.decode(tokens) == text and tokenizer.bytes_of(tokens) == text.encode()
-        assert tokens.dtype == np.int64 and (tokens >= (3 if marks else 0)).all()
+        assert tokens.dtype == np.int16 and (tokens >= (3 if marks else 0)).all()
         assert (tokens < tokenizer.size).all()
 
 

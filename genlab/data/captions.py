@@ -15,7 +15,7 @@ from genlab.data.loading import Items
 from genlab.data.packed import Packed, Rows, pack
 from genlab.data.sentences import sentence_spec, sources
 from genlab.data.sources import BadSource
-from genlab.data.text import read_utf8
+from genlab.data.utf8 import read_lines
 from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
 from genlab.shapes import DataSpec
 
@@ -122,8 +122,7 @@ def read_captions(file: Path, names: list[str]) -> list[list[str]]:
         BadSource: Where a line has no tab, or an image no caption, with the first five names.
     """
     found: dict[str, list[str]] = {}
-    lines = [line.removesuffix("\r") for line in read_utf8(file).split("\n")]
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         name, tab, caption = line.partition("\t")
         if line and not tab:
             raise BadSource(f"{file} line {number} is no name<TAB>caption: {line[:40]!r}")

@@ -15,8 +15,8 @@ from genlab.data.loading import Items
 from genlab.data.packed import Packed
 from genlab.data.sources import BadSource, require_path, siblings
 from genlab.data.splits import FIXED, as_test, drawn, others, require_share, share_of, together
-from genlab.data.text import read_utf8
 from genlab.data.tokenizers import BEGIN, END, PAD, Tokenizer, TokenizerKind, trained
+from genlab.data.utf8 import read_lines
 from genlab.shapes import IGNORED, Batch, DataSpec
 
 
@@ -246,9 +246,8 @@ def _from_table(path: Path) -> Pairs:
 
 
 def _lines(path: Path) -> list[str]:
-    """Returns the lines of a file; only line feeds end one, as other tools count them."""
-    lines = [line.removesuffix("\r") for line in read_utf8(path).split("\n")]
-    lines = lines if lines[-1] else lines[:-1]
+    """Returns the lines of a file of sentences."""
+    lines = read_lines(path)
     if not lines:
         raise BadSource(f"{path} holds no lines; give a file of sentences")
     return lines

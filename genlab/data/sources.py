@@ -9,9 +9,10 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from genlab.data.decode import EXTENSIONS, BadImage
 from genlab.errors import DataError
@@ -213,8 +214,9 @@ class Tar(Source):
         return sorted(range(len(self)), key=offsets.__getitem__)
 
 
-def read_file(path: Path, at_most: int | None = None, root: str | None = None) -> bytes:
-    """Returns the bytes of a file, and of nothing else that a name can stand for.
+@contextmanager
+def opened(path: Path, at_most: int | None = None, root: str | None = None) -> Iterator[BinaryIO]:
+    """Opens a file to be read, and nothing else that a name can stand for.
 
     Args:
         path: The file. A pipe without a writer would never end, and /dev/zero never.
@@ -234,6 +236,12 @@ def read_file(path: Path, at_most: int | None = None, root: str | None = None) -
             raise OSError(errno.EINVAL, "a pipe or a device, not a file")
         if at_most is not None and status.st_size > at_most:
             raise OSError(errno.EFBIG, _too_large(status.st_size, at_most))
+        yield file
+
+
+def read_file(path: Path, at_most: int | None = None, root: str | None = None) -> bytes:
+    """Returns the bytes of a file; see `opened`."""
+    with opened(path, at_most, root) as file:
         return file.read()
 
 

@@ -15,9 +15,10 @@ from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.loading import Items, Order, StreamOrder
 from genlab.data.packed import Packed
-from genlab.data.sources import BadSource, read_file, require_path
+from genlab.data.sources import BadSource, require_path
 from genlab.data.splits import require_share
 from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
+from genlab.data.utf8 import num_carriage_returns, read_text
 from genlab.errors import DataError
 from genlab.shapes import IGNORED, DataSpec
 
@@ -114,11 +115,10 @@ class TextData(DataModule):
     @cached_property
     def stretches(self) -> dict[str, np.ndarray]:
         """The tokens of each split after the one before them, of the smallest type that holds them."""
-        kept = np.int16 if self.tokenizer.size <= 2**15 else np.int32
         stretches, before = {}, self.tokenizer.start
         for name, text in self.parts.items():
-            stretches[name] = np.concatenate([[before], self.tokenizer.encode(text)]).astype(kept)
-            before = stretches[name][-1]
+            stretches[name] = self.tokenizer.encode(text, [before])
+            before = int(stretches[name][-1])
         self._require_windows(len(stretches["train"]) - 1)
         return stretches
 
@@ -183,8 +183,9 @@ def _windows(tokens: np.ndarray, context: int) -> np.ndarray:
 class TextFile(TextData):
     """A file of UTF-8 text, or all .txt files of a folder, one after the other by their names.
 
-    A byte order mark is dropped; line ends stay as they are, so that a line feed
-    after a carriage return makes two characters.
+    A byte order mark is dropped, and every line ends in a line feed: CR LF and a CR alone become one (see
+    `genlab.data.utf8`). Bits per byte count the bytes of the text that is left; `preprocessing` says how many
+    carriage returns the files held.
 
     Args:
         path: The file or the folder.
@@ -200,39 +201,25 @@ class TextFile(TextData):
     def data_name(self) -> str:
         return Path(self.path).stem
 
+    @property
+    def files(self) -> list[Path]:
+        """The files in the order of the text."""
+        path = Path(self.path).expanduser()
+        return sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+
     def text(self) -> str:
         path = Path(self.path).expanduser()
-        files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
         root = os.path.realpath(path) if path.is_dir() else None
-        texts = [read_utf8(file, root) for file in files]
+        texts = [read_text(file, root) for file in self.files]
         text = "".join(map(_ended, texts)) if len(texts) > 1 else "".join(texts)
         if not text:
             raise BadSource(f"{self.path} holds no text; give a file of it, or a folder of .txt files")
         return text
 
+    def preprocessing(self) -> dict[str, Any]:
+        num = sum(map(num_carriage_returns, self.files))
+        return {**super().preprocessing(), **({"carriage_returns": num} if num else {})}
+
 
 def _ended(text: str) -> str:
     return text if not text or text.endswith("\n") else text + "\n"
-
-
-def read_utf8(file: Path, root: str | None = None) -> str:
-    """Returns the text of a file without its byte order mark.
-
-    Args:
-        file: The file.
-        root: The folder, without links, that a link must not leave.
-
-    Raises:
-        BadSource: Where there is no such file, or the first byte that is not UTF-8.
-    """
-    try:
-        content = read_file(file.expanduser(), root=root)
-        return content.decode().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-    except OSError as error:
-        raise BadSource(
-            f"{file} cannot be read ({error.strerror}); say where it is with --data.path"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise BadSource(
-            f"{file} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}; convert it to UTF-8"
-        ) from None

@@ -51,9 +51,26 @@ class Tokenizer(ABC):
             return BEGIN
         return self.pieces.index(b"\n") if b"\n" in self.pieces else 0
 
+    @property
+    def dtype(self) -> type[np.signedinteger[Any]]:
+        """The smallest type that holds every token and -1."""
+        return np.int16 if self.size <= 2**15 else np.int32
+
+    def encode(self, text: str, before: Sequence[int] = ()) -> np.ndarray:
+        """Returns a text's tokens without marks, (tokens,), of `dtype`, behind some that are given.
+
+        A long text is encoded in portions, so that little more is needed than for its tokens.
+        """
+        portions = [self._encoded(part).astype(self.dtype) for part in _portions(text)]
+        return np.concatenate([np.asarray(before, self.dtype), *portions])
+
+    def unknown_in(self, text: str) -> list[str]:
+        """Returns the characters of a text that the vocabulary does not know, each once, in order."""
+        return [letter for letter in sorted(set(text)) if self.num_unknown(self.encode(letter))]
+
     @abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """Returns a text's tokens without marks, (tokens,), int64."""
+    def _encoded(self, text: str) -> np.ndarray:
+        """Returns the tokens of one portion, (tokens,)."""
 
     @abstractmethod
     def _settings(self) -> dict[str, Any]:
@@ -115,7 +132,7 @@ class Characters(Tokenizer):
         """The token of every character that is not known."""
         return self._first
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encoded(self, text: str) -> np.ndarray:
         codes = _code_points(text)
         if not len(self._codes):
             return np.full(len(codes), self.unknown, np.int64)
@@ -148,8 +165,8 @@ class Bytes(Tokenizer):
     def __init__(self, marks: bool = False) -> None:
         super().__init__([bytes([value]) for value in range(256)], marks)
 
-    def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int64) + self._first
+    def _encoded(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(self.dtype) + self.dtype(self._first)
 
     def _settings(self) -> dict[str, Any]:
         return {}
@@ -202,9 +219,8 @@ class BPE(Tokenizer):
         library.train_from_iterator(_portions(text), trainer)
         return cls(json.loads(library.to_str()), marks)
 
-    def encode(self, text: str) -> np.ndarray:
-        numbers = [self.library.encode(part).ids for part in _portions(text)]
-        return np.asarray([number for part in numbers for number in part], np.int64) + self._first
+    def _encoded(self, text: str) -> np.ndarray:
+        return np.asarray(self.library.encode(text).ids, np.int64) + self._first
 
     def _settings(self) -> dict[str, Any]:
         return {"model": json.loads(self.library.to_str())}

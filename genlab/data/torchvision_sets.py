@@ -19,7 +19,7 @@ from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items
 from genlab.data.packed import Packed, pack
 from genlab.data.sources import MAX_FILE_BYTES, BadSource, Source, open_source, read_file
-from genlab.data.text import read_utf8
+from genlab.data.utf8 import read_utf8
 from genlab.files import cache_folder
 from genlab.shapes import DataSpec
 
