@@ -186,7 +186,7 @@ def test_blocks_and_lines_of_a_file_are_those_of_the_whole(tmp_path, monkeypatch
             broken = content[:cut] + b"\xff" + content[cut:]
             with pytest.raises(BadSource, match=r"a is not UTF-8: byte \d+ is 0x"):
                 list(utf8.blocks_of(BytesIO(broken), "a"))
-    wrong = "ab\ncd\n".encode() + "é".encode()[:1] + b"x\n"
+    wrong = b"ab\ncd\n" + "é".encode()[:1] + b"x\n"
     for read in (utf8.blocks_of, utf8.lines_of):
         with pytest.raises(BadSource, match="a is not UTF-8: byte 6 is 0xc3"):
             list(read(BytesIO(wrong), "a"))

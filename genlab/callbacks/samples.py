@@ -11,7 +11,8 @@ from torch import Tensor
 
 from genlab.callbacks.record import log_image, log_text
 from genlab.evaluation.given import given_for
-from genlab.evaluation.pictures import samples_grid, texts, write_samples
+from genlab.evaluation.lines import samples_text
+from genlab.evaluation.pictures import samples_grid, write_samples
 from genlab.evaluation.score import sample_levels
 from genlab.families.capabilities import can_be_sampled
 
@@ -22,7 +23,8 @@ NUM_ROOMY = 16
 class SampleGrid(Callback):
     """Draws the same numbered samples before training and at every validation, as one picture each.
 
-    Texts are one file each time; translated images stand between their source and their target.
+    Texts are one file each time; what is translated, an image or a sentence, stands between its source and
+    its target, both of the validation split.
 
     Args:
         num: Samples in a grid; 0 draws none.
@@ -51,7 +53,8 @@ class SampleGrid(Callback):
         given = given_for(model, index, data, "val")
         x = sample_levels(model, index, self.seed, given)
         if model.spec.kind == "tokens":
-            log_text(trainer, "samples", "\n\n".join(texts(x, model.spec)), model.examples_seen)
+            text = samples_text(model, x, index, given, data, "val")
+            log_text(trainer, "samples", text, model.examples_seen)
         else:
             picture = samples_grid(model, x, index, given, data, "val")
             log_image(trainer, "samples", picture, model.examples_seen)

@@ -158,6 +158,16 @@ def file(text: str) -> Path:
     return found
 
 
+def existing_or_input(text: str) -> Path:
+    """Reads the path of a file or folder that is there, or `-` for the standard input."""
+    return Path(text) if text == "-" else existing(text)
+
+
+def file_or_input(text: str) -> Path:
+    """Reads the path of a file that is there, or `-` for the standard input."""
+    return Path(text) if text == "-" else file(text)
+
+
 def image(text: str) -> Path:
     """Reads the path of an image file that can be decoded."""
     from genlab.data.decode import BadImage, Policy, decode

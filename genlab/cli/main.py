@@ -40,7 +40,7 @@ OTHERS = {
     "inpaint": "fill in a part of a picture:   genlab inpaint RUN IMAGE MASK",
     "complete": "draw the rest of a picture:   genlab complete RUN IMAGE --rows 14",
     "restore": "denoise, deblur, enlarge:      genlab restore RUN IMAGES... --noise 50",
-    "translate": "pictures of any size:         genlab translate RUN IMAGES... -o FOLDER",
+    "translate": "pictures of any size, or text: genlab translate RUN IMAGES|TEXTS... -o FOLDER|FILE",
     "export": "for other programs:           genlab export RUN --to onnx|safetensors",
     "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
@@ -48,7 +48,7 @@ OTHERS = {
     "compare": "runs side by side:            genlab compare outputs/",
     "report": "the same as one HTML file:    genlab report outputs/ -o report.html",
     "records": "their numbers alone, small:   genlab records outputs/ -o FOLDER",
-    "data": "look at images before use:    genlab data check PATH",
+    "data": "look at data before use:      genlab data check PATH",
 }
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")

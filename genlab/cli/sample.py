@@ -18,12 +18,13 @@ from genlab.cli.model import (
     require_samples,
     require_walk,
 )
+from genlab.errors import DataError
 from genlab.runs.folder import Run, open_run, shown_path
 from genlab.text import printable
 
 
 def sample(arguments: list[str]) -> int:
-    """Draws numbered samples of a run: one grid and single files, or a text that goes on from a prompt."""
+    """Draws numbered samples of a run: a grid and single files, a text that goes on from a prompt, translations."""
     options = parser().parse_args(arguments)
     if options.film:
         return film(options)
@@ -34,7 +35,8 @@ def sample(arguments: list[str]) -> int:
         require_walk(model, run)
     require_samples(model, run)
     if model.spec.kind == "tokens":
-        return write_texts(model, run, options)
+        told = "source" in model.given
+        return (write_translations if told else write_texts)(model, run, options)
     folder = options.output or run.output("samples", f"seed{options.seed}")
     shown = write_files(model, folder, options, data_of(model, run))
     print(shown_path(shown))
@@ -96,9 +98,39 @@ def write_texts(model: Any, run: Run, options: argparse.Namespace) -> int:
     sampler = Categorical(options.temperature, options.top_k, options.top_p)
     for number in range(options.num or 1):
         index = torch.tensor([number])
-        given = given_on_the_command_line(model, index, options.label, data=data_of(model, run))
-        tokens = model.complete(start, options.length, index, options.seed, sampler, **given)
+        given = given_on_the_command_line(model, index, options.label)
+        tokens = model.complete(start, options.length or 500, index, options.seed, sampler, **given)
         print_stream(tokenizer, options.prompt, (int(token) for token in tokens))
+    return 0
+
+
+def write_translations(model: Any, run: Run, options: argparse.Namespace) -> int:
+    """Prints what a translator makes of the prompt, or of the first test sentences beside what they were to be.
+
+    Raises:
+        ValueError: The model is told no sentence, or a length was asked for.
+        DataError: There is no prompt, and the test sentences are not there.
+    """
+    from genlab.cli.lines import tell_of
+    from genlab.evaluation.lines import LineTranslator, held_out_translations, one_line
+    from genlab.samplers.tokens import Categorical
+
+    translator = LineTranslator(model, options.seed)
+    if options.length is not None:
+        raise ValueError("--length: a translation ends by itself; leave it out.")
+    if (options.temperature, options.top_k, options.top_p) != (1.0, 0, 1.0):
+        model.sampler = Categorical(options.temperature, options.top_k, options.top_p)
+    if options.prompt:
+        for text in translator([options.prompt] * (options.num or 1)):
+            print(one_line(text))
+        tell_of(translator)
+        return 0
+    try:
+        found = held_out_translations(model, data_of(model, run), options.num or 8, seed=options.seed)
+    except DataError as error:
+        error.add_note("Or name a sentence to translate: --prompt TEXT.")
+        raise
+    print(*found, sep="\n\n")
     return 0
 
 
@@ -110,11 +142,9 @@ def prompt_tokens(tokenizer: Any, model: Any, prompt: str) -> Any:
     """
     import torch
 
-    tokens = tokenizer.encode(prompt)
-    unknown = sorted({letter for letter in prompt if tokenizer.num_unknown(tokenizer.encode(letter))})
-    if unknown:
+    if unknown := tokenizer.unknown_in(prompt):
         raise ValueError(f"--prompt holds {' '.join(map(repr, unknown))}, which this model has never seen.")
-    return torch.tensor([[model.start, *tokens.tolist()]], device=model.device)
+    return torch.tensor([[model.start, *tokenizer.encode(prompt).tolist()]], device=model.device)
 
 
 def print_stream(tokenizer: Any, prompt: str, tokens: Any) -> None:
@@ -152,7 +182,9 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     parser = Parser(prog="genlab sample", description="Draw samples of a run.")
     add_run_options(parser)
-    parser.add_argument("-n", "--num", type=read.count(), help="number of samples (64 images, 1 text)")
+    parser.add_argument(
+        "-n", "--num", type=read.count(), help="number of samples (64 images, 1 text, 8 translations)"
+    )
     parser.add_argument(
         "--seed", type=read.seed, default=0, help="sample i of a seed is the same in any batch (0)"
     )
@@ -172,8 +204,10 @@ def parser() -> argparse.ArgumentParser:
         help="with --image: near 0 keeps it, 1 forgets it (0.5)",
     )
     text = parser.add_argument_group("texts, printed as they are drawn")
-    text.add_argument("--prompt", default="", help="what the text goes on from")
-    text.add_argument("--length", type=read.count(), default=500, help="tokens to draw (500)")
+    text.add_argument(
+        "--prompt", default="", help="what the text goes on from; of a translator, the sentence to translate"
+    )
+    text.add_argument("--length", type=read.count(), help="tokens to draw (500); translations end themselves")
     text.add_argument(
         "--temperature", type=read.number(above=0.0), default=1.0, help="near 0 takes the likeliest token (1)"
     )

@@ -1,4 +1,4 @@
-"""`genlab translate`: pictures of any size through a model that makes images of images."""
+"""`genlab translate`: pictures of any size, or lines of text, through a model that is told a source."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
+from genlab.cli.lines import INPUT, lines_from, tell_of, text_sampler, written_to
 from genlab.cli.model import add_run_options, load
 from genlab.errors import DataError, is_of_memory
 from genlab.runs.folder import Run, shown_path
@@ -20,22 +21,61 @@ from genlab.text import printable
 ENDING = ".png"
 """Of what is written: no picture loses by being kept."""
 
+OF_PICTURES = ("reverse", "tile", "degrade")
+OF_LINES = ("beams", "length_penalty")
+
 
 def translate(arguments: list[str]) -> int:
     """Writes what a run's model makes of each input; of which kind they are is the model's to say."""
     options = parser().parse_args(arguments)
-    loaded, run = load(options)
-    model: Any = turned_round(loaded, run) if options.reverse else loaded
-    kinds = {"image": translate_pictures}
+    model, run = load(options)
     source = model.seen_spec.source
-    kind = None if source is None else source.kind
-    if kind not in kinds:
-        told = "told no source" if kind is None else f"told {kind}s"
+    if model.spec.kind == "tokens":
+        return translate_text(model, run, options)
+    if options.output is not None:
+        read.require(read.output_folder, options.output, "--output")
+    if source is None or source.kind != "image":
+        told = "told no source" if source is None else "told sentences"
         raise ValueError(
-            f"{run.path} is a {type(model).__name__} and {told}: translation takes a model that is told an "
-            "image, such as experiments/pix2pix_facades.yaml trains."
+            f"{run.path} is a {type(model).__name__} and {told}: translation takes a model that makes images "
+            "of images, such as experiments/pix2pix_facades.yaml trains, or sentences of sentences."
         )
-    return kinds[kind](model, run, options)
+    refuse(options, OF_LINES, f"is for text, and {run.path} translates pictures")
+    return translate_pictures(turned_round(model, run) if options.reverse else model, run, options)
+
+
+def refuse(options: argparse.Namespace, names: Sequence[str], because: str) -> None:
+    """Refuses options that were given and mean nothing here."""
+    values = vars(options)
+    given = next((name for name in names if values[name] is not None and values[name] is not False), None)
+    if given is not None:
+        raise ValueError(f"--{given} {because}: leave it out.")
+
+
+def translate_text(model: Any, run: Run, options: argparse.Namespace) -> int:
+    """Writes a line for each line, as soon as some have come."""
+    from tqdm import tqdm
+
+    from genlab.evaluation.lines import LineTranslator, one_line
+
+    if options.output is not None:
+        read.require(read.output_file(), options.output, "--output")
+        require_new([options.output], options.overwrite)
+    refuse(options, OF_PICTURES, f"is for pictures, and {run.path} translates text")
+    inputs = [read.require(read.file_or_input, str(path), "inputs") for path in options.inputs] or [INPUT]
+    at_terminal = INPUT in inputs and sys.stdin.isatty()
+    translator = LineTranslator(model, ahead=1 if at_terminal else None)
+    model.sampler = text_sampler(options, model.sampler)
+    on_screen = options.output is None and sys.stdout.isatty()
+    with written_to(options.output) as out, tqdm(unit="line", disable=on_screen or None) as progress:
+        for line in translator(lines_from(inputs)):
+            text = one_line(line)
+            print(printable(text) if on_screen else text, file=out, flush=True)
+            progress.update()
+    tell_of(translator)
+    if options.output is not None:
+        print(shown_path(options.output))
+    return 0
 
 
 def turned_round(model: Any, run: Run) -> Any:
@@ -56,6 +96,8 @@ def translate_pictures(model: Any, run: Run, options: argparse.Namespace) -> int
 
     from genlab.evaluation.tiles import Translator
 
+    if not options.inputs or INPUT in options.inputs:
+        raise ValueError("Name the pictures to translate: files; folders, zips and tars of them.")
     translator = Translator(model, options.tile)
     folder = options.output or run.output("translated")
     pictures = pictures_of(options.inputs, folder)
@@ -256,14 +298,21 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     parser = Parser(
         prog="genlab translate",
-        description="Translate pictures of any size: names and sub-folders are kept, results are PNG files.",
+        description="Translate pictures of any size, whose names and sub-folders are kept and whose results "
+        "are PNG files; or text, line by line.",
     )
     add_run_options(parser)
     parser.add_argument(
-        "inputs", type=read.existing, nargs="+", help="image files; folders, zips and tars of them"
+        "inputs",
+        type=read.existing_or_input,
+        nargs="*",
+        help="image files; folders, zips and tars of them; or files of text, - is the standard input",
     )
     parser.add_argument(
-        "-o", "--output", type=read.output_folder, help="folder of the results (<run>/translated)"
+        "-o",
+        "--output",
+        type=read.path,
+        help="folder of the results (<run>/translated); of text, a file (the standard output)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
     parser.add_argument(
@@ -278,5 +327,10 @@ def parser() -> argparse.ArgumentParser:
         "--degrade",
         action="store_true",
         help="the images are clean: spoil them first as the run's data were, then measure",
+    )
+    text = parser.add_argument_group("text (without these, as the run does; the likeliest token if it draws)")
+    text.add_argument("--beams", type=read.count(), help="beginnings of each line that a search keeps")
+    text.add_argument(
+        "--length_penalty", type=read.number(0.0), help="0 prefers short translations, 1 nearly none (0.6)"
     )
     return parser

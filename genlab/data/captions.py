@@ -15,8 +15,8 @@ from genlab.data.loading import Items
 from genlab.data.packed import Packed, Rows, pack
 from genlab.data.sentences import sentence_spec, sources
 from genlab.data.sources import BadSource
-from genlab.data.utf8 import read_lines
 from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
+from genlab.data.utf8 import read_lines
 from genlab.shapes import DataSpec
 
 

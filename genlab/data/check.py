@@ -137,18 +137,19 @@ def _class_counts(source: Source) -> dict[str, int]:
 def _lines(report: CheckReport) -> list[str]:
     usable = report.num_images - len(report.bad)
     lines = [f"{report.path}: {report.num_images} images, {usable} usable"]
-    lines += _table("class folders", report.classes)
-    lines += _table("sizes", {f"{width}x{height}": n for (width, height), n in report.sizes.most_common()})
-    lines += _table("pixel formats", dict(report.modes.most_common()))
-    lines += _table("conversions on reading", dict(report.conversions.most_common()))
-    lines += _shown("unusable", [f"{name}: {reason}" for name, reason in report.bad])
-    lines += _shown("equal files", [" = ".join(names) for names in report.duplicates])
+    lines += counted("class folders", report.classes)
+    lines += counted("sizes", {f"{width}x{height}": n for (width, height), n in report.sizes.most_common()})
+    lines += counted("pixel formats", dict(report.modes.most_common()))
+    lines += counted("conversions on reading", dict(report.conversions.most_common()))
+    lines += listed("unusable", [f"{name}: {reason}" for name, reason in report.bad])
+    lines += listed("equal files", [" = ".join(names) for names in report.duplicates])
     if report.proposed_size:
         lines.append(f"proposed: --data.image_size {report.proposed_size}")
     return [*lines, "ok" if report.ok else f"not ok: remove or replace the {len(report.bad)} unusable files"]
 
 
-def _table(title: str, counts: dict[str, int]) -> list[str]:
+def counted(title: str, counts: dict[str, int]) -> list[str]:
+    """Returns how often there is each kind of something, as a line of a report or none."""
     if not counts:
         return []
     cells = [f"{name} {count}" for name, count in list(counts.items())[:_SHOWN]]
@@ -156,7 +157,8 @@ def _table(title: str, counts: dict[str, int]) -> list[str]:
     return [f"{title}: {', '.join(cells + more)}"]
 
 
-def _shown(title: str, entries: list[str]) -> list[str]:
+def listed(title: str, entries: list[str]) -> list[str]:
+    """Returns the first of some entries below their number, as lines of a report or none."""
     if not entries:
         return []
     more = [f"  and {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else []

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from genlab.data.base import DataModule
+from genlab.data.text import TextData
 from genlab.evaluation import gallery
 from genlab.evaluation.attention import of_attention
 from genlab.evaluation.copies import find_copies
 from genlab.evaluation.floor import floor_scores
 from genlab.evaluation.latent_space import measure_latent
 from genlab.evaluation.likelihood import Likelihood, score_likelihood
+from genlab.evaluation.passages import NUM_SAMPLES, Passages, drawn_texts, find_passages
 from genlab.evaluation.probing import bigram_shift
 from genlab.evaluation.score import KeptSamples, Scores, place, reference_of, score
 from genlab.evaluation.speed import measure_speed
@@ -115,7 +117,19 @@ class Examination:
             found["pictures"] = found.get("pictures", {}) | gallery.save(
                 pictures, self.run / folder, self.run
             )
+        if isinstance(self.data, TextData) and not model.given:
+            passages = self.passages(model)
+            found["copies"] = passages.summary()
+            if self.run is not None:
+                found["pictures"] |= gallery.save({"passages": str(passages)}, self.run / folder, self.run)
         return found
+
+    def passages(self, model: Model) -> Passages:
+        """Returns what a model of running text writes that stands in the training text."""
+        assert isinstance(self.data, TextData)
+        num = min(NUM_SAMPLES, self.num_samples)
+        texts = drawn_texts(model, self.data, num, self.seed, self.batch_size)
+        return find_passages(texts, self.data.parts["train"], self.data.parts[self.split])
 
     def of_latents(self, model: Model, folder: str = "test") -> dict[str, Any]:
         """Returns the parts that depend on the weights alone, the reconstruction with its protocol."""

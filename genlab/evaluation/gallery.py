@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from genlab.data.base import DataModule
 from genlab.evaluation.copies import Copies
 from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import reconstruct, slerp
+from genlab.evaluation.lines import held_out_translations, translates_sentences
 from genlab.evaluation.pictures import grid, joined, samples_grid
 from genlab.evaluation.score import KeptSamples, sample_levels
 from genlab.families.base import Model
 from genlab.families.capabilities import HasLatent, Reconstructs
+from genlab.files import write_text
 from genlab.metrics.base import Reference
 from genlab.metrics.neighbours import neighbour_distances
 from genlab.runs.folder import Run
@@ -68,12 +71,15 @@ def of_samples(
 
 
 @torch.no_grad()
-def of_translations(model: Model, data: DataModule, split: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns the picture `translations` of the first items of a split, none of a model without a source.
+def of_translations(model: Model, data: DataModule, split: str, seed: int = 0) -> dict[str, Any]:
+    """Returns `translations` of the first items of a split, none of a model without a source.
 
-    Each image stands behind its source, and before what it was to be, where the data know that.
+    Each image, or sentence, stands behind its source, and before what it was to be, where the data know that.
     """
     source = model.seen_spec.source
+    if translates_sentences(model):
+        found = held_out_translations(model, data, NUM_TRANSLATIONS, split, seed)
+        return {"translations": "\n\n".join(map(str, found)) + "\n"}
     if model.spec.kind != "image" or source is None or source.kind != "image":
         return {}
     index = torch.arange(min(NUM_TRANSLATIONS, len(data.items(split))))
@@ -137,11 +143,15 @@ def train_images(data: DataModule, numbers: Tensor) -> Tensor:
     return torch.from_numpy(images).unflatten(0, tuple(numbers.shape))
 
 
-def save(pictures: dict[str, np.ndarray], folder: Path, root: Path) -> dict[str, str]:
-    """Writes pictures as PNG files; returns their paths as seen from the root, their run's folder."""
+def save(pictures: Mapping[str, np.ndarray | str], folder: Path, root: Path) -> dict[str, str]:
+    """Writes pictures as PNG files and texts as .txt; returns their paths as seen from the run's folder."""
     Run(root).output(*folder.relative_to(root).parts)  # anybody's run, which may hold links
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.png" for name in pictures}
-    for name, path in paths.items():
-        Image.fromarray(pictures[name]).save(path)
+    paths = {}
+    for name, shown in pictures.items():
+        paths[name] = folder / f"{name}.{'txt' if isinstance(shown, str) else 'png'}"
+        if isinstance(shown, str):
+            write_text(paths[name], shown)
+        else:
+            Image.fromarray(shown).save(paths[name])
     return {name: path.relative_to(root).as_posix() for name, path in paths.items()}

@@ -234,7 +234,7 @@ COLUMNS = (
     _measured("rate", "samples/s @64", "speed.samples_per_second_64", "Samples per second in batches of 64.", better=HIGHER, scope=SPEED, importance=6),
     _measured("nfe", "NFE", "speed.nfe", "Network evaluations for one sample.", better=LOWER, importance=4),
     _measured("memory", "memory MiB", "speed.peak_memory_mib", "Peak memory.", better=LOWER, scope=SPEED, importance=7),
-    Column("copies", "copies %", _copies, "Share of samples nearer to a training image than 95 % of the test split is.", LOWER, importance=4),
+    Column("copies", "copies %", _copies, "Share of samples nearer to a training image than 95 % of the test split is; of texts, of their pieces of 40 characters that stand in the training text.", LOWER, importance=4),
     _recorded("parameters", "parameters", "parameters", "Trainable numbers.", better=LOWER, importance=4),
     _words("latent", "latent", _latent, 6, "Type and dimension of the latent space."),
     _measured("probe", "probe", "latent.linear_probe", "Accuracy of a linear probe of the codes.", better=HIGHER, importance=7),

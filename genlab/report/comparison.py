@@ -20,6 +20,9 @@ from genlab.runs.headline import SCORES, Headline
 FLOOR = "training split (floor)"
 """The training split scored in place of samples: the best that can be expected."""
 
+FLOOR_OF_TEXT = "unseen text (floor)"
+"""Unseen text in place of samples, whose copies of the training text nobody made."""
+
 _MIRRORED = {"lower": "higher", "higher": "lower"}
 
 
@@ -79,7 +82,13 @@ class Comparison:
             values = [value for row in self.rows for value in row.numbers("floor", column.place[-1])]
             if values:
                 cells[column.key] = Cell(shown(fmean(values)), fmean(values))
-        return cells
+        copied = [100 * share for row in self.rows for share in row.numbers("copies", "test_share")]
+        return {**cells, "copies": Cell(shown(fmean(copied)), fmean(copied))} if copied else cells
+
+    @property
+    def floor_name(self) -> str:
+        """What the floor is of."""
+        return FLOOR_OF_TEXT if self.floor.keys() == {"copies"} else FLOOR
 
     def against(self, first: Row, second: Row, column: Column) -> Difference | None:
         """Returns how two rows differ in a column, of FID and its like the ratio; None where one is empty."""

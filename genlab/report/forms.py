@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from genlab.report.columns import Cell, Column, filled, heading
-from genlab.report.comparison import FLOOR, Comparison
+from genlab.report.comparison import Comparison
 from genlab.report.rows import Row
 from genlab.report.table import MetricsTable
 from genlab.report.verdict import remarks
@@ -130,7 +130,7 @@ def _table(comparison: Comparison, columns: list[Column], brief: bool = False) -
 
 
 def _floor_cell(comparison: Comparison, column: Column) -> Cell:
-    return Cell(FLOOR) if column.key == "name" else comparison.floor.get(column.key, Cell())
+    return Cell(comparison.floor_name) if column.key == "name" else comparison.floor.get(column.key, Cell())
 
 
 def _shape(column: Column, rows: Sequence[Row]) -> tuple[str, ...]:

@@ -93,4 +93,4 @@ def others(comparison: Comparison, album: Album) -> dict[str, list[Picture]]:
     return {kind: pictures for kind, pictures in found.items() if pictures}
 
 
-_KNOWN = ("samples", "interpolation", "reconstruction", "neighbours", "failures")
+_KNOWN = ("samples", "interpolation", "reconstruction", "neighbours", "passages", "failures")

@@ -16,7 +16,7 @@ import genlab
 from genlab.report import curves, fairness
 from genlab.report.adjectives import QUALITIES, beside_measurements
 from genlab.report.columns import Cell, chosen, filled, heading
-from genlab.report.comparison import FLOOR, Comparison
+from genlab.report.comparison import Comparison
 from genlab.report.galleries import films, gallery, others
 from genlab.report.gather import Trained, part
 from genlab.report.pictures import Album
@@ -172,7 +172,7 @@ def _table_of(group: Comparison) -> dict[str, Any] | None:
     told = {
         "columns": [(column, heading(column, group.rows)) for column in columns],
         "rows": rows,
-        "floor": (FLOOR, floor) if group.floor else None,
+        "floor": (group.floor_name, floor) if group.floor else None,
     }
     return told if rows else None
 
@@ -219,7 +219,25 @@ def _copies(comparison: Comparison, album: Album) -> dict[str, Any] | None:
     pictures = gallery("neighbours", "Samples and nearest training images of")(comparison, album)
     charts = [curves.copies(row, f"copies-{n}") for n, row in enumerate(comparison.all_rows)]
     charts = [chart for chart in charts if chart]
-    return {"pictures": pictures, "charts": charts} if pictures or charts else None
+    passages = gallery("passages", "Passages of the training text in samples of")(comparison, album)
+    found = {
+        "pictures": pictures,
+        "charts": charts,
+        "passages": passages,
+        "told": [told for row in comparison.all_rows if (told := copied_text(row))],
+    }
+    return found if any(found.values()) else None
+
+
+def copied_text(row: Row) -> str:
+    """Returns how much of a row's samples stands in the training text; "" where these are no texts."""
+    share, floor = (row.over_seeds("copies", name) for name in ("share", "test_share"))
+    if share is None or floor is None:
+        return ""
+    return (
+        f"{row.name}: {100 * share.value:.2g} % of the pieces of its samples stand in the training text, and "
+        f"{100 * floor.value:.2g} % of those of the unseen text."
+    )
 
 
 _PARTS: dict[str, Callable[[Comparison, Album], Any]] = {

@@ -15,7 +15,11 @@ COSTS = {
     "nfe": "network evaluations",
     "peak_memory_mib": "MiB, 64 at once",
 }
-COPIES = {"share": "copy share", "median_ratio": "distance to training images"}
+COPIES = {
+    "share": "copy share",
+    "median_ratio": "distance to training images",
+    "longest": "longest copied passage",
+}
 LATENT = {
     "dim": "latent dimensions",
     "linear_probe": "linear probe",
@@ -36,7 +40,7 @@ def table_of(entry: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]
     columns = {"value": entry, **variants}
     cells = {column: values_of(one) for column, one in columns.items()}
     names = dict.fromkeys(name for found in cells.values() for name in found)
-    spreads, floor = spreads_of(entry.get("values", {})), entry.get("floor", {})
+    spreads, floor = spreads_of(entry.get("values", {})), floor_of(entry)
     rows = [
         {
             "metric": name,
@@ -60,6 +64,12 @@ def values_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     for part, names in ((entry.get("copies", {}), COPIES), (latent, LATENT), (entry.get("speed", {}), COSTS)):
         found |= {name: part[key] for key, name in names.items() if part.get(key) is not None}
     return found | {name: values[name] for name in means if name in values}
+
+
+def floor_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what real data have in the place of samples: training images, and of copies unseen text."""
+    copies = entry.get("copies", {})
+    return {**entry.get("floor", {}), COPIES["share"]: copies.get("test_share")}
 
 
 def spreads_of(values: Mapping[str, float]) -> dict[str, float]:
@@ -117,12 +127,26 @@ def speed_protocol(speed: Mapping[str, Any]) -> str:
 
 def copies_protocol(name: str, copies: Mapping[str, Any]) -> str:
     """Returns what a number about copies says."""
+    if "length" in copies:
+        return passages_protocol(name, copies)
     if name == COPIES["share"]:
         return (
             f"of {copies['num']:,} samples, nearer to one of {copies['num_train']:,} training images than "
             f"5 % of the {copies['num_test']:,} unseen ones; 0.05 is honest"
         )
     return f"of samples, in that of unseen images (medians), {copies['space']}"
+
+
+def passages_protocol(name: str, copies: Mapping[str, Any]) -> str:
+    """Returns what a number about copies of text says."""
+    length, num_train = copies["length"], copies.get("num_train", 0)
+    if name != COPIES["share"]:
+        return f"characters, all of whose pieces of {length} stand in the training text"
+    return (
+        f"of {copies.get('num_pieces', 0):,} pieces of {length} characters of {copies.get('num', 0):,} "
+        f"samples, those that stand in {num_train:,} characters of training text; floor: the same of "
+        f"{copies.get('num_test', 0):,} pieces of unseen text"
+    )
 
 
 def latent_protocol(name: str, latent: Mapping[str, Any]) -> str:
