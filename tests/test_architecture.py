@@ -47,6 +47,8 @@ WITHOUT_TORCH = (
     "genlab.data.decode",
     "genlab.data.sources",
     "genlab.data.check",
+    "genlab.data.check_text",
+    "genlab.data.utf8",
     "genlab.data.tokenizers",
 )
 

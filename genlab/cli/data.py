@@ -15,7 +15,7 @@ def data(arguments: list[str]) -> int:
     checker.add_argument(
         "path",
         type=read.existing,
-        help="a folder, zip or tar of images; a text, or a folder of .txt files; a .tsv file of sentence pairs",
+        help="a folder, zip or tar of images; a text or a folder of .txt files; a .tsv of sentence pairs",
     )
     checker.add_argument(
         "--source_path",

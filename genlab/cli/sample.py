@@ -24,7 +24,7 @@ from genlab.text import printable
 
 
 def sample(arguments: list[str]) -> int:
-    """Draws numbered samples of a run: a grid and single files, a text that goes on from a prompt, translations."""
+    """Draws numbered samples of a run: a grid and single files, texts that go on, translations."""
     options = parser().parse_args(arguments)
     if options.film:
         return film(options)
@@ -105,7 +105,7 @@ def write_texts(model: Any, run: Run, options: argparse.Namespace) -> int:
 
 
 def write_translations(model: Any, run: Run, options: argparse.Namespace) -> int:
-    """Prints what a translator makes of the prompt, or of the first test sentences beside what they were to be.
+    """Prints what a translator makes of the prompt, or of test sentences beside what they were to be.
 
     Raises:
         ValueError: The model is told no sentence, or a length was asked for.

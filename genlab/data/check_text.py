@@ -167,7 +167,7 @@ def _read_into(report: TextReport, file: Path, folder: Path | None) -> None:
 
 
 def _count_into(report: TextReport, name: str, block: str, line: int, num: int) -> tuple[int, int]:
-    """Counts a block of a text; returns the number of the line that it ends in, and how long that is so far."""
+    """Counts a block of a text; returns the line that it ends in, and how long that is so far."""
     pairs = block.count("\r\n")
     ends = {"LF": block.count("\n") - pairs, "CR LF": pairs, "CR": block.count("\r") - pairs}
     report.line_ends.update({end: count for end, count in ends.items() if count})
@@ -219,8 +219,8 @@ def _lines_of_pairs(pairs: PairReport) -> list[str]:
         return [f"pairs: {pairs.problem}"]
     lines = [f"pairs: {pairs.num:,}"]
     for name, lengths in zip(("sources", "targets"), pairs.quantiles, strict=True):
-        told = (f"{n:,} ({q:.0%})" if q < 1.0 else f"{n:,} (longest)" for q, n in zip(QUANTILES, lengths))
-        lines.append(f"characters of {name}, at most: {', '.join(told)}")
+        told = [f"{q:.0%} {length:,}" for q, length in zip(QUANTILES, lengths, strict=bool(lengths))]
+        lines += [f"characters of {name}, at most: {', '.join(told)}"] if told else []
     counts = {"sources": pairs.empty[0], "targets": pairs.empty[1]}
     lines += counted("empty", {name: num for name, num in counts.items() if num})
     again = {"pairs": pairs.num_equal, "sources": pairs.num_equal_sources}

@@ -25,7 +25,7 @@ _PIECE = 2**20  # characters of the training text that are hashed at a time
 
 @dataclass(frozen=True)
 class Passages:
-    """How much of some samples stands word for word in the training text, beside how much of unseen text does.
+    """How much of samples stands word for word in the training text, beside how much of unseen text does.
 
     Attributes:
         share: Of the samples' pieces of 40 characters, at every place, those that stand in it; NaN of none.
