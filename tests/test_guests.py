@@ -62,6 +62,10 @@ def test_a_text_walks_through_every_command(genlab_command, outputs, tmp_path):
     values = whole.read()["test"]["values"]
     assert code == 0 and "bits_per_byte" in out and whole.read()["test"]["speed"]["nfe"] == 16, error
     assert 0 < values["bits_per_byte"] < 8 and values["perplexity"] > 1
+    copies = whole.read()["test"]["copies"]
+    assert (copies["num"], copies["length"]) == (256, 40) and copies["num_pieces"] > 256 * 10
+    assert 0 <= copies["share"] < 1 and 0 <= copies["test_share"] < 1 and "copy share" in out
+    assert "of the samples stand" in (whole.path / "test" / "passages.txt").read_text() or copies["longest"]
 
     asked = ("sample", whole.path, "--prompt", "12 ", "--length", 20, "--seed", 3)
     code, out, _ = genlab_command(*asked)
@@ -72,6 +76,10 @@ def test_a_text_walks_through_every_command(genlab_command, outputs, tmp_path):
 
     code, out, _ = genlab_command("compare", outputs, "--markdown")
     assert code == 0 and "bits/byte" in out and "tokens seen" in out
+    assert "copies %" in out and "unseen text (floor)" in out
+    assert genlab_command("report", whole.path, "-o", tmp_path / "report.html")[0] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "of the pieces of its samples stand in the training text" in page and "word for word" in page
 
 
 def test_pairs_walk_through_every_command(genlab_command, outputs, double_pictures, tmp_path):

@@ -329,8 +329,12 @@ def parser() -> argparse.ArgumentParser:
         help="the images are clean: spoil them first as the run's data were, then measure",
     )
     text = parser.add_argument_group("text (without these, as the run does; the likeliest token if it draws)")
-    text.add_argument("--beams", type=read.count(), help="beginnings of each line that a search keeps")
     text.add_argument(
-        "--length_penalty", type=read.number(0.0), help="0 prefers short translations, 1 nearly none (0.6)"
+        "--beams", type=read.count(1, 1_000), help="beginnings of each line that a search keeps"
+    )
+    text.add_argument(
+        "--length_penalty",
+        type=read.number(0.0, 10.0),
+        help="0 prefers short translations, 1 nearly none (0.6)",
     )
     return parser

@@ -154,12 +154,13 @@ def _read_into(report: TextReport, file: Path, folder: Path | None) -> None:
     try:
         with opened(file, root=None if folder is None else os.path.realpath(folder)) as stream:
             report.num_bytes += os.fstat(stream.fileno()).st_size
-            line, num = 1, 0  # the line that the next block goes on in, and how long it is so far
-            for number, block in enumerate(blocks_of(stream, name)):
-                if not number and block.startswith(MARK):
+            line, num, begins = 1, 0, True  # the line that the next block goes on in, how long it is so far
+            for block in blocks_of(stream, name):
+                if begins and block.startswith(MARK):
                     report.marks.append(name)
-                    block = block.removeprefix(MARK)
-                line, num = _count_into(report, name, block, line, num)
+                text = block.removeprefix(MARK) if begins else block
+                line, num = _count_into(report, name, text, line, num)
+                begins = begins and not block
     except OSError as error:
         report.bad.append((name, str(unreadable(file, error))))
     except BadSource as error:

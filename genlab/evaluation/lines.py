@@ -76,7 +76,7 @@ class LineTranslator:
         return found
 
     def _note_unknown(self, lines: list[str]) -> None:
-        new = set("".join(lines)) - self._known
+        new = set("".join(line for line in lines if line.strip())) - self._known
         self.unknown.update(self.vocabulary.unknown_in("".join(new)))
         self._known |= new
 
