@@ -41,7 +41,7 @@ def test_a_folder_of_texts_is_the_sum_of_its_files_and_the_first_wrong_byte_of_e
     (tmp_path / "sub" / "b.txt").write_bytes(b"a much longer line\r\nsh\xc3\xb6rt")
     code, out, error = genlab_command("data", "check", tmp_path)
     assert code == 0 and not error and out.endswith("\nok\n")
-    assert out.splitlines()[0] == f"{tmp_path}: 2 files, 34 bytes, 32 characters, 3 line ends"
+    assert out.splitlines()[0] == f"{tmp_path}: 2 files, 34 bytes, 32 characters"
     assert "line ends: LF 2, CR LF 1\nall of them are read as LF\n" in out
     assert "longest line: 18 characters, line 1 of sub/b.txt" in out and "'ö' 1" in out
     (tmp_path / "sub" / "c.txt").write_bytes(b"fine \xff\xfe")

@@ -1,12 +1,13 @@
 import json
 import re
+import tracemalloc
 from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 
-from genlab.data import utf8
+from genlab.data import tokenizers, utf8
 from genlab.data.numbers import NumberNames, NumberText, spelt
 from genlab.data.sentences import SentencePairs, sources, targets
 from genlab.data.sources import BadSource
@@ -205,6 +206,18 @@ def test_one_huge_line_is_read_like_any_other(tmp_path):
     (tmp_path / "a.txt").write_text("ab" * 300_000)
     data = text_of(tmp_path / "a.txt", tokenizer="bpe", context=256)
     assert data.tokenizer.decode(predicted(data, "test")) == data.parts["test"]
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+def test_a_huge_line_takes_a_small_multiple_of_its_size(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(tokenizers, "_PIECE", 2**16)
+    (tmp_path / "a.txt").write_text("the cat sat " * 160_000)
+    data = text_of(tmp_path / "a.txt", tokenizer=kind)
+    tracemalloc.start()
+    data.describe()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 7 * (tmp_path / "a.txt").stat().st_size
 
 
 def bad_texts():

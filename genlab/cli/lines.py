@@ -39,6 +39,8 @@ def lines_from(inputs: Sequence[Path]) -> Iterator[str]:
     from genlab.data.utf8 import lines_of
 
     for path in inputs:
+        if path == INPUT and sys.stdin is None:
+            raise ValueError("The standard input is closed: name files of text.")
         if path == INPUT:
             yield from lines_of(sys.stdin.buffer, "the standard input")
         else:

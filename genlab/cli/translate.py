@@ -63,7 +63,7 @@ def translate_text(model: Any, run: Run, options: argparse.Namespace) -> int:
         require_new([options.output], options.overwrite)
     refuse(options, OF_PICTURES, f"is for pictures, and {run.path} translates text")
     inputs = [read.require(read.file_or_input, str(path), "inputs") for path in options.inputs] or [INPUT]
-    at_terminal = INPUT in inputs and sys.stdin.isatty()
+    at_terminal = INPUT in inputs and sys.stdin is not None and sys.stdin.isatty()
     translator = LineTranslator(model, ahead=1 if at_terminal else None)
     model.sampler = text_sampler(options, model.sampler)
     on_screen = options.output is None and sys.stdout.isatty()

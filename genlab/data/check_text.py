@@ -25,7 +25,6 @@ RARE = 10
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_NUM_SHOWN = 20
 
 
 @dataclass
@@ -193,26 +192,23 @@ def _quantiles(sentences: Sequence[str]) -> list[int]:
 
 
 def _lines(report: TextReport) -> list[str]:
-    num, lines = sum(report.characters.values()), [f"{name}: {reason}" for name, reason in report.bad]
-    rare = [f"{letter!r} {n}" for letter, n in sorted(report.characters.items()) if n <= RARE]
-    more = ["..."] if len(rare) > _NUM_SHOWN else []
-    files = f"{len(report.files)} file{'s' * (len(report.files) != 1)}"
-    return [
-        f"{report.path}: {files}, {report.num_bytes:,} bytes, {num:,} characters, "
-        f"{report.line_ends.total():,} line ends",
-        *counted("line ends", dict(report.line_ends)),
-        *(["all of them are read as LF"] if report.line_ends.keys() - {"LF"} and not report.pairs else []),
-        *([f"longest line: {report.longest[0]:,} characters, {report.longest[1]}"] if num else []),
-        *listed("byte order marks, which are dropped", report.marks),
-        *([f"different characters: {len(report.characters):,}"] if num else []),
-        *(
-            [f"{len(rare)} of them come at most {RARE} times: {', '.join(rare[:_NUM_SHOWN] + more)}"]
-            * bool(rare)
-        ),
-        *listed("unusable", lines),
-        *(_lines_of_pairs(report.pairs) if report.pairs is not None else []),
-        "ok" if report.ok else f"not ok: {_remedy(report)}",
-    ]
+    lines = _lines_of_text(report) if report.characters else [f"{report.path}: nothing was read"]
+    lines += listed("unusable", [f"{name}: {reason}" for name, reason in report.bad])
+    lines += [] if report.pairs is None else _lines_of_pairs(report.pairs)
+    return [*lines, "ok" if report.ok else f"not ok: {_remedy(report)}"]
+
+
+def _lines_of_text(report: TextReport) -> list[str]:
+    num, files = report.characters.total(), f"{len(report.files)} file{'s' * (len(report.files) != 1)}"
+    lines = [f"{report.path}: {files}, {report.num_bytes:,} bytes, {num:,} characters"]
+    lines += counted("line ends", dict(report.line_ends))
+    if report.line_ends.keys() - {"LF"} and report.pairs is None:
+        lines.append("all of them are read as LF")
+    lines.append(f"longest line: {report.longest[0]:,} characters, {report.longest[1]}")
+    lines += listed("byte order marks, which are dropped", report.marks)
+    rare = {repr(letter): n for letter, n in sorted(report.characters.items()) if n <= RARE}
+    lines.append(f"different characters: {len(report.characters):,}, {len(rare):,} of them rare")
+    return lines + counted(f"rare, at most {RARE} times", rare)
 
 
 def _lines_of_pairs(pairs: PairReport) -> list[str]:

@@ -91,7 +91,7 @@ def drawn_texts(model: Any, data: TextData, num: int, seed: int = 0, batch_size:
     """Returns samples as long as a window, or longer where that has fewer characters than a piece."""
     tokenizer = tokenizer_of(model.spec.vocabulary)
     tokens_each = data.num_tokens("train") / len(data.parts["train"])
-    length = max(model.spec.shape[0], math.ceil(1.25 * LENGTH * tokens_each))
+    length = max(model.spec.shape[0], math.ceil(1.5 * LENGTH * tokens_each))
     texts = []
     for index in torch.arange(num, device=model.device).split(batch_size):
         start = torch.full((len(index), 1), model.start, device=model.device)

@@ -15,7 +15,7 @@ from markupsafe import Markup
 import genlab
 from genlab.report import curves, fairness
 from genlab.report.adjectives import QUALITIES, beside_measurements
-from genlab.report.columns import Cell, chosen, filled, heading
+from genlab.report.columns import Cell, chosen, filled, heading, shown
 from genlab.report.comparison import Comparison
 from genlab.report.galleries import films, gallery, others
 from genlab.report.gather import Trained, part
@@ -235,8 +235,8 @@ def copied_text(row: Row) -> str:
     if share is None or floor is None:
         return ""
     return (
-        f"{row.name}: {100 * share.value:.2g} % of the pieces of its samples stand in the training text, and "
-        f"{100 * floor.value:.2g} % of those of the unseen text."
+        f"{row.name}: {shown(100 * share.value)} % of the pieces of its samples stand in the training text, and "
+        f"{shown(100 * floor.value)} % of those of the unseen text."
     )
 
 
