@@ -206,7 +206,8 @@ def _lines_of_text(report: TextReport) -> list[str]:
         lines.append("all of them are read as LF")
     lines.append(f"longest line: {report.longest[0]:,} characters, {report.longest[1]}")
     lines += listed("byte order marks, which are dropped", report.marks)
-    rare = {repr(letter): n for letter, n in sorted(report.characters.items()) if n <= RARE}
+    by_number = sorted(report.characters.items(), key=lambda found: found[::-1])
+    rare = {repr(letter): n for letter, n in by_number if n <= RARE}
     lines.append(f"different characters: {len(report.characters):,}, {len(rare):,} of them rare")
     return lines + counted(f"rare, at most {RARE} times", rare)
 

@@ -235,8 +235,8 @@ def copied_text(row: Row) -> str:
     if share is None or floor is None:
         return ""
     return (
-        f"{row.name}: {shown(100 * share.value)} % of the pieces of its samples stand in the training text, and "
-        f"{shown(100 * floor.value)} % of those of the unseen text."
+        f"{row.name}: {shown(100 * share.value)} % of the pieces of its samples stand in the training text, "
+        f"and {shown(100 * floor.value)} % of those of the unseen text."
     )
 
 
