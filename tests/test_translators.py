@@ -43,6 +43,7 @@ def model(data):
             parameter.mul_(6 if parameter.dim() > 1 else 1)
         made.network.output.weight.mul_(10)
         made.network.output.bias[2] = 5.0  # some sentences end, others do not
+        made.network.output.bias[int(data.tokenizer.encode("\n")[0])] = 6.0  # some have line breaks
     return made.eval()
 
 

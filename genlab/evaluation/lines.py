@@ -115,7 +115,7 @@ class Translation(NamedTuple):
     target: str
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<13}{one_line(text)}" for name, text in self._asdict().items())
+        return "\n".join(f"{name:<13}{one_line(text)}".rstrip() for name, text in self._asdict().items())
 
 
 @torch.no_grad()
