@@ -60,7 +60,7 @@ def translate(model, monkeypatch, tmp_path, genlab_command):
     return run
 
 
-LINES = [spelt(n) for n in range(0, 100, 3)]
+LINES = [spelt(n) for n in range(0, 100, 5)]
 
 
 def printed(lines):
