@@ -19,7 +19,7 @@ _WORD = r" ?\p{L}{1,64}| ?\p{N}{1,64}| ?[^\s\p{L}\p{N}]{1,64}|\s{1,64}(?!\S)|\s{
 """What pairs may not reach beyond: words with the space before them, as GPT-2 has them, but not endless ones,
 on which the library's time is quadratic."""
 
-_PIECE = 2**20  # characters that are split into byte pairs at a time: the library keeps 100 bytes a token
+_PIECE = 2**18  # characters that are encoded at a time: for byte pairs the library keeps some 500 bytes each
 
 
 class Tokenizer(ABC):
@@ -227,7 +227,7 @@ class BPE(Tokenizer):
 
 
 def _portions(text: str) -> Iterator[str]:
-    """Returns a long text in parts of some mega characters, cut at the end of a line where there is one."""
+    """Returns a long text in parts, each cut at the end of a line where there is one."""
     start = 0
     while start < len(text):
         end = min(len(text), start + _PIECE)
