@@ -11,7 +11,7 @@ from genlab.cli import sample as sample_command
 from genlab.cli import translate as translate_command
 from genlab.data.numbers import NumberNames, spelt
 from genlab.evaluation import lines as lines_module
-from genlab.evaluation.lines import LineTranslator, held_out_translations, one_line, translate_lines
+from genlab.evaluation.lines import LineTranslator, held_out_translations, translate_lines
 from genlab.families.autoregressive import Autoregressive
 from genlab.networks.seq2seq import AttentionGRU
 from genlab.runs.folder import Run, list_runs
@@ -63,8 +63,12 @@ def translate(model, monkeypatch, tmp_path, genlab_command):
 LINES = [spelt(n) for n in range(0, 100, 5)]
 
 
+def on_one_line(text):
+    return " ".join(text.splitlines())
+
+
 def printed(lines):
-    return "".join(f"{one_line(line)}\n" for line in lines)
+    return "".join(f"{on_one_line(line)}\n" for line in lines)
 
 
 def test_lines_in_are_as_many_lines_out_in_their_order(translate, model, tmp_path):
@@ -168,7 +172,8 @@ def test_a_translator_is_sampled_by_its_prompt_or_by_held_out_sentences(translat
     ):
         assert (
             block
-            == f"source       {source}\ntranslation  {one_line(found)}".rstrip() + f"\ntarget       {target}"
+            == f"source       {source}\ntranslation  {on_one_line(found)}".rstrip()
+            + f"\ntarget       {target}"
         )
     code, _, error = translate("sample", "--length", 9)
     assert code == 2 and "a translation ends by itself" in error
