@@ -71,8 +71,10 @@ def find_passages(samples: Sequence[str], train: str, test: str) -> Passages:
     pieces, unseen = [hashes(text) for text in samples], hashes(test)
     asked = np.unique(np.concatenate([*pieces, unseen]))
     stands = np.zeros(len(asked), bool)
-    for part in _overlapping(train):
-        stands |= np.isin(asked, hashes(part))
+    for part in _overlapping(train) if len(asked) else ():
+        there = np.sort(hashes(part))  # in order, they are found several times faster
+        places = np.searchsorted(asked, there).clip(max=len(asked) - 1)
+        stands[places[asked[places] == there]] = True
     copied = [stands[np.searchsorted(asked, piece)] for piece in pieces]
     longest = [text for row in zip(samples, copied, strict=True) for text in _runs(*row)]
     return Passages(
