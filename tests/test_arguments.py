@@ -103,10 +103,11 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
         (f"{command} --output VALUE", NO_OUTPUT_FOLDER, {2})
         for command in (
             *("sample {run}", "reconstruct {run} {image}", "inpaint {run} {image} {image}"),
-            *("restore {run} {image}", "complete {run} {image}", "translate {run} {image}"),
+            *("restore {run} {image}", "complete {run} {image}"),
             "speed {run}",
         )
     ],
+    ("translate {run} {image} --output VALUE", ("text.txt", "pipe"), {2}),  # loads first, as `sample` does
     ("neighbours {run} --output VALUE", NO_OUTPUT_FILE, {2}),
     ("interpolate {run} --output VALUE", NO_OUTPUT_FILE, {2}),
     ("samples {run} --film --output VALUE", NO_FILM, {2}),
