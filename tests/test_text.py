@@ -178,6 +178,8 @@ def test_blocks_and_lines_of_a_file_are_those_of_the_whole(tmp_path, monkeypatch
     assert whole == "über\n\n日本 🙂\n\nx\u2028y\nz" and lines == ["über", "", "日本 🙂\r", "x\u2028y\rz"]
     assert list(utf8.lines_of(BytesIO(content), "a")) == lines
     assert [line[:2] for line in utf8.lines_of(BytesIO(content), "a", 11)] == [line[:2] for line in lines]
+    with pytest.raises(BadSource, match="a is not UTF-8: byte 31 is 0xff"):
+        list(utf8.lines_of(BytesIO(b"x" * 30 + b"\n\xff\n"), "a", 11))  # behind a line that was cut
     for size in range(1, 12):
         monkeypatch.setattr(utf8, "BLOCK", size)
         blocks = list(utf8.blocks_of(BytesIO(content), "a"))
