@@ -2,6 +2,7 @@
 
 import io
 import re
+from argparse import Namespace
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from genlab.cli import sample as sample_command
 from genlab.cli import translate as translate_command
+from genlab.cli.lines import text_sampler
 from genlab.data.numbers import NumberNames, spelt
 from genlab.evaluation import lines as lines_module
 from genlab.evaluation.lines import LineTranslator, held_out_translations, translate_lines
@@ -137,10 +139,11 @@ def test_beams_are_searched_as_asked_and_nothing_is_left_to_chance(translate, mo
         model.sampler = sampler
         assert code == 0 and out == printed(translate_lines(model, lines))
         assert (out == greedy) is (sampler.__class__ is Greedy)
-    model.sampler = Beam(2, 0.0)
-    own = translate("translate", text=text)[1]
-    model.sampler = Beam(2, 0.0)
-    assert translate("translate", "--length_penalty", 3, text=text)[1] != own
+    own = Beam(2, 0.0)
+    for asked, expected in (((None, 3.0), (2, 3.0)), ((5, None), (5, 0.0)), ((5, 1.0), (5, 1.0))):
+        found = text_sampler(Namespace(beams=asked[0], length_penalty=asked[1]), own)
+        assert (found.width, found.length_penalty) == expected
+    assert text_sampler(Namespace(beams=None, length_penalty=None), own) is own
     model.sampler = Greedy()
     code, _, error = translate("translate", "--length_penalty", 1, text=text)
     assert code == 2 and "give --beams too" in error
