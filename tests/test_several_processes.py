@@ -12,6 +12,7 @@ import torch
 import two_processes
 
 from genlab.cli.main import main
+from genlab.cli.settings import choose_strategy
 
 TESTS = Path(__file__).parent
 MLP = ("--model.generator", "MLPGenerator", "--model.discriminator", "MLPDiscriminator")
@@ -182,6 +183,25 @@ def test_two_processes_learn_the_codebook_and_the_networks_of_one(trained):
     assert all(torch.allclose(first[name], alone[name], atol=1e-5) for name in alone)
     a, b = (last_scores(run) for run in runs_of(trained, "vqvae_digits"))
     assert a["val/perplexity"] > 2 and all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "found"),
+    [
+        ("auto", 2, "ddp_find_unused_parameters_true"),
+        ("ddp", 2, "ddp_find_unused_parameters_true"),
+        ("ddp_spawn", 2, "ddp_spawn_find_unused_parameters_true"),
+        ("ddp", 1, "ddp"),
+        ("fsdp", 2, "fsdp"),
+        ({"class_path": "DDPStrategy"}, 2, {"class_path": "DDPStrategy"}),
+    ],
+)
+def test_alternating_optimisers_look_for_weights_without_a_gradient(strategy, devices, found):
+    trainer = {"strategy": strategy, "devices": devices, "num_nodes": 1, "accelerator": "cpu"}
+    choose_strategy({"trainer": trainer, "model": {"class_path": "genlab.families.gan.GAN"}})
+    assert trainer["strategy"] == found
+    choose_strategy({"trainer": trainer, "model": {"class_path": "genlab.families.vae.VAE"}})
+    assert trainer["strategy"] == found
 
 
 def test_batch_norm_buffers_are_equal_before_an_evaluation(tmp_path, tiny_extractor):

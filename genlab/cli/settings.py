@@ -29,6 +29,9 @@ COMMAND_KEYS = (
 )
 """Keys of one command that a run's stored configuration leaves out: another command would refuse them."""
 
+_FINDING = {"auto": "ddp", **{name: name for name in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")}}
+"""Lightning's strategies that look for weights without a gradient only if told to, by what users write."""
+
 
 def require_sections(values: Any) -> None:
     """Refuses a section that holds a list or one value in place of keys, which the parser lets pass."""
@@ -63,12 +66,12 @@ def choose_precision(values: Any) -> None:
 
 
 def choose_strategy(values: Any) -> None:
-    """Fills in the strategy that alternating optimisers need on several devices."""
+    """Has alternating optimisers look for weights without a gradient, which each step of one leaves."""
     trainer = values["trainer"]
-    if trainer["strategy"] != "auto" or _num_devices(trainer) == 1:
+    if str(trainer["strategy"]) not in _FINDING or _num_devices(trainer) == 1:
         return
     if _class(values["model"]["class_path"]).alternating:
-        trainer["strategy"] = "ddp_find_unused_parameters_true"
+        trainer["strategy"] = f"{_FINDING[trainer['strategy']]}_find_unused_parameters_true"
 
 
 def experiment_name(values: Any) -> str:
