@@ -290,7 +290,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_imports(tmp_path,
 def test_a_signal_ends_any_command_with_a_line(number, code, monkeypatch, capsys):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     monkeypatch.setattr(command_line, "overview", lambda: os.kill(os.getpid(), number))
-    assert command_line.main([]) == code
+    before = signal.signal(number, signal.SIG_DFL)  # in tests under nohup, a hang-up is ignored
+    try:
+        assert command_line.main([]) == code
+    finally:
+        signal.signal(number, before)
     assert capsys.readouterr().err.splitlines() in (
         [f"genlab: stopped by {name}."] for name in ("Ctrl-C", signal.Signals(number).name)
     )
