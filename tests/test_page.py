@@ -813,7 +813,10 @@ def small(tab, hostile, tmp_path_factory):
     return tab
 
 
-@pytest.mark.parametrize(("width", "scheme", "details"), [(1280, "light", "true"), (390, "dark", "false")])
+DARK_PHONE = pytest.param(390, "dark", "false", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("width", "scheme", "details"), [(1280, "light", "true"), DARK_PHONE])
 def test_the_report_passes_an_accessibility_check(small, width, scheme, details):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     opened, troubles = small

@@ -204,6 +204,7 @@ def test_alternating_optimisers_look_for_weights_without_a_gradient(strategy, de
     assert trainer["strategy"] == found
 
 
+@pytest.mark.slow
 def test_batch_norm_buffers_are_equal_before_an_evaluation(tmp_path, tiny_extractor):
     """In two processes of which the first starts the second."""
     options = (*SMALL, *SPLIT, "--model.discriminator.init_args.norm", "batch")
