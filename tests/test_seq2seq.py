@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from translating import untrained
 
 from genlab.data.numbers import NumberNames
 from genlab.evaluation.attention import of_attention, pieces
@@ -170,16 +171,7 @@ def test_data_without_a_source_are_refused(name):
 def translator():
     """A model of numbers and their digits that knows nothing."""
     data = NumberNames(100, length=32)
-    torch.manual_seed(0)
-    model = Autoregressive(
-        data.spec, partial(AttentionGRU, width=16), torch.optim.Adam, sampler=Greedy(), given=["source"]
-    )
-    with torch.no_grad():
-        for parameter in model.network.parameters():
-            parameter.mul_(6 if parameter.dim() > 1 else 1)
-        model.network.output.weight.mul_(10)
-        model.network.output.bias[2] = 5.0  # some sentences end, others do not
-    return model.eval(), data
+    return untrained(data), data
 
 
 def test_lines_are_translated_as_the_data_they_come_from_and_in_any_order(translator):

@@ -3,10 +3,10 @@
 import io
 import re
 from argparse import Namespace
-from functools import partial
 
 import pytest
 import torch
+from translating import untrained
 
 from genlab.cli import sample as sample_command
 from genlab.cli import translate as translate_command
@@ -14,8 +14,6 @@ from genlab.cli.lines import text_sampler
 from genlab.data.numbers import NumberNames, spelt
 from genlab.evaluation import lines as lines_module
 from genlab.evaluation.lines import LineTranslator, held_out_translations, translate_lines
-from genlab.families.autoregressive import Autoregressive
-from genlab.networks.seq2seq import AttentionGRU
 from genlab.runs.folder import Run, list_runs
 from genlab.samplers.beam import Beam
 from genlab.samplers.tokens import Categorical, Greedy
@@ -36,17 +34,10 @@ def data():
 @pytest.fixture
 def model(data):
     """A model of numbers and their digits that knows nothing, and writes something else for each line."""
-    torch.manual_seed(0)
-    made = Autoregressive(
-        data.spec, partial(AttentionGRU, width=16), torch.optim.Adam, sampler=Greedy(), given=["source"]
-    )
+    made = untrained(data)
     with torch.no_grad():
-        for parameter in made.network.parameters():
-            parameter.mul_(6 if parameter.dim() > 1 else 1)
-        made.network.output.weight.mul_(10)
-        made.network.output.bias[2] = 5.0  # some sentences end, others do not
         made.network.output.bias[int(data.tokenizer.encode("\n")[0])] = 6.0  # some have line breaks
-    return made.eval()
+    return made
 
 
 @pytest.fixture
