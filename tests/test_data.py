@@ -28,7 +28,7 @@ from genlab.data.decode import BadImage, Policy, decode
 from genlab.data.degraded import Degraded, Small
 from genlab.data.digits import Digits
 from genlab.data.folder import ImageFolder
-from genlab.data.loading import Items, ScoringLoader, permutation
+from genlab.data.loading import Items, LengthOrder, ScoringLoader, permutation
 from genlab.data.packed import MappedRows, Packed, pack
 from genlab.data.procedural import COLOURS, FACTORS, Shapes, caption, factors, render
 from genlab.data.random_images import RandomImages
@@ -62,6 +62,35 @@ def test_order_is_a_permutation_that_follows_from_seed_and_epoch_alone():
     assert all(sorted(order) == list(range(100)) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 4
     assert permutation(100, 1, 1).tolist() == orders[1, 1]
+
+
+LENGTHS = torch.arange(100) * 37 % 41
+
+
+def by_length(pool, epoch=0, joined=8):
+    order = LengthOrder(100, joined, 3, LENGTHS, pool)
+    order.epoch = epoch
+    return order.numbers().reshape(-1, joined)
+
+
+def test_each_pool_has_the_items_of_its_random_batches_sorted_by_length():
+    for epoch in (0, 1):
+        random, sorted_ = permutation(100, 3, epoch)[:96].reshape(12, 8), by_length(5, epoch)
+        for pool in (slice(0, 5), slice(5, 10), slice(10, 12)):
+            lengths = LENGTHS[random[pool].flatten()].sort()[0].reshape(-1, 8)
+            found = sorted((LENGTHS[batch].tolist() for batch in sorted_[pool]), key=lambda row: row[0])
+            assert found == lengths.tolist()
+            assert sorted(sorted_[pool].flatten().tolist()) == sorted(random[pool].flatten().tolist())
+
+
+def test_batches_of_a_pool_do_not_come_from_short_to_long_but_in_another_order_each_epoch():
+    shortest = [[int(LENGTHS[batch].min()) for batch in by_length(12, epoch)] for epoch in range(4)]
+    assert all(row != sorted(row) for row in shortest)
+    assert len({tuple(torch.tensor(row).argsort().tolist()) for row in shortest}) == 4
+
+
+def test_a_pool_of_one_batch_is_the_random_batch():
+    assert (by_length(1).sort()[0] == permutation(100, 3, 0)[:96].reshape(12, 8).sort()[0]).all()
 
 
 class _Place:

@@ -295,6 +295,26 @@ def test_the_other_way_is_the_same_pairs_turned_round(tmp_path):
         assert read(back, split) == [pair[::-1] for pair in read(there, split)]
 
 
+def test_training_batches_hold_little_filling_and_go_on_where_they_stopped():
+    def batches(pool, state=None):
+        loader = NumberNames(1000, batch_size=16, pool=pool).train_dataloader()
+        if state is not None:
+            loader.load_state_dict(state)
+        return loader, iter(loader)
+
+    def filling(pool):
+        rows = list(batches(pool)[1])
+        held = sum(int((row["tokens"] >= 0).sum() + (row["source"] != 0).sum()) for row in rows)
+        return 1.0 - held / sum(row["tokens"].numel() + row["source"].numel() for row in rows)
+
+    assert filling(20) < 0.4 * filling(1)
+    loader, whole = batches(20)
+    for _ in range(7):
+        next(whole)
+    expected, found = next(whole), next(batches(20, {**loader.state_dict(), "position": 7 * 16})[1])
+    assert all(torch.equal(expected[name], found[name]) for name in ("tokens", "source", "index"))
+
+
 def test_a_table_holds_the_same_pairs_as_two_files(tmp_path):
     lines = [f"{source}\t{target}" for source, target in zip(ENGLISH, GERMAN, strict=True)]
     (tmp_path / "pairs.tsv").write_text("\n".join(lines), encoding="utf-8")

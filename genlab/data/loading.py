@@ -120,6 +120,37 @@ class StreamOrder(Order):
         return torch.arange(self.joined * self.num_batches).reshape(self.joined, -1).T.flatten()
 
 
+class LengthOrder(Order):
+    """Items of like length in one batch, so that little of it is filling: the order of random batches else.
+
+    An epoch's permutation is cut into pools of so many joined batches; a pool is sorted by length, and its
+    batches come in drawn order. What the permutation drops at the end of an epoch is of any length.
+
+    Args:
+        num_items, joined, seed: As in `Order`.
+        lengths: Of each item.
+        pool: Joined batches that are sorted together: at 1, batches are those of `Order`.
+
+    Shapes:
+        lengths: (items,), int64.
+    """
+
+    def __init__(self, num_items: int, joined: int, seed: int, lengths: Tensor, pool: int) -> None:
+        super().__init__(num_items, joined, seed)
+        self.lengths, self.pool = lengths, pool
+
+    def numbers(self) -> Tensor:
+        drawn = super().numbers()[: self.num_batches * self.joined]
+        pools = drawn.split(self.joined * self.pool)
+        sorted_ = torch.cat([pool[self.lengths[pool].argsort(stable=True)] for pool in pools])
+        batches = sorted_.reshape(self.num_batches, self.joined)
+        places = [
+            start + permutation(min(self.pool, self.num_batches - start), self.seed, self.epoch)
+            for start in range(0, self.num_batches, self.pool)
+        ]
+        return batches[torch.cat(places)].flatten()
+
+
 def permutation(num_items: int, seed: int, epoch: int) -> Tensor:
     """Returns the numbers 0 ... num_items - 1 in the order of epoch `epoch`."""
     draws = randomness.uniform(randomness.key(seed, "order", epoch), torch.arange(num_items), 1)

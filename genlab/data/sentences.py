@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from genlab.data.base import DataModule
-from genlab.data.loading import Items
+from genlab.data.loading import Items, LengthOrder
 from genlab.data.packed import Packed
 from genlab.data.sources import BadSource, require_path, siblings
 from genlab.data.splits import FIXED, as_test, drawn, others, require_share, share_of, together
@@ -40,6 +41,8 @@ class PairData(DataModule):
         vocabulary_size: Number of tokens of "bpe", at least 259; the others follow from the text.
         length: Tokens of a sentence with its END; longer ones are cut.
         reverse: Go the other way, from the targets to the sources.
+        pool: Training batches whose pairs are sorted by length together, so that batches hold little filling
+            (see `LengthOrder`); 1 leaves every batch random.
         base: Arguments that every data set has.
 
     Shapes:
@@ -55,13 +58,16 @@ class PairData(DataModule):
         vocabulary_size: int = 4096,
         length: int = 64,
         reverse: bool = False,
+        pool: int = 20,
         **base: Any,
     ) -> None:
         super().__init__(**base)
         if length < 2:
             raise ValueError(f"length must be at least 2 tokens, got {length}.")
+        if pool < 1:
+            raise ValueError(f"pool must be at least 1 batch, got {pool}.")
         self.kind, self.vocabulary_size = tokenizer, vocabulary_size
-        self.length, self.reverse = length, reverse
+        self.length, self.reverse, self.pool = length, reverse, pool
 
     @abstractmethod
     def pairs(self) -> dict[str, Pairs]:
@@ -112,6 +118,14 @@ class PairData(DataModule):
 
     def training_items(self, epoch: int) -> Items:
         return Sentences(self.split("train"))
+
+    def order(self, num_items: int, joined: int) -> LengthOrder:
+        train = self.split("train")
+        target = (np.asarray(train["tokens"]) != IGNORED).sum(axis=1)
+        source = (np.asarray(train["source"]) != PAD).sum(axis=1)
+        # By the longer of the two, then by both: the least filling of the four orders tried on Multi30k.
+        lengths = np.maximum(target, source) * 2 * (self.length + 1) + target + source
+        return LengthOrder(num_items, joined, self.seed, torch.from_numpy(lengths), self.pool)
 
     def preprocessing(self) -> dict[str, Any]:
         cut = {
