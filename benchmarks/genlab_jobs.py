@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch import nn
 from genlab.bijections.base import BijectionFactory
 from genlab.bijections.elementwise import Affine
 from genlab.bijections.flows import CouplingFlow, Glow
+from genlab.data.text import TextFile
 from genlab.data.torchvision_sets import MNIST
+from genlab.families.autoregressive import Autoregressive
 from genlab.families.base import Model
 from genlab.families.diffusion import Diffusion
 from genlab.families.flow import Flow
@@ -29,6 +32,7 @@ from genlab.losses.likelihoods import Bernoulli
 from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner
 from genlab.networks.quantizer import EMACodebook
+from genlab.networks.transformer import CausalTransformer
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.grids import UniformGrid
@@ -103,6 +107,27 @@ def vq_step(ctx: Any) -> dict[str, Any]:
         (straight_through(z, codes).square().mean() + 0.25 * commitment).backward()
 
     return _rounds(step, ctx, book, ctx.batch * ctx.grid**2)
+
+
+def gpt_train(ctx: Any) -> dict[str, Any]:
+    """Trains GPT of a file's characters as `genlab fit` does: its loader, clipped gradients, AdamW."""
+    data = TextFile(str(ctx.text), context=ctx.block, batch_size=ctx.batch)
+    network = partial(
+        CausalTransformer, num_layers=ctx.layers, num_heads=ctx.heads, width=ctx.dim, dropout=ctx.dropout
+    )
+    numbers: dict[str, Any] = {"lr": ctx.lr, "betas": tuple(ctx.betas), "weight_decay": ctx.weight_decay}
+    model = Autoregressive(data.spec, network, partial(torch.optim.AdamW, fused=True, **numbers))
+    model.train().setup("fit")
+    optimizer = model.configure_optimizers()["optimizer"]
+    batches = chain.from_iterable(repeat(data.train_dataloader()))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model.losses(next(batches))["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.network.parameters(), ctx.clip)
+        optimizer.step()
+
+    return _rounds(step, ctx, model, ctx.batch * ctx.block)
 
 
 def _vae(spec: DataSpec, ctx: Any) -> VAE:

@@ -1,9 +1,11 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.genlab_jobs import gpt_train
 from genlab.networks.attention import Rotation
 from genlab.networks.transformer import CausalTransformer
 from genlab.shapes import DataSpec
@@ -294,6 +296,18 @@ def test_root_mean_square_norms_neither_centre_nor_shift():
     norm, x = network(norm="rms").norm, torch.randn(4, 16) + 3
     found = norm(x) / norm.weight
     torch.testing.assert_close(found, x / x.square().mean(dim=1, keepdim=True).sqrt(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_benchmarks_job_of_gpt_does_rounds_over_more_than_an_epoch(tmp_path):
+    (tmp_path / "text.txt").write_text("To be, or not to be. " * 40)
+    sizes = SimpleNamespace(
+        batch=8, block=16, layers=1, heads=2, dim=8, dropout=0.0, lr=1e-3, betas=(0.9, 0.99)
+    )
+    job = gpt_train(
+        SimpleNamespace(**vars(sizes), weight_decay=0.1, clip=1.0, steps=9, text=tmp_path / "text.txt")
+    )
+    assert job["run"](0) == 9 * 8 * 16
+    assert job["params"] > 0
 
 
 @pytest.mark.parametrize("options, message", [
