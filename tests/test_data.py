@@ -241,6 +241,15 @@ def test_scoring_reads_every_item_once_with_equal_numbers_of_batches(num_items, 
         assert [row for batch in batches for row in batch] == list(range(rank, num_items, world_size))
 
 
+@pytest.mark.parametrize("limit, num", [(2, 2), (0.29, 2), (1.0, 10), (50, 10)])
+def test_batches_that_a_trainer_stops_after_stand_for_the_whole_split(limit, num):
+    data = placed(0, 1, eval_batch_size=10)
+    data.trainer.limit_val_batches = limit
+    batches = numbers(data.val_dataloader())
+    assert [row for batch in batches[:num] for row in batch] == list(range(0, 100, 10 // num))
+    assert sorted(row for batch in batches for row in batch) == list(range(100))
+
+
 def test_scoring_reads_the_images_of_their_numbers():
     data = Digits()
     images = data.split("test").x

@@ -203,13 +203,13 @@ class DataModule(pl.LightningDataModule):
         return TrainLoader(self.training_items, order, rank, world_size, self.num_workers)
 
     def val_dataloader(self) -> ScoringLoader:
-        return self._evaluation("val")
+        return self._evaluation("val", "limit_val_batches")
 
     def test_dataloader(self) -> ScoringLoader:
-        return self._evaluation("test")
+        return self._evaluation("test", "limit_test_batches")
 
     def predict_dataloader(self) -> ScoringLoader:
-        return self._evaluation("test")
+        return self._evaluation("test", "limit_predict_batches")
 
     def loader(
         self,
@@ -277,9 +277,13 @@ class DataModule(pl.LightningDataModule):
                 out[name] = _moved(_mirrored(to_float(out[name], spec.levels), flip), shift)
         return out  # type: ignore[return-value]
 
-    def _evaluation(self, split: str) -> ScoringLoader:
-        rank, world_size = self._place()
-        return ScoringLoader(self.items(split), self.eval_batch_size, rank, world_size, self.num_workers)
+    def _evaluation(self, split: str, limit: str) -> ScoringLoader:
+        """Returns a split's batches, those that stand for all first where the trainer reads only some."""
+        (rank, world_size), items = self._place(), self.items(split)
+        joined, share = self.eval_batch_size * world_size, getattr(self.trainer, limit, 1.0)
+        read = share if isinstance(share, int) else int(-(-len(items) // joined) * share)
+        first = None if self.spec.kind == "tokens" else read * joined  # a text's rows follow each other
+        return ScoringLoader(items, self.eval_batch_size, rank, world_size, self.num_workers, first=first)
 
     def _place(self) -> tuple[int, int]:
         """Returns rank and number of processes of the attached trainer."""

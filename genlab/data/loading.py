@@ -208,6 +208,7 @@ class ScoringLoader:
         world_size: Number of processes.
         num_workers: Reading processes.
         at_most: Only so many items, see `spread`; None for all.
+        first: So many of them that stand for all come before the others, for who stops early.
     """
 
     def __init__(
@@ -218,9 +219,13 @@ class ScoringLoader:
         world_size: int,
         num_workers: int = 0,
         at_most: int | None = None,
+        first: int | None = None,
     ) -> None:
         self.items, self.num_workers = items, num_workers
         chosen = spread(len(items), at_most)
+        early = torch.zeros(len(chosen), dtype=torch.bool)
+        early[spread(len(chosen), first)] = True
+        chosen = torch.cat([chosen[early], chosen[~early]])
         starts = list(range(0, len(chosen), batch_size * world_size))
         if len(starts) > 1 and len(chosen) - starts[-1] < world_size:
             starts.pop()
