@@ -137,30 +137,41 @@ def caption_tokenizer() -> Tokenizer:
 
 def render(chosen: np.ndarray, index: np.ndarray, image_size: int, jitter: float = 1.0) -> np.ndarray:
     """Returns the pictures of some factors as uint8, (pictures, 3, image_size, image_size)."""
-    radius = np.array(list(SIZES.values()))[chosen[:, 3]][:, None, None]
-    x, y = _from_middle(chosen[:, 2], index, radius[:, 0], image_size, jitter)
-    distance = np.empty((len(chosen), image_size, image_size))
+    colour, shape, position, size = chosen.T
+    radius = np.array(list(SIZES.values()))[size]
+    return painted(colour, shape, _middle(position, index, radius, jitter), radius, image_size)
+
+
+def painted(
+    colour: np.ndarray, shape: np.ndarray, middle: np.ndarray, radius: np.ndarray, image_size: int
+) -> np.ndarray:
+    """Returns pictures of one object each as uint8, (objects, 3, image_size, image_size).
+
+    Shapes:
+        colour, shape: (objects,), their numbers.
+        middle: (objects, 2), x and y in sides of the picture, y growing downwards; radius: (objects,), likewise.
+    """
+    pixel = (np.arange(image_size) + 0.5) / image_size
+    x = pixel[None, None, :] - middle[:, 0, None, None]
+    y = pixel[None, :, None] - middle[:, 1, None, None]
+    far = np.empty((len(shape), image_size, image_size))
     for number, name in enumerate(SHAPES):
-        rows = chosen[:, 1] == number
-        distance[rows] = _distance(name, x[rows], y[rows], radius[rows])
+        rows = shape == number
+        far[rows] = distance(name, x[rows], y[rows], radius[rows, None, None])
     # A pixel is covered by what the edge, taken as straight, leaves of it.
-    covered = np.clip(0.5 - distance * image_size, 0.0, 1.0)
-    colour = np.array(list(COLOURS.values()), float)[chosen[:, 0]]
-    return np.rint(covered[:, None] * colour[:, :, None, None]).astype(np.uint8)
+    covered = np.clip(0.5 - far * image_size, 0.0, 1.0)
+    shade = np.array(list(COLOURS.values()), float)[colour]
+    return np.rint(covered[:, None] * shade[:, :, None, None]).astype(np.uint8)
 
 
-def _from_middle(
-    position: np.ndarray, index: np.ndarray, radius: np.ndarray, image_size: int, jitter: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns every pixel's x and y from the shape's middle, in sides of the picture; y grows downwards."""
+def _middle(position: np.ndarray, index: np.ndarray, radius: np.ndarray, jitter: float) -> np.ndarray:
+    """Returns each shape's middle inside of its ninth, (shapes, 2)."""
     moves = randomness.uniform(randomness.key("shapes"), torch.from_numpy(index), 2).numpy() * 2 - 1
     ninth = np.stack([position % 3, position // 3], axis=1)
-    middle = (ninth + 0.5) / 3 + jitter * moves * (1 / 6 - radius)
-    pixel = (np.arange(image_size) + 0.5) / image_size
-    return pixel[None, None, :] - middle[:, 0, None, None], pixel[None, :, None] - middle[:, 1, None, None]
+    return (ninth + 0.5) / 3 + jitter * moves * (1 / 6 - radius[:, None])
 
 
-def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+def distance(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Returns the signed distance to the shape's edge, negative inside; exact next to straight edges."""
     across, down = np.abs(x), np.abs(y)
     if shape == "circle":

@@ -1,4 +1,4 @@
-"""From text to numbers and back: characters, bytes, byte pairs. Imports no torch."""
+"""From text to numbers and back: characters, bytes, byte pairs, known words. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 TokenizerKind = Literal["characters", "bytes", "bpe"]
+"""What can be learnt from any text; the list of `Words` is given."""
 
 PAD, BEGIN, END = 0, 1, 2
 """Numbers of the marks of a vocabulary with `marks`; text comes after them."""
 
 NUM_MARKS = 3
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 _WORD = r" ?\p{L}{1,64}| ?\p{N}{1,64}| ?[^\s\p{L}\p{N}]{1,64}|\s{1,64}(?!\S)|\s{1,64}"
 """What pairs may not reach beyond: words with the space before them, as GPT-2 has them, but not endless ones,
 on which the library's time is quadratic."""
@@ -34,6 +36,8 @@ class Tokenizer(ABC):
     """
 
     kind: ClassVar[str]
+    between: ClassVar[bytes] = b""
+    """What lies between the bytes of two tokens in a text."""
 
     def __init__(self, pieces: Sequence[bytes], marks: bool) -> None:
         self.pieces = [b""] * (NUM_MARKS if marks else 0) + list(pieces)
@@ -88,7 +92,7 @@ class Tokenizer(ABC):
         numbers = np.asarray(tokens).tolist()
         if self.marks and END in numbers:
             numbers = numbers[: numbers.index(END)]
-        return b"".join(self.pieces[number] for number in numbers if number >= 0)
+        return self.between.join(filter(None, (self.pieces[number] for number in numbers if number >= 0)))
 
     def num_unknown(self, tokens: np.ndarray) -> int:
         """Returns how many tokens stand for something that the vocabulary does not know."""
@@ -146,11 +150,48 @@ class Characters(Tokenizer):
         return {"characters": self.characters}
 
 
-_UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
-
-
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+class Words(Tokenizer):
+    """One token for each word of a list, and before these one for all others: for texts of a known grammar.
+
+    Words are what white space parts, and come back with one space between them.
+
+    Args:
+        words: Those that are known.
+        marks: See `Tokenizer`.
+    """
+
+    kind = "words"
+    between = b" "
+
+    def __init__(self, words: Sequence[str], marks: bool = False) -> None:
+        super().__init__([_UNKNOWN, *(word.encode() for word in words)], marks)
+        self.words = list(words)
+        wrong = [word for word in words if word.split() != [word]]
+        if wrong or len(set(words)) < len(words):
+            raise ValueError(f"words must be different and without white space, got {(wrong or words)[:5]}.")
+        self._numbers = {word: number for number, word in enumerate(words, self.unknown + 1)}
+
+    @property
+    def unknown(self) -> int:
+        """The token of every word that is not known."""
+        return self._first
+
+    def unknown_in(self, text: str) -> list[str]:
+        """Returns the words of a text that the vocabulary does not know, each once, in order."""
+        return sorted({word for word in text.split() if word not in self._numbers})
+
+    def _encoded(self, text: str) -> np.ndarray:
+        return np.array([self._numbers.get(word, self.unknown) for word in text.split()], np.int64)
+
+    def num_unknown(self, tokens: np.ndarray) -> int:
+        return int((tokens == self.unknown).sum())
+
+    def _settings(self) -> dict[str, Any]:
+        return {"words": self.words}
 
 
 class Bytes(Tokenizer):
@@ -263,8 +304,10 @@ def tokenizer_of(vocabulary: str) -> Tokenizer:
         raise ValueError(f"vocabulary must be a tokenizer's JSON, got {vocabulary[:40]!r}.") from None
     if kind == "characters":
         return Characters(settings["characters"], marks)
+    if kind == "words":
+        return Words(settings["words"], marks)
     if kind == "bytes":
         return Bytes(marks)
     if kind == "bpe":
         return BPE(settings["model"], marks)
-    raise ValueError(f"kind of a vocabulary must be characters, bytes or bpe, got {kind!r}.")
+    raise ValueError(f"kind of a vocabulary must be characters, words, bytes or bpe, got {kind!r}.")
