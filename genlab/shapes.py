@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -161,6 +161,24 @@ class DataSpec:
             f"DataSpec({self.name!r}, {self.shape}, num_classes={self.num_classes}, "
             f"levels={self.levels}{source})"
         )
+
+
+class Judge(Protocol):
+    """Says what of an image is as its source says, where that can be known without a network."""
+
+    def marks(self, images: Tensor, source: Tensor) -> dict[str, Tensor]:
+        """Returns by attribute, and by "all", 1 for right, 0 for wrong and -1 for not said, (batch,), int8.
+
+        Shapes:
+            images: (batch, channels, height, width), bytes or floats in [-1, 1].
+            source: (batch, ...), of the form of `DataSpec.source`.
+        """
+
+    def is_unseen(self, source: Tensor) -> Tensor:
+        """Returns whether each source combines what is never together in training, (batch,), bool."""
+
+    def protocol(self) -> dict[str, Any]:
+        """Returns the settings that the marks depend on."""
 
 
 def observed(batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ from genlab.data.packed import Packed
 from genlab.data.splits import FIXED, LEAST, held_out, others, share_of, stratified
 from genlab.errors import DataError
 from genlab.files import cache_folder
-from genlab.shapes import Batch, DataSpec, to_float
+from genlab.shapes import Batch, DataSpec, Judge, to_float
 
 SPLITS = ("train", "val", "test")
 
@@ -91,6 +91,11 @@ class DataModule(pl.LightningDataModule):
     @abstractmethod
     def load(self) -> dict[str, Packed]:
         """Returns "train", "test" and, where the data bring it, "val", packing them where needed."""
+
+    @property
+    def judge(self) -> Judge | None:
+        """Says what of an image is as its source says; None where that takes eyes."""
+        return None
 
     def preprocessing(self) -> dict[str, Any]:
         """Returns what was done to the images, for the run's record."""

@@ -35,8 +35,8 @@ _BLURS = (1.0, 2.0)  # widths of an edge in pixels
 _REACH = 1.3  # half of what is looked at around an object's middle, in largest radii
 _BLOCK = 256
 
-ATTRIBUTES = ("number", "colour", "shape", "size", "relation")
-"""What is judged, beside all of it."""
+ATTRIBUTES = ("all", "number", "colour", "shape", "size", "relation")
+"""What is judged."""
 
 
 class SceneJudge:
@@ -235,9 +235,9 @@ def _compared(rows: np.ndarray, num: np.ndarray, table: np.ndarray, middles: np.
     said = objects(rows)
     alone = rows[:, 6] == NOTHING
     right = _best(said, rows[:, 6], num, table, middles)
-    marks = dict(zip(ATTRIBUTES[1:], right.T.astype(np.int8), strict=True))
-    marks["number"] = (num == np.where(alone, 1, 2)).astype(np.int8)
-    marks["all"] = (right.all(axis=1) & (marks["number"] == 1)).astype(np.int8)
+    enough = num == np.where(alone, 1, 2)
+    columns = (right.all(axis=1) & enough, enough, *right.T)
+    marks = {name: column.astype(np.int8) for name, column in zip(ATTRIBUTES, columns, strict=True)}
     marks["size"][(said[..., 2] == NOTHING).all(axis=1)] = NOTHING
     marks["relation"][alone] = NOTHING
     return marks

@@ -18,7 +18,7 @@ from genlab.data.tokenizers import tokenizer_of
 from genlab.evaluation.given import given_for
 from genlab.families.base import Model
 from genlab.families.capabilities import Samples, TranslatesBack
-from genlab.metrics.base import Drawn, Reference, SampleMetric, needs_extractor
+from genlab.metrics.base import PAIRED, Drawn, Reference, SampleMetric, needs_extractor
 from genlab.metrics.features import Extractor
 from genlab.metrics.reference import NUM_KEPT, Collector, cached_reference, collect
 from genlab.shapes import DataSpec, observed, to_levels
@@ -167,7 +167,7 @@ class _Pass:
         for metric in self.metrics:
             metric.reset()
             metric.to(device)
-            metric.set_data(self.data.spec, decode)
+            metric.set_data(self.data.spec, decode, self.data.judge)
             if extractor is not None:
                 metric.set_reference(reference)
 
@@ -218,10 +218,10 @@ def check_scorable(model: Model, extractor: Extractor | None, metrics: Sequence[
     if extractor is None and needs_extractor(metrics):
         raise ValueError("Some of the metrics compare features, and there is no extractor.")
     for metric in metrics:
-        if "target" in metric.needs and "source" not in model.given:
+        if metric.needs & PAIRED and "source" not in model.given:
             raise ValueError(
-                f"{type(metric).__name__} compares samples with targets, and this {type(model).__name__} is "
-                "told no source: give model.given [source], or leave the metric out."
+                f"{type(metric).__name__} compares samples with sources or their targets, and this "
+                f"{type(model).__name__} is told no source: give model.given [source], or leave the metric out."
             )
 
 
@@ -250,7 +250,7 @@ def extractor_protocol(extractor: Extractor) -> dict[str, Any]:
 
 def full_name(metric: SampleMetric, name: str, num_real: int, num_fake: int) -> str:
     """Returns the name of a metric's value with its counts, where it depends on them."""
-    if "target" in metric.needs:  # a mean over pairs: of all of them, or of a part that is to be said
+    if metric.needs & PAIRED:  # a mean over pairs: of all of them, or of a part that is to be said
         return name if num_fake == num_real else f"{name}@{num_fake}"
     return score_name(name, num_real, num_fake)
 

@@ -16,10 +16,13 @@ from torchmetrics.utilities import dim_zero_cat
 from genlab import randomness
 from genlab.metrics.features import Features
 from genlab.metrics.gaussian import covariance_factor
-from genlab.shapes import DataSpec
+from genlab.shapes import DataSpec, Judge
 
 EXTRACTED = frozenset({"sums", "features", "logits"})
 """What a metric may need that an extractor gives."""
+
+PAIRED = frozenset({"target", "source"})
+"""What a metric may need that only items with a source have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,8 @@ class SampleMetric(Metric):
     full_state_update = False
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What is asked of `Drawn`: an extractor's "sums", "features", "logits"; "pixels", "tokens", "target"."""
+    """What is asked of `Drawn`: an extractor's "sums", "features", "logits"; "pixels", "tokens"; of items with
+    a source "target", and "source" where that alone is compared with."""
 
     index: list[Tensor]
 
@@ -91,6 +95,7 @@ class SampleMetric(Metric):
         self._reference: Reference | None = None
         self._spec: DataSpec | None = None
         self._decode: Callable[[Tensor], list[str]] | None = None
+        self._judge: Judge | None = None
 
     @abstractmethod
     def update(self, drawn: Drawn) -> None:
@@ -108,14 +113,20 @@ class SampleMetric(Metric):
         """Gives the real images' statistics to compare with."""
         self._reference = reference
 
-    def set_data(self, spec: DataSpec, decode: Callable[[Tensor], list[str]] | None = None) -> None:
+    def set_data(
+        self,
+        spec: DataSpec,
+        decode: Callable[[Tensor], list[str]] | None = None,
+        judge: Judge | None = None,
+    ) -> None:
         """Says what the samples are.
 
         Args:
             spec: The data.
             decode: From rows of tokens to texts.
+            judge: Of images by their sources, where the data have one.
         """
-        self._spec, self._decode = spec, decode
+        self._spec, self._decode, self._judge = spec, decode, judge
 
     @property
     def reference(self) -> Reference:
