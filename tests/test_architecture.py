@@ -46,6 +46,7 @@ WITHOUT_TORCH = (
     "genlab.report",
     "genlab.data.decode",
     "genlab.data.sources",
+    "genlab.data.caption_tables",
     "genlab.data.check",
     "genlab.data.check_text",
     "genlab.data.utf8",

@@ -22,6 +22,11 @@ def data(arguments: list[str]) -> int:
         type=read.file,
         help="of pairs in two files, the one with the sentences to start from",
     )
+    checker.add_argument(
+        "--caption_column",
+        default="text",
+        help="the column of captions in a metadata.csv or metadata.jsonl (text)",
+    )
     options = parser.parse_args(arguments)
     from genlab.data import check, check_text
 
@@ -29,6 +34,6 @@ def data(arguments: list[str]) -> int:
         text = check_text.check(options.path, options.source_path)
         check_text.print_report(text)
         return 0 if text.ok else EXIT_DATA
-    report = check.check(options.path)
+    report = check.check(options.path, caption_column=options.caption_column)
     check.print_report(report)
     return 0 if report.ok else EXIT_DATA

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from genlab import randomness
+from genlab.data.caption_tables import read_captions
 from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items
 from genlab.data.packed import Packed, Rows, pack
 from genlab.data.sentences import sentence_spec, sources
-from genlab.data.sources import BadSource
 from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
-from genlab.data.utf8 import read_lines
 from genlab.shapes import DataSpec
 
 
 class CaptionedImages(ImageFolder):
-    """Images of a folder, a zip or a tar with captions.tsv in or beside it: batch["source"] is a caption.
+    """Images of a folder, a zip or a tar with a table of captions: batch["source"] is a caption.
 
-    A line of captions.tsv is a file's name, a tab and a caption; an image may have several. Training takes
-    one of them, drawn anew in each epoch from (seed, epoch); scoring takes the first. The vocabulary is made
+    The table is captions.tsv, metadata.csv or metadata.jsonl (see `caption_tables`), in the folder or beside
+    the archive. Every image needs captions, one or several, and every caption an image. Training takes one, drawn anew in each epoch from (seed, epoch); scoring takes the first. The vocabulary is made
     of the captions of the training images alone. Rows of tokens are as those of `sentences.PairData`.
 
     Args:
@@ -33,6 +32,7 @@ class CaptionedImages(ImageFolder):
         tokenizer: "characters", "bytes" or "bpe".
         vocabulary_size: Number of tokens of "bpe", at least 259.
         length: Tokens of a caption with its end; longer ones are cut.
+        caption_column: The column of metadata.csv or metadata.jsonl that holds the captions.
         base: Arguments of a folder of images and of every data set.
 
     Shapes:
@@ -47,12 +47,14 @@ class CaptionedImages(ImageFolder):
         tokenizer: TokenizerKind = "bpe",
         vocabulary_size: int = 1024,
         length: int = 32,
+        caption_column: str = "text",
         **base: Any,
     ) -> None:
         super().__init__(path, image_size, labelled=False, **base)
         if length < 2:
             raise ValueError(f"length must be at least 2 tokens, got {length}.")
         self.kind, self.vocabulary_size, self.length = tokenizer, vocabulary_size, length
+        self.caption_column = caption_column
 
     @property
     def spec(self) -> DataSpec:
@@ -62,7 +64,7 @@ class CaptionedImages(ImageFolder):
     @cached_property
     def captions(self) -> list[list[str]]:
         """The captions of each image, in the order of the images."""
-        return read_captions(self._captions_file, self.source.names)
+        return read_captions(self.source, self.caption_column)
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
@@ -108,27 +110,3 @@ class CaptionedImages(ImageFolder):
         cut = sum(int((rows[:, -1] > 2).sum()) for rows in self.encoded)
         told = {"tokenizer": self.kind, "length": self.length, "captions": num, "cut": cut}
         return {**super().preprocessing(), **told}
-
-    @property
-    def _captions_file(self) -> Path:
-        path = Path(self.path).expanduser()
-        return (path if path.is_dir() else path.parent) / "captions.tsv"
-
-
-def read_captions(file: Path, names: list[str]) -> list[list[str]]:
-    """Returns the captions of each of the named images, from lines of "name<TAB>caption".
-
-    Raises:
-        BadSource: Where a line has no tab, or an image no caption, with the first five names.
-    """
-    found: dict[str, list[str]] = {}
-    for number, line in enumerate(read_lines(file), start=1):
-        name, tab, caption = line.partition("\t")
-        if line and not tab:
-            raise BadSource(f"{file} line {number} is no name<TAB>caption: {line[:40]!r}")
-        found.setdefault(name, []).append(caption)
-    captions = [found.get(name) or found.get(PurePosixPath(name).name, []) for name in names]
-    alone = [name for name, texts in zip(names, captions, strict=True) if not texts]
-    if alone:
-        raise BadSource(f"{file} has no caption for {len(alone)} images: {', '.join(alone[:5])}; add lines")
-    return captions

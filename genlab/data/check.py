@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from genlab.data.caption_tables import Captions, find_captions, first_of
 from genlab.data.decode import BadImage, Policy, decode
 from genlab.data.parallel import over_images
-from genlab.data.sources import Source, open_source
+from genlab.data.sources import BadSource, Source, open_source
 
 _SHOWN = 10
 
@@ -31,6 +32,8 @@ class CheckReport:
         bad: Name of and reason against each unusable file.
         duplicates: Groups of names with equal bytes.
         proposed_size: A resolution to train at; 0 where nothing can be read.
+        captions: What the tables of captions say; None where there are none.
+        problem: Why a table of captions cannot be used, "" where it can.
     """
 
     path: str
@@ -42,11 +45,19 @@ class CheckReport:
     bad: list[tuple[str, str]] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
     proposed_size: int = 0
+    captions: Captions | None = None
+    problem: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether training would start."""
-        return not self.bad and self.num_images > 0
+        return not self.bad and self.num_images > 0 and self.captions_ok
+
+    @property
+    def captions_ok(self) -> bool:
+        """Whether there are no captions, or every image has one and every one an image."""
+        found = self.captions
+        return not self.problem and (found is None or not (found.alone or found.strangers))
 
 
 @dataclass
@@ -61,8 +72,13 @@ class _Seen:
     reason: str = ""
 
 
-def check(path: str | Path, workers: int | None = None) -> CheckReport:
+def check(path: str | Path, workers: int | None = None, caption_column: str = "text") -> CheckReport:
     """Decodes every image once and returns what was found.
+
+    Args:
+        path: Folder, zip or tar.
+        workers: Decoding processes; None means one a core.
+        caption_column: The column of a metadata.csv or metadata.jsonl that holds captions.
 
     Raises:
         BadSource: Where there are no images at all, with the remedy.
@@ -72,6 +88,7 @@ def check(path: str | Path, workers: int | None = None) -> CheckReport:
     results = over_images(source, partial(_look, source, policy), f"checking {source.path.name}", workers)
     seen = sorted((one for chunk in results for one in chunk), key=lambda one: one.name)
     good = [one for one in seen if not one.reason]
+    captions, problem = _captions(source, caption_column)
     sizes = Counter(one.size for one in good)
     return CheckReport(
         path=str(path),
@@ -83,6 +100,8 @@ def check(path: str | Path, workers: int | None = None) -> CheckReport:
         bad=[(one.name, one.reason) for one in seen if one.reason],
         duplicates=_equal(seen),
         proposed_size=propose(sizes),
+        captions=captions,
+        problem=problem,
     )
 
 
@@ -104,6 +123,13 @@ def print_report(report: CheckReport, file: TextIO | None = None) -> None:
     """Prints a report for a person."""
     for line in _lines(report):
         print(line, file=file or sys.stdout)
+
+
+def _captions(source: Source, column: str) -> tuple[Captions | None, str]:
+    try:
+        return find_captions(source, column), ""
+    except BadSource as error:
+        return None, str(error)
 
 
 def _look(source: Source, policy: Policy, rows: list[int]) -> list[_Seen]:
@@ -143,9 +169,28 @@ def _lines(report: CheckReport) -> list[str]:
     lines += counted("conversions on reading", dict(report.conversions.most_common()))
     lines += listed("unusable", [f"{name}: {reason}" for name, reason in report.bad])
     lines += listed("equal files", [" = ".join(names) for names in report.duplicates])
+    lines += _caption_lines(report)
     if report.proposed_size:
         lines.append(f"proposed: --data.image_size {report.proposed_size}")
-    return [*lines, "ok" if report.ok else f"not ok: remove or replace the {len(report.bad)} unusable files"]
+    if report.ok:
+        return [*lines, "ok"]
+    unusable = [f"remove or replace the {len(report.bad)} unusable files"] if report.bad else []
+    captions = [] if report.captions_ok else ["correct the captions"]
+    return [*lines, f"not ok: {' and '.join(unusable + captions)}"]
+
+
+def _caption_lines(report: CheckReport) -> list[str]:
+    found = report.captions
+    if found is None:
+        return [f"captions: {report.problem}"] if report.problem else []
+    num, captioned = sum(map(len, found.of_images)), sum(map(bool, found.of_images))
+    lines = [f"captions: {num} of {captioned} images in {', '.join(found.tables)}"]
+    for title, names in (
+        ("images without a caption", found.alone),
+        ("captions without an image", found.strangers),
+    ):
+        lines += [f"{title}: {len(names)}: {first_of(names)}"] if names else []
+    return lines
 
 
 def counted(title: str, counts: dict[str, int]) -> list[str]:

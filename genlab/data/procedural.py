@@ -149,7 +149,7 @@ def painted(
 
     Shapes:
         colour, shape: (objects,), their numbers.
-        middle: (objects, 2), x and y in sides of the picture, y growing downwards; radius: (objects,), likewise.
+        middle: (objects, 2), x and y, which grows downwards; radius: (objects,): in sides of the picture.
     """
     pixel = (np.arange(image_size) + 0.5) / image_size
     x = pixel[None, None, :] - middle[:, 0, None, None]

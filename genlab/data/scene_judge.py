@@ -26,7 +26,9 @@ from genlab.data.scene_captions import (
     parse,
 )
 
-_BRIGHT = 0.3  # less than half of the brightest channel of any colour: the edge of an object, even of a dark one
+_BRIGHT = (
+    0.3  # less than half of the brightest channel of any colour: the edge of an object, even of a dark one
+)
 _HAZE = 0.1  # less says nothing about an object's place and extent
 _SPECK = 0.002  # share of a picture that is too small for an object: a third of the smallest triangle
 _MOST = 3  # objects of a picture that are looked at, the largest ones; more are only counted
@@ -181,7 +183,9 @@ def _fitted(images: np.ndarray, parts: _Parts) -> _Fits:
     spread = (bright * (x**2 + y**2)).sum(axis=(1, 2)) / mass
     energy = np.bincount(parts.label.ravel(), (images**2).sum(axis=1).ravel())[parts.number]
     energy = np.maximum(energy, (crop**2).sum(axis=(1, 2, 3)))  # a part may reach out of its window
-    best = _Fits(*(np.zeros(len(crop)) for _ in range(3)), (middle + corner + 0.5) / side, np.zeros((len(crop), 3)))
+    best = _Fits(
+        *(np.zeros(len(crop)) for _ in range(3)), (middle + corner + 0.5) / side, np.zeros((len(crop), 3))
+    )
     best.error[:] = np.inf
     for shape, name in enumerate(SHAPES):
         for share in _RADII:
@@ -230,7 +234,9 @@ def _size(radius: np.ndarray) -> np.ndarray:
     return np.where(off.min(axis=1) <= np.log(1.25), off.argmin(axis=1), NOTHING)
 
 
-def _compared(rows: np.ndarray, num: np.ndarray, table: np.ndarray, middles: np.ndarray) -> dict[str, np.ndarray]:
+def _compared(
+    rows: np.ndarray, num: np.ndarray, table: np.ndarray, middles: np.ndarray
+) -> dict[str, np.ndarray]:
     """Returns what is right of scenes by what is seen; see `SceneJudge`."""
     said = objects(rows)
     alone = rows[:, 6] == NOTHING

@@ -1,4 +1,4 @@
-"""Pictures of one or two coloured shapes with a sentence that says what is there, checked without a network."""
+"""Pictures of one or two coloured shapes, each with a sentence whose truth needs no network."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class Scenes(DataModule):
         if self.flip:
             raise ValueError("flip must be false with captions: a mirrored left is a right.")
         if image_size < 48:
-            raise ValueError(f"image_size must be at least 48 for small shapes to be told apart, got {image_size}.")
+            raise ValueError(
+                f"image_size must be at least 48 for small shapes to be told apart, got {image_size}."
+            )
         self.image_size = image_size
         self.num_train, self.num_test, self.num_zero_shot = num_train, num_test, num_zero_shot
 

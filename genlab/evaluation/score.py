@@ -221,7 +221,8 @@ def check_scorable(model: Model, extractor: Extractor | None, metrics: Sequence[
         if metric.needs & PAIRED and "source" not in model.given:
             raise ValueError(
                 f"{type(metric).__name__} compares samples with sources or their targets, and this "
-                f"{type(model).__name__} is told no source: give model.given [source], or leave the metric out."
+                f"{type(model).__name__} is told no source: give model.given [source], or leave the metric "
+                "out."
             )
 
 
