@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from genlab.data import packed as packing
+from genlab.data.caption_tables import read_captions
 from genlab.data.captions import CaptionedImages
 from genlab.data.decode import BadImage, Policy, decode
 from genlab.data.degraded import Degraded, Edges, Grey, Masked, Small
@@ -359,6 +360,107 @@ def test_captions_that_are_missing_or_no_table_are_named(tmp_path):
     file.write_text(whole + "\nno tab")
     with pytest.raises(BadSource, match=r"line 40 is no name<TAB>caption: 'no tab'"):
         captioned_again(data).split("train")
+
+
+def table(kind, rows, column="text"):
+    """Rows of names and captions as a file of one of the three kinds."""
+    if kind == "captions.tsv":
+        return "".join(f"{name}\t{text}\n" for name, text in rows)
+    if kind == "metadata.csv":
+        return f"file_name,other,{column}\n" + "".join(f'{name},1,"{text}"\n' for name, text in rows)
+    return "".join(json.dumps({"file_name": name, column: text}) + "\n" for name, text in rows)
+
+
+@pytest.mark.parametrize("kind", ["captions.tsv", "metadata.csv", "metadata.jsonl"])
+def test_all_tables_of_captions_say_the_same(tmp_path, kind):
+    source = open_source(saved(tmp_path / "a", range(3)))
+    rows = [(f"{n:03d}.png", f"picture {n}, {way}") for way in "ab" for n in range(3)]
+    (tmp_path / "a" / kind).write_text(table(kind, rows))
+    expected = [[f"picture {n}, {way}" for way in "ab"] for n in range(3)]
+    assert read_captions(source) == expected
+    if kind != "captions.tsv":
+        (tmp_path / "a" / kind).write_text(table(kind, rows, "says"))
+        assert read_captions(source, "says") == expected
+        with pytest.raises(BadSource, match=r"no column 'text', but .*says.*caption_column"):
+            read_captions(source)
+    if kind == "metadata.jsonl":
+        lists = [(f"{n:03d}.png", expected[n]) for n in range(3)]
+        (tmp_path / "a" / kind).write_text(table(kind, lists))
+        assert read_captions(source) == expected
+
+
+def test_each_folder_may_have_its_own_table(tmp_path):
+    for name, numbers in (("train", range(4)), ("test", range(4, 6))):
+        saved(tmp_path / name, numbers)
+        rows = [(f"{n:03d}.png", f"picture {n}") for n in numbers]
+        (tmp_path / name / "metadata.csv").write_text(table("metadata.csv", rows))
+    source = open_source(str(tmp_path))
+    assert read_captions(source) == [["picture 4"], ["picture 5"], *([f"picture {n}"] for n in range(4))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("metadata.csv", "file_nam,text\n000.png,a\n", "no column 'file_name', but file_nam, text.* Did you mean 'file_nam'"),
+        ("metadata.csv", "file_name,txt\n000.png,a\n", "no column 'text', but .*Did you mean 'txt'"),
+        ("metadata.csv", "", "no column 'file_name', but nothing"),
+        ("metadata.csv", "file_name,text\n000.png,a, b\n", "line 2 has not the 2 cells"),
+        ("metadata.csv", "file_name,text\n000.png\n", "line 2 has not the 2 cells"),
+        ("metadata.csv", 'file_name,text\n000.png,"a', "is no CSV"),
+        ("metadata.csv", "file_name,text\n000.png, \n", "line 2: the caption of '000.png' is empty"),
+        ("metadata.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("metadata.jsonl", '{"file_name": "000.png", "text"', "line 1 is no JSON object"),
+        ("metadata.jsonl", '{"file_name": "000.png", "text": 3}', "line 1: file_name must be a text, text one or"),
+        ("metadata.jsonl", '{"file_name": "000.png", "text": []}', "text one or a list"),
+        ("metadata.jsonl", '{"file_name": "000.png", "tekst": "a"}', "line 1 has no column 'text'.*Did you mean 'tekst'"),
+        ("captions.tsv", "000.pgn\ta\n001.png\tb\n", r"captions of 1 files that are no images: 000.pgn Did you mean '000.png'\?; no caption for 1 images: 000.png"),
+        ("captions.tsv", "".join(f"x{n}\ta\n" for n in range(7)), "captions of 7 files .*: x0, x1, x2, x3, x4 and 2 more; no caption for 2 images"),
+        ("caption.tsv", "000.png\ta\n", r"There is no captions.tsv.* caption.tsv\? Did you mean 'captions.tsv'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_table_of_captions_is_named_and_nothing_dropped(
+    tmp_path, kind, content, message, genlab_command
+):
+    source = open_source(saved(tmp_path / "a", range(2)))
+    (tmp_path / "a" / kind).write_text(content)
+    with pytest.raises(BadSource, match=message):
+        read_captions(source)
+    code, out, error = genlab_command("data", "check", tmp_path / "a")
+    assert (code, error) == (0 if kind == "caption.tsv" else 3, "")
+    assert ("captions" in out) == (kind != "caption.tsv") and "Traceback" not in out
+
+
+def test_two_tables_of_captions_are_refused(tmp_path):
+    source = open_source(saved(tmp_path / "a", range(2)))
+    for kind in ("captions.tsv", "metadata.csv"):
+        (tmp_path / "a" / kind).write_text(table(kind, [("000.png", "a"), ("001.png", "b")]))
+    with pytest.raises(BadSource, match=r"holds captions.tsv and metadata.csv.*remove the other"):
+        read_captions(source)
+
+
+def test_a_caption_without_folders_is_that_of_one_image_alone(tmp_path):
+    for name in ("x", "y"):
+        saved(tmp_path / "a" / name, [0])
+    saved(tmp_path / "a" / "y", [1])
+    (tmp_path / "a" / "captions.tsv").write_text("000.png\ta\n001.png\tb\n")
+    with pytest.raises(
+        BadSource, match=r"no images: 000.png.*; no caption for 2 images: x/000.png, y/000.png"
+    ):
+        read_captions(open_source(str(tmp_path / "a")))
+
+
+def test_a_check_counts_captions_and_names_the_first_images_without(tmp_path, genlab_command):
+    folder = saved(tmp_path / "a", range(9))
+    rows = [(f"{n:03d}.png", "a") for n in (0, 0, 1)]
+    (tmp_path / "a" / "metadata.csv").write_text(table("metadata.csv", rows, "says"))
+    code, out, _ = genlab_command("data", "check", folder, "--caption_column", "says")
+    assert code == 3 and "captions: 3 of 2 images in metadata.csv" in out
+    assert "images without a caption: 7: 002.png, 003.png, 004.png, 005.png, 006.png and 2 more" in out
+    assert "not ok: correct the captions" in out
+    rows += [(f"{n:03d}.png", "a") for n in range(2, 9)]
+    (tmp_path / "a" / "metadata.csv").write_text(table("metadata.csv", rows))
+    code, out, _ = genlab_command("data", "check", folder)
+    assert code == 0 and "captions: 10 of 9 images in metadata.csv" in out and out.endswith("ok\n")
 
 
 def captioned_again(data):

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from genlab.data.tokenizers import BEGIN, BPE, END, PAD, Bytes, Characters, tokenizer_of, trained
+from genlab.data.tokenizers import BEGIN, BPE, END, PAD, Bytes, Characters, Words, tokenizer_of, trained
 
 TEXT = "the cat sat on the mat, the rat sat on that cat.\n" * 20
 STRANGE = "naïve 日本 🙂\u200d🙂 \x00\r\n\t <pad> </s> \u2028 e\u0301 é the\ufeff cat" * 3
@@ -66,6 +66,30 @@ def test_a_vocabulary_is_read_back_from_its_json(kind, marks):
     assert ("pad" in told, "end" in told) == (marks, marks)
 
 
+@pytest.mark.parametrize("marks", [False, True])
+def test_known_words_come_back_with_one_space_between_them_and_others_are_named(marks):
+    words = Words(["the", "cat", "sat"], marks)
+    tokens = words.encode(" the cat\n sat  the")
+    assert words.decode(tokens) == "the cat sat the" and words.size == 4 + 3 * marks
+    assert words.decode(words.encode("the dog sat")) == "the \ufffd sat"
+    assert words.num_unknown(words.encode("the dog sat Cat")) == 2
+    assert words.unknown_in("the dog sat Cat dog") == ["Cat", "dog"]
+    again = tokenizer_of(words.to_json())
+    assert (
+        again.to_json() == words.to_json()
+        and again.encode("cat the").tolist() == words.encode("cat the").tolist()
+    )
+    if marks:
+        assert words.decode([BEGIN, *tokens.tolist(), END, PAD, *tokens.tolist()]) == "the cat sat the"
+        assert words.decode([*tokens.tolist(), PAD, -1]) == "the cat sat the"
+
+
+@pytest.mark.parametrize("words", [["a", "a"], ["a b"], [""]])
+def test_words_that_no_text_could_tell_apart_are_refused(words):
+    with pytest.raises(ValueError, match="different and without white space"):
+        Words(words)
+
+
 def test_the_same_text_teaches_the_same_pairs_whatever_its_process():
     script = (
         "from genlab.data.tokenizers import BPE\n"
@@ -99,8 +123,8 @@ def test_a_text_of_no_more_pairs_gives_a_smaller_vocabulary():
 def test_what_is_no_vocabulary_is_named():
     with pytest.raises(ValueError, match="must be a tokenizer's JSON, got 'abc'"):
         tokenizer_of("abc")
-    with pytest.raises(ValueError, match="must be characters, bytes or bpe, got 'words'"):
-        tokenizer_of('{"kind": "words"}')
+    with pytest.raises(ValueError, match="must be characters, words, bytes or bpe, got 'runes'"):
+        tokenizer_of('{"kind": "runes"}')
     with pytest.raises(ValueError, match="sorted and different"):
         Characters("ba")
     assert Bytes().size == 256

@@ -23,8 +23,9 @@ class CaptionedImages(ImageFolder):
     """Images of a folder, a zip or a tar with a table of captions: batch["source"] is a caption.
 
     The table is captions.tsv, metadata.csv or metadata.jsonl (see `caption_tables`), in the folder or beside
-    the archive. Every image needs captions, one or several, and every caption an image. Training takes one, drawn anew in each epoch from (seed, epoch); scoring takes the first. The vocabulary is made
-    of the captions of the training images alone. Rows of tokens are as those of `sentences.PairData`.
+    the archive. Every image needs captions, one or several, and every caption an image. Training takes one,
+    drawn anew in each epoch from (seed, epoch); scoring takes the first. The vocabulary is made of the
+    captions of the training images alone. Rows of tokens are as those of `sentences.PairData`.
 
     Args:
         path: Folder, zip or tar of the images; nothing is unpacked.

@@ -84,8 +84,8 @@ class SampleMetric(Metric):
     full_state_update = False
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What is asked of `Drawn`: an extractor's "sums", "features", "logits"; "pixels", "tokens"; of items that
-    have a source "target", and "source" where that alone is compared with."""
+    """What is asked of `Drawn`: an extractor's "sums", "features", "logits"; "pixels", "tokens"; "target",
+    or "source" where that alone is compared with."""
 
     index: list[Tensor]
 
