@@ -398,26 +398,32 @@ def test_each_folder_may_have_its_own_table(tmp_path):
     assert read_captions(source) == [["picture 4"], ["picture 5"], *([f"picture {n}"] for n in range(4))]
 
 
-@pytest.mark.parametrize(
-    ("kind", "content", "message"),
-    [
-        ("metadata.csv", "file_nam,text\n000.png,a\n", "no column 'file_name', but file_nam, text.* Did you mean 'file_nam'"),
-        ("metadata.csv", "file_name,txt\n000.png,a\n", "no column 'text', but .*Did you mean 'txt'"),
-        ("metadata.csv", "", "no column 'file_name', but nothing"),
-        ("metadata.csv", "file_name,text\n000.png,a, b\n", "line 2 has not the 2 cells"),
-        ("metadata.csv", "file_name,text\n000.png\n", "line 2 has not the 2 cells"),
-        ("metadata.csv", 'file_name,text\n000.png,"a', "is no CSV"),
-        ("metadata.csv", "file_name,text\n000.png, \n", "line 2: the caption of '000.png' is empty"),
-        ("metadata.jsonl", "[1]\n", "line 1 is no JSON object"),
-        ("metadata.jsonl", '{"file_name": "000.png", "text"', "line 1 is no JSON object"),
-        ("metadata.jsonl", '{"file_name": "000.png", "text": 3}', "line 1: file_name must be a text, text one or"),
-        ("metadata.jsonl", '{"file_name": "000.png", "text": []}', "text one or a list"),
-        ("metadata.jsonl", '{"file_name": "000.png", "tekst": "a"}', "line 1 has no column 'text'.*Did you mean 'tekst'"),
-        ("captions.tsv", "000.pgn\ta\n001.png\tb\n", r"captions of 1 files that are no images: 000.pgn Did you mean '000.png'\?; no caption for 1 images: 000.png"),
-        ("captions.tsv", "".join(f"x{n}\ta\n" for n in range(7)), "captions of 7 files .*: x0, x1, x2, x3, x4 and 2 more; no caption for 2 images"),
-        ("caption.tsv", "000.png\ta\n", r"There is no captions.tsv.* caption.tsv\? Did you mean 'captions.tsv'"),
-    ],
-)  # fmt: skip
+HEAD = "file_name,text\n"
+WRONG_TABLES = [
+    ("metadata.csv", "file_nam,text\n000.png,a\n", "'file_name', but file_nam, text.* mean 'file_nam'"),
+    ("metadata.csv", "file_name,txt\n000.png,a\n", "no column 'text', but .*Did you mean 'txt'"),
+    ("metadata.csv", "", "no column 'file_name', but nothing"),
+    ("metadata.csv", f"{HEAD}000.png,a, b\n", "line 2 has not the 2 cells"),
+    ("metadata.csv", f"{HEAD}000.png\n", "line 2 has not the 2 cells"),
+    ("metadata.csv", f'{HEAD}000.png,"a', "is no CSV"),
+    ("metadata.csv", f"{HEAD}000.png, \n", "line 2: the caption of '000.png' is empty"),
+    ("metadata.jsonl", "[1]\n", "line 1 is no JSON object"),
+    ("metadata.jsonl", '{"file_name": "000.png", "text"', "line 1 is no JSON object"),
+    ("metadata.jsonl", '{"file_name": "000.png", "text": 3}', "line 1: file_name must be a text, text one"),
+    ("metadata.jsonl", '{"file_name": "000.png", "text": []}', "text one or a list"),
+    ("metadata.jsonl", '{"file_name": "000.png", "tekst": "a"}', "line 1 has no .* Did you mean 'tekst'"),
+    (
+        "captions.tsv",
+        "000.pgn\ta\n001.png\tb\n",
+        "1 files that are no images: 000.pgn Did you mean '000.png'",
+    ),
+    ("captions.tsv", "000.pgn\ta\n001.png\tb\n", "no caption for 1 images: 000.png"),
+    ("captions.tsv", "".join(f"x{n}\ta\n" for n in range(7)), "7 files .*: x0, x1, x2, x3, x4 and 2 more"),
+    ("caption.tsv", "000.png\ta\n", "There is no captions.tsv.* caption.tsv. Did you mean 'captions.tsv'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "content", "message"), WRONG_TABLES)
 def test_a_wrong_table_of_captions_is_named_and_nothing_dropped(
     tmp_path, kind, content, message, genlab_command
 ):
