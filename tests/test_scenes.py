@@ -26,7 +26,7 @@ from genlab.metrics.base import Drawn
 from genlab.metrics.captions import RightCaptions
 from genlab.shapes import to_float
 
-NUM = 160
+NUM = 120
 COLUMNS_OF = {"size": [2, 5], "colour": [0, 3], "shape": [1, 4], "relation": [6]}
 VALUES = [len(COLOURS), len(SHAPES), len(SIZES)] * 2 + [len(RELATIONS)]
 
@@ -38,8 +38,9 @@ def drawn():
     return scenes(index), torch.from_numpy(picture(index, 64))
 
 
-def many(num=20_000):
-    return scenes(np.arange(num))
+@pytest.fixture(scope="module")
+def many():
+    return scenes(np.arange(8_000))
 
 
 def tokens(rows):
@@ -54,10 +55,10 @@ def shares(found):
 # What is said
 
 
-def test_every_caption_is_one_scenes_and_every_scene_has_one_caption():
-    rows = np.unique(many(), axis=0)
+def test_every_caption_is_one_scenes_and_every_scene_has_one_caption(many):
+    rows = np.unique(many, axis=0)
     captions = [caption(row) for row in rows.tolist()]
-    assert len(set(captions)) == len(rows) > 15_000
+    assert len(set(captions)) == len(rows) > 6_000
     assert [parse(text) for text in captions] == rows.tolist()
     tokenizer = caption_tokenizer()
     encoded = [tokenizer.encode(text) for text in captions]
@@ -80,7 +81,7 @@ def test_what_is_no_caption_is_refused_with_the_grammar(text):
 # What is drawn for what
 
 
-def test_zero_shot_pairs_are_in_the_end_of_the_test_split_alone():
+def test_zero_shot_pairs_are_in_the_end_of_the_test_split_alone(many):
     data = Scenes(48, num_train=60, num_test=20, num_zero_shot=12)
     for split in ("train", "val"):
         rows = np.asarray(data.split(split)["factors"])
@@ -88,23 +89,23 @@ def test_zero_shot_pairs_are_in_the_end_of_the_test_split_alone():
             assert colour == NOTHING or ZERO_SHOT[list(COLOURS)[colour]] != SHAPES[shape]
     test = np.asarray(data.split("test")["factors"])
     assert is_zero_shot(test).tolist() == [False] * 20 + [True] * 12
-    pairs = {tuple(pair) for pair in objects(many()[purpose(many()) == 0])[..., :2].reshape(-1, 2).tolist()}
+    pairs = {tuple(pair) for pair in objects(many[purpose(many) == 0])[..., :2].reshape(-1, 2).tolist()}
     assert len(pairs) == 1 + len(COLOURS) * (len(SHAPES) - 1)  # all others, and the object that is not there
 
 
-def test_test_captions_are_no_training_pictures_and_all_kinds_come():
-    rows = many()
+def test_test_captions_are_no_training_pictures_and_all_kinds_come(many):
+    rows = many
     kinds = purpose(rows)
     said = [{tuple(row) for row in rows[kinds == kind].tolist()} for kind in range(3)]
     assert not said[0] & said[1] and not said[0] & said[2] and all(said)
     alone = rows[:, 6] == NOTHING
-    assert alone.mean() == pytest.approx(0.25, abs=0.01)
-    assert (rows[:, 2] == NOTHING).mean() == pytest.approx(0.5, abs=0.015)
+    assert alone.mean() == pytest.approx(0.25, abs=0.02)
+    assert (rows[:, 2] == NOTHING).mean() == pytest.approx(0.5, abs=0.02)
     assert (kinds[kinds < 2] == 1).mean() == pytest.approx(0.1, abs=0.03)
     assert not (rows[~alone, :2] == rows[~alone, 3:5]).all(axis=1).any()
     for column, num in enumerate(VALUES):
         values = rows[rows[:, column] >= 0, column]
-        assert np.bincount(values, minlength=num).min() > 0.9 * len(values) / num
+        assert np.bincount(values, minlength=num).min() > 0.8 * len(values) / num
 
 
 def test_a_picture_is_a_function_of_its_number_whatever_the_split():
@@ -211,7 +212,7 @@ def test_specks_and_haze_are_forgiven_but_mere_colour_is_no_shape(drawn):
     blob = torch.zeros_like(x)
     blob[:, :, 20:24, 4:60] = colour[:, :, None, None]  # a line
     found = SceneJudge().judged(blob[rows[:, 6] < 0], rows[rows[:, 6] < 0])
-    assert found["number"].all() and not found["shape"].any() and not found["size"][found["size"] > 0].any()
+    assert found["number"].all() and not found["shape"].any() and not (found["size"] == 1).any()
 
 
 def satisfies(said, there, sizes):
@@ -236,18 +237,18 @@ def satisfies(said, there, sizes):
 def test_pictures_of_other_captions_are_right_as_often_as_counting_says():
     """Of few colours and shapes, so that some are right by chance."""
     draws = np.random.default_rng(0)
-    rows = np.stack([draws.integers(0, num, 120) for num in (2, 2, 2, 2, 2, 2, 4)], axis=1)
+    rows = np.stack([draws.integers(0, num, 90) for num in (2, 2, 2, 2, 2, 2, 4)], axis=1)
     rows[:, 4] = np.where((rows[:, :2] == rows[:, 3:5]).all(axis=1), 1 - rows[:, 4], rows[:, 4])
     sizes = objects(rows)[..., 2] * 2
-    x = torch.from_numpy(draw(rows, sizes, np.arange(120), 64))
+    x = torch.from_numpy(draw(rows, sizes, np.arange(90), 64))
     said = rows.copy()
-    said[:, [2, 5]] = np.where(draws.random((120, 2)) < 0.7, NOTHING, sizes)
+    said[:, [2, 5]] = np.where(draws.random((90, 2)) < 0.7, NOTHING, sizes)
     said[:40, 3:] = NOTHING
     rows[:30, 3:] = NOTHING
     x[:30] = torch.from_numpy(draw(rows[:30], sizes[:30], np.arange(30), 64))
     right = 0
-    for step in (1, 7, 31):
-        other = said[(np.arange(120) + step) % 120]
+    for step in (1, 31):
+        other = said[(np.arange(90) + step) % 90]
         expected = [
             satisfies(s, t, z) for s, t, z in zip(other.tolist(), rows.tolist(), sizes.tolist(), strict=True)
         ]

@@ -95,9 +95,10 @@ class SceneJudge:
         off = np.abs(fits.shade[:, None] - shades).max(axis=2)
         colour = np.where(off.min(axis=1) <= self.max_shade, off.argmin(axis=1), NOTHING)
         shape = np.where(fits.error <= self.max_error, fits.shape, NOTHING)
+        size = np.where(shape == NOTHING, NOTHING, _size(fits.radius))  # of what has no shape there is none
         table = np.full((len(images), _MOST, 3), NOTHING)
         middles = np.zeros((len(images), _MOST, 2))
-        table[parts.owner, parts.rank] = np.stack([colour, shape, _size(fits.radius)], axis=1)
+        table[parts.owner, parts.rank] = np.stack([colour, shape, size], axis=1)
         middles[parts.owner, parts.rank] = fits.middle
         return Seen(parts.num, table, middles)
 
