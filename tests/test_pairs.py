@@ -433,7 +433,7 @@ def test_a_wrong_table_of_captions_is_named_and_nothing_dropped(
         read_captions(source)
     code, out, error = genlab_command("data", "check", tmp_path / "a")
     assert (code, error) == (0 if kind == "caption.tsv" else 3, "")
-    assert ("captions" in out) == (kind != "caption.tsv") and "Traceback" not in out
+    assert ("\ncaptions" in out) == (kind != "caption.tsv") and "Traceback" not in out
 
 
 def test_two_tables_of_captions_are_refused(tmp_path):
