@@ -184,10 +184,14 @@ def _fitted(images: np.ndarray, parts: _Parts) -> _Fits:
     spread = (bright * (x**2 + y**2)).sum(axis=(1, 2)) / mass
     energy = np.bincount(parts.label.ravel(), (images**2).sum(axis=1).ravel())[parts.number]
     energy = np.maximum(energy, (crop**2).sum(axis=(1, 2, 3)))  # a part may reach out of its window
+    num = len(crop)
     best = _Fits(
-        *(np.zeros(len(crop)) for _ in range(3)), (middle + corner + 0.5) / side, np.zeros((len(crop), 3))
+        shape=np.zeros(num),
+        error=np.full(num, np.inf),
+        radius=np.zeros(num),
+        middle=(middle + corner + 0.5) / side,
+        shade=np.zeros((num, 3)),
     )
-    best.error[:] = np.inf
     for shape, name in enumerate(SHAPES):
         for share in _RADII:
             radius = (share * np.sqrt(spread / _spread(name))).astype(np.float32)
