@@ -12,7 +12,9 @@ SLOW = {
     *("vae_celeba", "ddpm_celeba", "glow_celeba", "dcgan_celeba", "flow_matching_cifar10", "vpsde_cifar10"),
     *("realnvp_mnist", "ddpm_mnist", "gan_mnist", "cvae_mnist", "augvae_mnist"),
     *("realnvp_cifar10", "glow_cifar10", "dcgan_cifar10", "classifier_cifar10"),
-    *("cyclegan_vangogh2photo", "cyclegan_monet2photo", "srresnet_t91"),
+    *("cyclegan_vangogh2photo", "cyclegan_monet2photo", "cut_monet2photo", "srresnet_t91"),
+    *("edm_cifar10", "vesde_cifar10", "ddpm_cifar10", "spline_checkerboard"),
+    *("ncsn_mnist", "colourise_celeba"),
 }
 """Experiments whose classes others have, too."""
 
