@@ -27,11 +27,11 @@ from genlab.families.base import Model
 from genlab.families.diffusion import Diffusion
 from genlab.families.flow import Flow
 from genlab.families.vae import VAE
-from genlab.families.vqvae import perplexity, straight_through
+from genlab.families.codes import perplexity
 from genlab.losses.likelihoods import Bernoulli
 from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner
-from genlab.networks.quantizer import EMACodebook
+from genlab.networks.quantizer import EMACodebook, straight_through
 from genlab.networks.transformer import CausalTransformer
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain

@@ -114,6 +114,13 @@ class DataSpec:
             self.vocabulary,
         )
 
+    def coded(self, shape: Sequence[int], levels: int) -> DataSpec:
+        """Returns the codes of these data: a map of numbers, or of vectors where levels is 0.
+
+        Each comes with the label and the source of its item, which a second stage may be told.
+        """
+        return DataSpec(f"codes of {self.name}", shape, self.num_classes, levels, self.source)
+
     def unconditional(self) -> DataSpec:
         """Returns the same data without any condition; networks condition wherever there is one."""
         return self.told(())

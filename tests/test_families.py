@@ -33,9 +33,11 @@ from genlab.families.classifier import Classifier
 from genlab.families.cut import CUT
 from genlab.families.cyclegan import CycleGAN
 from genlab.families.diffusion import Diffusion, Guidance, Objective
+from genlab.families.dvae import DiscreteVAE, Relaxation
 from genlab.families.electra import Electra
 from genlab.families.flow import Flow
 from genlab.families.gan import GAN
+from genlab.families.kl_autoencoder import Adversary, AdversarialKLAutoencoder, KLAutoencoder
 from genlab.families.pix2pix import Pix2Pix
 from genlab.families.players import Balance
 from genlab.families.regression import ImageRegression
@@ -66,7 +68,7 @@ from genlab.networks.mlp import MLPDiscriminator, MLPGenerator
 from genlab.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from genlab.networks.pixelcnnpp import PixelCNNpp
 from genlab.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
-from genlab.networks.quantizer import EMACodebook, LearnedCodebook
+from genlab.networks.quantizer import FSQ, EMACodebook, LearnedCodebook
 from genlab.networks.resnet_generator import PatchHeads, ResNetGenerator
 from genlab.networks.rnn import CausalRNN
 from genlab.networks.srresnet import SRResNet, VGGDiscriminator
@@ -86,7 +88,7 @@ ADAM = partial(torch.optim.Adam, lr=1e-2)
 LABEL = ["label"]
 PROTOCOLS = (
     *("Samples", "HasLatent", "Reconstructs", "HasPosterior", "HasLikelihood"),
-    *("Denoises", "HasScore", "Completes", "TellsReal", "TranslatesBack", "Classifies"),
+    *("Denoises", "HasScore", "Completes", "TellsReal", "TranslatesBack", "Classifies", "HasCode"),
 )
 
 
@@ -134,7 +136,7 @@ TINY_UNET = partial(UNet, channels=(4, 8), num_blocks=1, attention=(4,), num_gro
 TINY_DENOISER = partial(MLPDenoiser, hidden=(8, 8), time_dim=8)
 TINY_CONDITIONER = partial(ConvConditioner, hidden_channels=4)
 REALNVP = partial(RealNVP, network=TINY_CONDITIONER, num_couplings=2)
-RUNNING_MEANS = partial(EMACodebook, reset_below=0.9)
+RUNNING_MEANS = partial(EMACodebook, num_codes=8, reset_below=0.9)
 PIXELCNN = partial(PixelCNN, features=4, num_blocks=1, first_size=3)
 GATED = partial(GatedPixelCNN, features=4, num_layers=2, first_size=3)
 PLUS_PLUS = partial(PixelCNNpp, features=4, num_blocks=1, num_scales=2)
@@ -169,7 +171,23 @@ def autoencoder(spec, **options):
 
 
 def vqvae(spec, codebook=RUNNING_MEANS, **options):
-    return VQVAE(spec, *MAP_CODING, partial(codebook, num_codes=8), ADAM, code_dim=3, **options)
+    return VQVAE(spec, *MAP_CODING, codebook, ADAM, code_dim=3, **options)
+
+
+def dvae(spec, **options):
+    options = {"num_codes": 8, "relaxation": Relaxation(examples=64), **options}
+    return DiscreteVAE(spec, *MAP_CODING, DiscretizedLogistic, ADAM, **options)
+
+
+def kl_autoencoder(spec, **options):
+    return KLAutoencoder(spec, *MAP_CODING, ADAM, latent_channels=2, kl_weight=0.1, **options)
+
+
+def adversarial_kl_autoencoder(spec, **options):
+    discriminator = partial(PatchDiscriminator, base_channels=4, num_layers=1, norm="none")
+    optimizers = {"generator_optimizer": ADAM, "discriminator_optimizer": ADAM}
+    options = {"latent_channels": 2, "kl_weight": 0.1, "loss": Hinge(), **options}
+    return AdversarialKLAutoencoder(spec, *MAP_CODING, discriminator, **optimizers, **options)
 
 
 def classifier(spec, **options):
@@ -280,6 +298,7 @@ class Family:
 PLAYERS = "Samples HasLatent TellsReal"
 WALKER = "Samples HasLatent Reconstructs HasLikelihood Denoises HasScore"
 BIJECTION = "Samples HasLatent Reconstructs HasLikelihood"
+NUMBERS, MAPS = "Reconstructs HasCode", "Reconstructs HasPosterior HasCode"
 BOUNDED = "Samples HasLatent Reconstructs HasPosterior HasLikelihood"
 PIXEL_BY_PIXEL = "Samples HasLikelihood CompletesImages"
 GUIDED = {"given": LABEL, "guidance": Guidance(2.0, 0.2)}
@@ -305,7 +324,13 @@ FAMILIES = {
     "autoencoder": Family(
         partial(autoencoder, noise_std=0.2), "Samples HasLatent Reconstructs", batchwise=("code_variance",)
     ),
-    "vqvae": Family(vqvae, "Reconstructs", draws=False),
+    "vqvae": Family(vqvae, NUMBERS, draws=False),
+    "vqvae of scalar codes": Family(
+        partial(vqvae, codebook=partial(FSQ, levels=[3, 4, 5])), NUMBERS, draws=False
+    ),
+    "dvae": Family(dvae, NUMBERS),
+    "kl autoencoder": Family(partial(kl_autoencoder, half_life=4), MAPS),
+    "adversarial kl autoencoder": Family(adversarial_kl_autoencoder, f"{MAPS} TellsReal"),
     "classifier": Family(classifier, "Classifies", draws=False),
     "gpt": Family(
         partial(autoregressive, half_life=24), "Samples HasLikelihood Completes", texts, draws=False
@@ -610,8 +635,9 @@ def test_samples_and_scores_come_from_the_average_where_there_is_one(name, train
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     after = answers(model, batch)
-    if model.alternating:  # the judge has no average, and the loss is that of the weights that learn
-        before, after = ({"sample": each["sample"]} for each in (before, after))
+    if model.alternating:  # the judge has no average, and the loss may be that of the weights that learn
+        ways = ("sample", "encode", "decode")
+        before, after = ({way: each[way] for way in ways if way in each} for each in (before, after))
     assert same_bits(before, after) == is_averaged
     assert model.sampling_weights == ("ema" if is_averaged else "raw")
 
@@ -688,7 +714,17 @@ HARD = {
     "srgan stopped in its pretraining": Family(
         partial(srgan, pretraining=16, content=Pixels, norm="none"), "Samples TellsReal", small_sources
     ),
-    "vqvae of learned codes": Family(partial(vqvae, codebook=LearnedCodebook), "Reconstructs"),
+    "dvae of hard draws with warm-up": Family(
+        partial(dvae, kl_warmup=40, relaxation=Relaxation(examples=20, hard=True)), NUMBERS
+    ),
+    "adversarial kl autoencoder stopped before its discriminator plays": Family(
+        partial(
+            adversarial_kl_autoencoder, half_life=4,
+            adversary=Adversary(adversarial_after=16, discriminator_after=8, ramp=16),
+        ),
+        f"{MAPS} TellsReal",
+    ),
+    "vqvae of learned codes": Family(partial(vqvae, codebook=partial(LearnedCodebook, num_codes=8)), NUMBERS),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Codebooks: the nearest code, running means, dead codes, several processes, and the model around them."""
 
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import torch
 from short_training import train
 
 from genlab.data.random_images import RandomImages
-from genlab.families.vqvae import VQVAE, perplexity, straight_through
+from genlab.families.codes import perplexity
+from genlab.families.vqvae import VQVAE
 from genlab.networks.autoencoder import ConvMapDecoder, ConvMapEncoder
-from genlab.networks.quantizer import EMACodebook, LearnedCodebook
+from genlab.networks.quantizer import FSQ, EMACodebook, LearnedCodebook, straight_through
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 NETWORKS = (
@@ -31,7 +33,8 @@ def images(batch_size=8):
 
 def vqvae(codebook=EMACodebook, **options):
     torch.manual_seed(0)
-    return VQVAE(images().spec, *NETWORKS, partial(codebook, num_codes=8), ADAM, code_dim=3, **options)
+    sizes = {} if partial(codebook).func is FSQ else {"num_codes": 8}
+    return VQVAE(images().spec, *NETWORKS, partial(codebook, **sizes), ADAM, code_dim=3, **options)
 
 
 def a_batch(num=8):
@@ -171,6 +174,61 @@ def test_codebooks_are_equal_on_all_processes_and_equal_to_one_process(tmp_path)
     assert all(torch.allclose(alone[name].double(), first[name].double(), atol=1e-5) for name in alone)
 
 
+# Finite scalar quantisation
+
+
+@pytest.mark.parametrize("levels", [[8, 5, 5, 5], [3, 4], [7]])
+def test_every_number_is_a_code_and_every_code_a_point_of_the_grid(levels):
+    book = FSQ(len(levels), levels)
+    codes = book.look_up(torch.arange(book.num_codes))
+    assert book.num_codes == math.prod(levels) == len(codes.unique(dim=0))
+    for size, column in zip(levels, codes.T, strict=True):
+        points = column.unique()
+        assert torch.equal(points, (torch.arange(size) - size // 2) / (size // 2))
+        assert points[0] == -1.0 and (points[-1] == 1.0) == (size % 2 == 1)
+    reach, offset = (book.sizes - 1) / 2, 0.5 * (book.sizes % 2 == 0)
+    inside = ((codes * book.half + offset) / reach).clamp(-1 + 1e-6, 1 - 1e-6)
+    z = inside.atanh() - (offset / reach).atanh()  # what is bounded to each code itself
+    assert torch.equal(book(z), torch.arange(book.num_codes))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(book(z), torch.arange(book.num_codes))
+
+
+def test_zero_is_in_the_middle_and_what_is_far_out_at_the_ends():
+    book = FSQ(2, [8, 5])
+    z = torch.tensor([[0.0, 0.0], [-1e4, 1e4], [1e4, -1e4]])
+    assert book.look_up(book(z)).tolist() == [[0.0, 0.0], [-1.0, 1.0], [0.75, -1.0]]
+
+
+def test_the_gradient_passes_the_rounding_and_then_the_bound():
+    book = FSQ(2, [8, 5])
+    z = torch.tensor([[0.3, -0.7], [-1.2, 0.1]], requires_grad=True)
+    codes = book.look_up(book(z))
+    passed = book.passed(z, codes)
+    gradient = torch.randn(2, 2)
+    (found,) = torch.autograd.grad(passed, z, gradient)
+    shift = torch.tensor([math.atanh(0.5 / 3.5), 0.0])
+    slope = torch.tensor([3.5 / 4, 2.0 / 2]) * (1 - torch.tanh(z.detach() + shift).square())
+    assert torch.equal(passed, codes) and torch.allclose(found, gradient * slope)
+
+
+def test_a_model_of_scalar_codes_has_no_term_but_the_reconstruction_and_moves_no_code():
+    model = vqvae(partial(FSQ, levels=[3, 4, 5]), data_variance=0.5)
+    losses = model.losses(a_batch())
+    assert losses.keys() == {"loss", "mse", "perplexity"}
+    assert losses["loss"].item() == pytest.approx(2 * losses["mse"].item())
+    assert not list(model.codebook.parameters()) and not model.codebook.state_dict()
+    assert model.code_spec.shape == (4, 4) and model.code_spec.levels == 60
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"), [([8, 5], "set the model's code_dim to 2"), ([8, 5, 2], "at least 3")]
+)
+def test_impossible_levels_are_refused(levels, message):
+    with pytest.raises(ValueError, match=message):
+        FSQ(3, levels)
+
+
 # The model
 
 
@@ -186,7 +244,7 @@ def test_the_decoders_gradient_reaches_the_encoder_as_it_is_and_no_code():
 
 @pytest.mark.parametrize("kind", [EMACodebook, LearnedCodebook])
 def test_each_part_learns_from_its_own_terms_alone(kind):
-    model, batch = vqvae(kind, commitment=0.0), a_batch()
+    model, batch = vqvae(partial(kind, commitment=0.0)), a_batch()
     losses = model.losses(batch)
     learners = [*model.decoder.parameters(), *model.encoder.parameters()]
     decoded = torch.autograd.grad(losses["loss"], learners, retain_graph=True)
@@ -205,7 +263,8 @@ def test_each_part_learns_from_its_own_terms_alone(kind):
 
 def test_the_commitment_holds_the_encoder_with_its_weight():
     batch = a_batch()
-    values = [vqvae(commitment=c, data_variance=0.5).losses(batch) for c in (0.0, 0.25)]
+    books = [partial(EMACodebook, commitment=c) for c in (0.0, 0.25)]
+    values = [vqvae(book, data_variance=0.5).losses(batch) for book in books]
     assert values[0]["loss"].item() == pytest.approx(2 * values[0]["mse"].item())
     added = values[1]["loss"] - values[0]["loss"]
     assert added.item() == pytest.approx(0.25 * values[1]["commitment"].item(), rel=1e-4)

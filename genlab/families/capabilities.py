@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from genlab.shapes import DataSpec
+
 
 @runtime_checkable
 class Samples(Protocol):
@@ -37,6 +39,22 @@ class Reconstructs(Protocol):
     """Can find the latent of a given item and return."""
 
     def encode(self, x: Tensor, **given: Any) -> Tensor: ...
+
+    def decode(self, z: Tensor, **given: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class HasCode(Protocol):
+    """Stands between data and a second stage, which learns how its codes are distributed: a first stage.
+
+    Van den Oord et al. 2017 (arXiv:1711.00937), section 3.3; Rombach et al. 2022 (arXiv:2112.10752).
+    """
+
+    code_spec: DataSpec
+    """The codes: (height, width) of numbers, `levels` of them, or (channels, height, width) of floats."""
+
+    def encode(self, x: Tensor, **given: Any) -> Tensor:
+        """Returns the code of each item, (batch, *code_spec.shape), the same each time."""
 
     def decode(self, z: Tensor, **given: Any) -> Tensor: ...
 

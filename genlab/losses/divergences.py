@@ -50,6 +50,12 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2.0 * math.pi)).sum(dim=-1)
 
 
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """Returns KL(q, uniform) = log K - H(q) in nats, q the softmax over the last dimension, of K classes."""
+    log_q = at_least_float32(logits).log_softmax(dim=-1)
+    return math.log(logits.shape[-1]) + (log_q.exp() * log_q).sum(dim=-1)
+
+
 def free_bits(kl: Tensor, floor: float) -> Tensor:
     """Returns the KL that is charged: sum over dimensions of max(floor, mean over the batch).
 

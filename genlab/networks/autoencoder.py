@@ -204,6 +204,11 @@ class ConvMapDecoder(nn.Module):
         self.stages = Upward(spec.shape[0], base_channels, num_halvings, num_blocks, condition_dim)
         self.input = nn.Conv2d(latent_dim, self.stages.in_channels, 1)
 
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The layer that makes the image, where the gradients of several losses are weighed up."""
+        return self.stages.output
+
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.stages(self.input(z), condition)
 

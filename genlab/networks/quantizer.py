@@ -1,8 +1,10 @@
-"""Codebooks: vectors to the number of the nearest of a few learned ones, and back."""
+"""Quantisers: vectors to the number of one of finitely many codes, and back."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,25 +14,70 @@ from torch.nn.functional import embedding
 from genlab import randomness
 
 
-class Codebook(nn.Module, ABC):
-    """A table of num_codes vectors.
+class Quantizer(nn.Module, ABC):
+    """Finitely many vectors, the codes, one of which stands for each vector that comes in.
 
     Args:
         code_dim: Length of the vectors.
-        num_codes: Number of vectors; a place then holds log2(num_codes) bits.
+        num_codes: Number of codes; a place then holds log2(num_codes) bits.
 
     Shapes:
-        z: (..., code_dim).
+        z, codes: (..., code_dim).
         index: (...,), int64.
     """
-
-    codes: Tensor
 
     def __init__(self, code_dim: int, num_codes: int) -> None:
         super().__init__()
         if num_codes < 2:
             raise ValueError(f"num_codes must be at least 2, got {num_codes}.")
         self.code_dim, self.num_codes = code_dim, num_codes
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Tensor:
+        """Returns the number of the code that stands for each vector."""
+
+    @abstractmethod
+    def look_up(self, index: Tensor) -> Tensor:
+        """Returns the vectors of code numbers."""
+
+    def passed(self, z: Tensor, codes: Tensor) -> Tensor:
+        """Returns the codes of z as a decoder takes them, whose gradient goes on to z."""
+        return straight_through(z, codes)
+
+    def losses(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """Returns what z and its codes add to a loss under "loss", and named parts of it."""
+        return {"loss": torch.zeros((), device=z.device)}
+
+    def update(self, z: Tensor, index: Tensor) -> Tensor:
+        """Moves the codes after a training batch, where no gradient does; returns the batch's `counts`.
+
+        Args:
+            z: (batch, places, code_dim).
+            index: (batch, places).
+        """
+        return self.counts(index)
+
+    def counts(self, index: Tensor) -> Tensor:
+        """Returns how often each code was used, over all devices, (num_codes,)."""
+        return joined_sum(torch.bincount(index.flatten(), minlength=self.num_codes).float())
+
+
+class Codebook(Quantizer):
+    """A table of vectors, the nearest of which stands for a vector.
+
+    Args:
+        code_dim: Length of the vectors.
+        num_codes: Number of vectors.
+        commitment: beta of `losses`: how hard the encoder is held to its codes; the paper uses 0.25.
+    """
+
+    codes: Tensor
+
+    def __init__(self, code_dim: int, num_codes: int, commitment: float = 0.25) -> None:
+        super().__init__(code_dim, num_codes)
+        if commitment < 0:
+            raise ValueError(f"commitment must not be negative, got {commitment}.")
+        self.commitment = commitment
 
     def forward(self, z: Tensor) -> Tensor:
         """Returns the number of the nearest code: argmin_k |z - e_k|^2, the first of equals."""
@@ -43,21 +90,12 @@ class Codebook(nn.Module, ABC):
         return closeness.max(dim=-1).indices
 
     def look_up(self, index: Tensor) -> Tensor:
-        """Returns the vectors of code numbers, (..., code_dim)."""
         return embedding(index, self.codes)
 
-    @abstractmethod
-    def update(self, z: Tensor, index: Tensor) -> Tensor:
-        """Moves the codes after a training batch, where no gradient does; returns the batch's `counts`.
-
-        Args:
-            z: (batch, places, code_dim).
-            index: (batch, places).
-        """
-
-    def counts(self, index: Tensor) -> Tensor:
-        """Returns how often each code was used, over all devices, (num_codes,)."""
-        return joined_sum(torch.bincount(index.flatten(), minlength=self.num_codes).float())
+    def losses(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """Returns beta |z - sg[e]|^2, a mean over its numbers, with "commitment" not yet weighted."""
+        distance = (z.float() - codes.detach()).square().mean()
+        return {"loss": self.commitment * distance, "commitment": distance}
 
 
 class LearnedCodebook(Codebook):
@@ -68,15 +106,19 @@ class LearnedCodebook(Codebook):
     Args:
         code_dim: Length of the vectors.
         num_codes: Number of vectors.
+        commitment: As in `Codebook`.
     """
 
-    def __init__(self, code_dim: int, num_codes: int = 512) -> None:
-        super().__init__(code_dim, num_codes)
+    def __init__(self, code_dim: int, num_codes: int = 512, commitment: float = 0.25) -> None:
+        super().__init__(code_dim, num_codes, commitment)
         self.codes = nn.Parameter(first_codes(num_codes, code_dim))
 
-    def update(self, z: Tensor, index: Tensor) -> Tensor:
-        """Moves nothing, which the gradient does; returns the counts."""
-        return self.counts(index)
+    def losses(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """Returns the commitment, and where the codes learn |sg[z] - e|^2 beside it."""
+        losses = super().losses(z, codes)
+        if codes.requires_grad:
+            losses["loss"] = losses["loss"] + (z.detach().float() - codes).square().mean()
+        return losses
 
 
 class EMACodebook(Codebook):
@@ -99,6 +141,7 @@ class EMACodebook(Codebook):
         decay: d above; 0 gives each batch's own means.
         epsilon: Laplace smoothing of the counts.
         reset_below: Running uses a batch below which a code starts anew; 0 for never.
+        commitment: As in `Codebook`.
     """
 
     running_counts: Tensor
@@ -112,8 +155,9 @@ class EMACodebook(Codebook):
         decay: float = 0.99,
         epsilon: float = 1e-5,
         reset_below: float = 0.1,
+        commitment: float = 0.25,
     ) -> None:
-        super().__init__(code_dim, num_codes)
+        super().__init__(code_dim, num_codes, commitment)
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay must be in [0, 1), got {decay}.")
         if not 0.0 <= reset_below < 1.0:
@@ -166,6 +210,68 @@ class EMACodebook(Codebook):
         item, place = row // places, row % places
         mine = z[item // world_size, place] * (item % world_size == rank)[:, None]
         return joined_sum(mine)
+
+
+class FSQ(Quantizer):
+    """Finite scalar quantisation: every number of a vector is bounded and rounded by itself.
+
+        f(z) = (L - 1)/2 tanh(z + s) - o,    q = round(f(z)),    code = q / floor(L/2)
+
+    with o = 1/2 and s = artanh(2 o / (L - 1)) for an even L, so that f(0) = 0, and o = s = 0 for an odd one.
+    Mentzer et al. 2023 (arXiv:2309.15505), section 3.1 and appendix A.1. The gradient passes the rounding
+    unchanged, and then f. The codes are all the points of a grid in [-1, 1]: nothing is learned of them, no
+    term holds the encoder to them and none can fall out of use for good.
+
+    Code k has the digits k = q'_1 + L_1 q'_2 + L_1 L_2 q'_3 ..., where q' = q + floor(L/2) in 0 ... L - 1.
+
+    Args:
+        code_dim: Length of the vectors: that of levels. The networks around are what projects.
+        levels: L of each number; the paper's sizes are [8, 6, 5] for 240 codes, [8, 5, 5, 5] for 1,000 and
+            [7, 5, 5, 5, 5] for 4,375.
+
+    Raises:
+        ValueError: For fewer than 3 levels, or a vector of another length.
+    """
+
+    half: Tensor
+    sizes: Tensor
+    strides: Tensor
+
+    def __init__(self, code_dim: int, levels: Sequence[int] = (8, 5, 5, 5)) -> None:
+        if code_dim != len(levels):
+            raise ValueError(
+                f"FSQ of levels {list(levels)} rounds vectors of {len(levels)} numbers, got {code_dim}: set "
+                f"the model's code_dim to {len(levels)}."
+            )
+        if not levels or min(levels) < 3:
+            raise ValueError(f"levels must each be at least 3, got {list(levels)}.")
+        super().__init__(code_dim, math.prod(levels))
+        sizes = torch.tensor(levels)
+        tables = {"sizes": sizes, "half": sizes // 2, "strides": sizes.cumprod(0) // sizes}
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Returns the number of the point that each bounded vector is rounded to."""
+        return ((self._bounded(z.detach()).round().long() + self.half) * self.strides).sum(dim=-1)
+
+    def look_up(self, index: Tensor) -> Tensor:
+        digits = index[..., None] // self.strides % self.sizes
+        return (digits - self.half) / self.half
+
+    def passed(self, z: Tensor, codes: Tensor) -> Tensor:
+        return straight_through(self._bounded(z) / self.half, codes)
+
+    def _bounded(self, z: Tensor) -> Tensor:
+        """Returns f(z), in 32 bits at any precision: bfloat16 would round to other codes."""
+        reach = (self.sizes - 1) / 2
+        offset = 0.5 * (self.sizes % 2 == 0)
+        return reach * torch.tanh(z.float() + torch.atanh(offset / reach)) - offset
+
+
+def straight_through(z: Tensor, codes: Tensor) -> Tensor:
+    """Returns the codes, with the gradient of z: what arrives here goes to the encoder unchanged."""
+    return codes.detach() + (z - z.detach())
 
 
 def first_codes(num_codes: int, code_dim: int) -> Tensor:

@@ -1,0 +1,87 @@
+"""What first stages share: the form of their codes, and how many code numbers are in use."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from genlab.families.base import Model
+from genlab.families.weights import evaluating
+from genlab.shapes import DataSpec
+
+NEEDS_PRIOR = "its codes need a prior, which is trained on top of it"
+
+
+class CodeNumbers(Model):
+    """A model whose code is a map of numbers, such as those of a codebook.
+
+    Each validation and test logs `perplexity` and the share of `dead_codes` over the whole split: a first
+    stage whose codes have collapsed to a few shows it there, while its loss falls all the same.
+
+    Attributes:
+        code_spec: The codes; `levels` is their number.
+    """
+
+    conditions = ()
+    cannot_sample = NEEDS_PRIOR
+    code_spec: DataSpec
+
+    _used: Tensor | None = None
+
+    def usage(self, counts: Tensor) -> dict[str, Tensor]:
+        """Returns in training the perplexity of a batch's codes; an evaluation keeps their counts.
+
+        Args:
+            counts: How often each code was used, over all devices, (code_spec.levels,).
+        """
+        # A mean over batches understates the usage of a split, which `_log_usage` measures.
+        if self.training:
+            return {"perplexity": perplexity(counts)}
+        self._used = counts if self._used is None else self._used + counts
+        return {}
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self._log_usage("val")
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        self._log_usage("test")
+
+    def _log_usage(self, stage: str) -> None:
+        used, self._used = self._used, None
+        if used is None or self.trainer.sanity_checking:
+            return
+        values = {"perplexity": perplexity(used), "dead_codes": (used == 0).float().mean()}
+        self.log_dict({f"{stage}/{name}": float(v) for name, v in values.items()}, logger=False)
+
+
+@torch.no_grad()
+def code_shape(encoder: nn.Module, spec: DataSpec) -> torch.Size:
+    """Returns the shape of what an encoder makes of an item, (channels, height, width).
+
+    Raises:
+        ValueError: It makes no map.
+    """
+    with evaluating(encoder):
+        shape = encoder(torch.zeros(1, *spec.shape)).shape[1:]
+    if len(shape) != 3:
+        raise ValueError(
+            f"{type(encoder).__name__} makes no map of its items, but {tuple(shape)}: use ConvMapEncoder."
+        )
+    return shape
+
+
+def counted(index: Tensor, num_codes: int) -> Tensor:
+    """Returns how often each code was used, over all devices, (num_codes,)."""
+    counts = torch.bincount(index.flatten(), minlength=num_codes).float()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(counts)
+    return counts
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Returns exp of the entropy of the codes' usage: the number of codes in use, were they used alike."""
+    share = counts / counts.sum()
+    return torch.special.entr(share).sum().exp()
