@@ -24,10 +24,10 @@ from genlab.data.text import TextFile
 from genlab.data.torchvision_sets import MNIST
 from genlab.families.autoregressive import Autoregressive
 from genlab.families.base import Model
+from genlab.families.codes import perplexity
 from genlab.families.diffusion import Diffusion
 from genlab.families.flow import Flow
 from genlab.families.vae import VAE
-from genlab.families.codes import perplexity
 from genlab.losses.likelihoods import Bernoulli
 from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
 from genlab.networks.conditioner import ConvConditioner, MLPConditioner

@@ -37,7 +37,7 @@ from genlab.families.dvae import DiscreteVAE, Relaxation
 from genlab.families.electra import Electra
 from genlab.families.flow import Flow
 from genlab.families.gan import GAN
-from genlab.families.kl_autoencoder import Adversary, AdversarialKLAutoencoder, KLAutoencoder
+from genlab.families.kl_autoencoder import AdversarialKLAutoencoder, Adversary, KLAutoencoder
 from genlab.families.pix2pix import Pix2Pix
 from genlab.families.players import Balance
 from genlab.families.regression import ImageRegression
@@ -186,7 +186,7 @@ def kl_autoencoder(spec, **options):
 def adversarial_kl_autoencoder(spec, **options):
     discriminator = partial(PatchDiscriminator, base_channels=4, num_layers=1, norm="none")
     optimizers = {"generator_optimizer": ADAM, "discriminator_optimizer": ADAM}
-    options = {"latent_channels": 2, "kl_weight": 0.1, "loss": Hinge(), **options}
+    options = {"latent_channels": 2, "kl_weight": 0.1, "loss": NonSaturating(), **options}
     return AdversarialKLAutoencoder(spec, *MAP_CODING, discriminator, **optimizers, **options)
 
 

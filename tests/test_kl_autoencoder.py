@@ -11,8 +11,8 @@ from torch.distributions import Normal, kl_divergence
 from genlab.data.random_images import RandomImages
 from genlab.evaluation.given import item_batch
 from genlab.families.kl_autoencoder import (
-    Adversary,
     AdversarialKLAutoencoder,
+    Adversary,
     KLAutoencoder,
     adaptive_weight,
 )
@@ -41,7 +41,10 @@ def alone(**options):
     return KLAutoencoder(images().spec, *CODING, ADAM, latent_channels=2, **options)
 
 
-def playing(adversary=Adversary(), coding=CODING, **options):
+AT_ONCE = Adversary()
+
+
+def playing(adversary=AT_ONCE, coding=CODING, **options):
     torch.manual_seed(0)
     discriminator = partial(PatchDiscriminator, base_channels=4, num_layers=1, norm="none")
     optimizers = {"generator_optimizer": ADAM, "discriminator_optimizer": ADAM}

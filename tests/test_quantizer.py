@@ -187,7 +187,7 @@ def test_every_number_is_a_code_and_every_code_a_point_of_the_grid(levels):
         assert torch.equal(points, (torch.arange(size) - size // 2) / (size // 2))
         assert points[0] == -1.0 and (points[-1] == 1.0) == (size % 2 == 1)
     reach, offset = (book.sizes - 1) / 2, 0.5 * (book.sizes % 2 == 0)
-    inside = ((codes * book.half + offset) / reach).clamp(-1 + 1e-6, 1 - 1e-6)
+    inside = ((codes * book.middle + offset) / reach).clamp(-1 + 1e-6, 1 - 1e-6)
     z = inside.atanh() - (offset / reach).atanh()  # what is bounded to each code itself
     assert torch.equal(book(z), torch.arange(book.num_codes))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -54,7 +54,7 @@ class KLCodes(Model):
     latent_type = "normal map"
     conditions = ()
     cannot_sample = NEEDS_PRIOR
-    shown_losses = ("distance", "kl")
+    shown_losses: tuple[str, ...] = ("distance", "kl")
     code_spec: DataSpec
     latent_dim: int
     distance: Distance
@@ -286,10 +286,11 @@ class AdversarialKLAutoencoder(KLCodes, Adversarial):
 
     def _adaptive_weight(self, distance: Tensor, adversarial: Tensor) -> Tensor:
         weight: Any = self.learner.decoder.last_layer.weight  # type: ignore[union-attr]
-        gradients = [
-            torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (distance, adversarial)
-        ]
-        return adaptive_weight(*map(joined_mean, gradients), largest=self.adversary.largest)
+        of_distance, of_other = (
+            joined_mean(torch.autograd.grad(loss, weight, retain_graph=True)[0])
+            for loss in (distance, adversarial)
+        )
+        return adaptive_weight(of_distance, of_other, self.adversary.largest)
 
 
 def made_coder(encoder: CodingFactory, decoder: CodingFactory, latent_channels: int) -> Any:

@@ -44,6 +44,7 @@ class VQVAE(CodeNumbers):
     """
 
     latent_type = "codebook"
+    codebook: Any
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class VQVAE(CodeNumbers):
         unconditional = spec.unconditional()
         self.encoder = encoder(unconditional, code_dim, 0)
         self.decoder = decoder(unconditional, code_dim, 0)
-        self.codebook: Any = codebook(code_dim)
+        self.codebook = codebook(code_dim)
         self.code_spec = spec.coded(code_shape(self.encoder, spec)[1:], self.codebook.num_codes)
         self.optimizer = optimizer
         self.data_variance = data_variance

@@ -233,7 +233,7 @@ class FSQ(Quantizer):
         ValueError: For fewer than 3 levels, or a vector of another length.
     """
 
-    half: Tensor
+    middle: Tensor
     sizes: Tensor
     strides: Tensor
 
@@ -247,20 +247,20 @@ class FSQ(Quantizer):
             raise ValueError(f"levels must each be at least 3, got {list(levels)}.")
         super().__init__(code_dim, math.prod(levels))
         sizes = torch.tensor(levels)
-        tables = {"sizes": sizes, "half": sizes // 2, "strides": sizes.cumprod(0) // sizes}
+        tables = {"sizes": sizes, "middle": sizes // 2, "strides": sizes.cumprod(0) // sizes}
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
         """Returns the number of the point that each bounded vector is rounded to."""
-        return ((self._bounded(z.detach()).round().long() + self.half) * self.strides).sum(dim=-1)
+        return ((self._bounded(z.detach()).round().long() + self.middle) * self.strides).sum(dim=-1)
 
     def look_up(self, index: Tensor) -> Tensor:
         digits = index[..., None] // self.strides % self.sizes
-        return (digits - self.half) / self.half
+        return (digits - self.middle) / self.middle
 
     def passed(self, z: Tensor, codes: Tensor) -> Tensor:
-        return straight_through(self._bounded(z) / self.half, codes)
+        return straight_through(self._bounded(z) / self.middle, codes)
 
     def _bounded(self, z: Tensor) -> Tensor:
         """Returns f(z), in 32 bits at any precision: bfloat16 would round to other codes."""
