@@ -40,7 +40,7 @@ class PosteriorHealth(Callback):
         usage = ActiveUnits(pl_module.latent_dim).to(pl_module.device)
         for x, given in items(trainer, pl_module, self.num):
             posterior = pl_module.posterior(x, **given)
-            usage.update(posterior.mean, posterior.kl())
+            usage.update(posterior.mean.flatten(1), posterior.kl().flatten(1))
         values = usage.compute()
         active, kl = int(values["active_units"]), values["kl_per_dim"].cpu()
         scores = {"val/active_units": float(active), "val/kl_largest": float(kl.max())}

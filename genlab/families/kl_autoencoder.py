@@ -218,6 +218,8 @@ class AdversarialKLAutoencoder(KLCodes, Adversarial):
         ValueError: For a decoder without last layer, or several discriminator steps.
     """
 
+    shown_losses = ("distance", "kl", "adversarial", "discriminator")
+
     def __init__(
         self,
         spec: DataSpec,
@@ -245,8 +247,6 @@ class AdversarialKLAutoencoder(KLCodes, Adversarial):
             )
         self._describe(distance, kl_weight)
         self.adversary = adversary
-
-    shown_losses = ("distance", "kl", "adversarial", "discriminator")
 
     @property
     def learner(self) -> Coder:
