@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -293,7 +294,9 @@ class AdversarialKLAutoencoder(KLCodes, Adversarial):
         return adaptive_weight(of_distance, of_other, self.adversary.largest)
 
 
-def made_coder(encoder: CodingFactory, decoder: CodingFactory, latent_channels: int) -> Any:
+def made_coder(
+    encoder: CodingFactory, decoder: CodingFactory, latent_channels: int
+) -> Callable[[DataSpec], Coder]:
     """Returns what makes the networks of a data set."""
     return lambda spec: Coder(encoder(spec, 2 * latent_channels, 0), decoder(spec, latent_channels, 0))
 
