@@ -62,7 +62,7 @@ class DiscreteVAE(CodeNumbers):
         spec: The images.
         encoder: Network from images to a map of logits, such as ConvMapEncoder.
         decoder: Network from a map of y to the parameters of each pixel's distribution.
-        likelihood: That distribution, such as DiscretizedLogistic or LogitLaplace.
+        likelihood: That distribution, such as DiscretizedLogistic or Gaussian.
         optimizer: Built from all parameters.
         num_codes: K above.
         beta: Weight of the KL: above 1 more codes are in use, each for less; the paper has 6.6.
