@@ -19,7 +19,7 @@ FLOOR = {
 }
 """What every family stands on; no family imports another one's file."""
 
-SHARED = {"shapes", "randomness", "files", "errors", "amounts", "text", "colour"}
+SHARED = {"shapes", "randomness", "files", "errors", "amounts", "text", "colour", "distributed"}
 ARROWS = {
     "losses": set(),
     "processes": {"losses"},

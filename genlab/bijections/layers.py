@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, logsigmoid
 
 from genlab.bijections.base import Bijection, summed, unchanged_volume, without_autocast
 from genlab.bijections.elementwise import Affine
+from genlab.distributed import joined_sum
 from genlab.shapes import DataSpec
 
 
@@ -258,9 +258,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Returns mean and standard deviation of each channel, over the batches of all devices together."""
     columns = x.double().transpose(0, 1).flatten(1)
     count = torch.full_like(columns[:, 0], columns.shape[1])
-    sums = torch.stack([columns.sum(1), columns.square().sum(1), count])
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(sums)
+    sums = joined_sum(torch.stack([columns.sum(1), columns.square().sum(1), count]))
     mean = sums[0] / sums[2]
     return mean, (sums[1] / sums[2] - mean.square()).clamp_min(0).sqrt()
 

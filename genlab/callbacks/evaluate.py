@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from genlab.callbacks.measured import stable_names
 from genlab.callbacks.record import find_recorder, say
 from genlab.data.base import DataModule
+from genlab.distributed import distributed
 from genlab.errors import MetricError
 from genlab.evaluation.examine import Examination
 from genlab.evaluation.score import Scores
@@ -229,7 +230,7 @@ def synchronise_buffers(model: Any) -> None:
 
     Batch norm's running statistics differ between devices; scores of one model need one model.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if distributed():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 

@@ -11,10 +11,10 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from genlab.callbacks.record import log_image, say
+from genlab.distributed import place
 from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import reconstruct, traverse
 from genlab.evaluation.pictures import grid, new_figure, rendered
-from genlab.evaluation.score import place
 from genlab.families.capabilities import HasLatent, HasPosterior, Reconstructs, can
 from genlab.metrics.posterior import ActiveUnits
 from genlab.shapes import observed

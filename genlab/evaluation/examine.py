@@ -9,6 +9,7 @@ from typing import Any
 
 from genlab.data.base import DataModule
 from genlab.data.text import TextData
+from genlab.distributed import place
 from genlab.evaluation import gallery
 from genlab.evaluation.attention import of_attention
 from genlab.evaluation.copies import find_copies
@@ -17,7 +18,7 @@ from genlab.evaluation.latent_space import measure_latent
 from genlab.evaluation.likelihood import Likelihood, score_likelihood
 from genlab.evaluation.passages import NUM_SAMPLES, Passages, drawn_texts, find_passages
 from genlab.evaluation.probing import bigram_shift
-from genlab.evaluation.score import KeptSamples, Scores, place, reference_of, score
+from genlab.evaluation.score import KeptSamples, Scores, reference_of, score
 from genlab.evaluation.speed import measure_speed
 from genlab.families.base import Model
 from genlab.families.capabilities import Encodes, HasLikelihood, can, can_be_sampled

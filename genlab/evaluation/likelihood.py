@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from genlab.data.base import DataModule
-from genlab.evaluation.score import place
+from genlab.distributed import joined_sum, place
 from genlab.families.base import Model
 from genlab.shapes import IGNORED, Batch, observed
 
@@ -56,9 +55,7 @@ def score_likelihood(
         total[0] -= log_prob.sum()
         total[1] += len(log_prob)
         total[2] += num_predicted(batch)
-    if world_size > 1:
-        dist.all_reduce(total)
-    nats, num, num_tokens = total.tolist()
+    nats, num, num_tokens = joined_sum(total).tolist()
     spec = model.spec
     protocol = {
         "kind": model.likelihood_kind,

@@ -9,12 +9,12 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from genlab.data.base import DataModule
 from genlab.data.reversed import WayBackData
 from genlab.data.tokenizers import tokenizer_of
+from genlab.distributed import place
 from genlab.evaluation.given import given_for
 from genlab.families.base import Model
 from genlab.families.capabilities import Samples, TranslatesBack
@@ -311,13 +311,6 @@ def batches_of(num: int, batch_size: int) -> Iterator[Tensor]:
     """Yields this device's share of the numbers 0 ... num - 1, in batches."""
     rank, world_size = place()
     yield from torch.arange(rank, num, world_size).split(batch_size)
-
-
-def place() -> tuple[int, int]:
-    """Returns this process's rank and the number of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def score_name(metric: str, num_real: int, num_fake: int) -> str:

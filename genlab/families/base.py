@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 import genlab
 from genlab import randomness
+from genlab.distributed import joined_mean, joined_sum
 from genlab.families.capabilities import Samples
 from genlab.families.weights import Average
 from genlab.shapes import Batch, DataSpec
@@ -332,12 +332,9 @@ class Model(pl.LightningModule):
         """Returns the gradients of an accumulation whose step is to come, the mean of all processes."""
         if self._trainer is None or not self.trainer.fit_loop.epoch_loop._should_accumulate():
             return {}
-        found = {n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None}
-        if self.trainer.world_size > 1:  # each has its own until the step, which takes their mean
-            for gradient in found.values():
-                dist.all_reduce(gradient)
-                gradient /= self.trainer.world_size
-        return found
+        # Each process has its own until the step, which takes their mean.
+        found = {n: p.grad for n, p in self.named_parameters() if p.grad is not None}
+        return {name: joined_mean(gradient).clone() for name, gradient in found.items()}
 
     def _add_losses(self, batch: Batch) -> None:
         units, losses = self.units(batch), self(**batch)
@@ -348,9 +345,7 @@ class Model(pl.LightningModule):
         sums, self._sums = self._sums, {}
         if not sums or self.trainer.sanity_checking:
             return
-        totals = torch.stack(list(sums.values()))
-        if self.trainer.world_size > 1:
-            dist.all_reduce(totals)
+        totals = joined_sum(torch.stack(list(sums.values())))
         means = dict(zip(sums, (totals / totals[-1]).tolist(), strict=True))
         del means["units"]
         means |= self.derived(means, float(totals[-1]), stage)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from genlab.families.base import Model
@@ -71,14 +70,6 @@ def code_shape(encoder: nn.Module, spec: DataSpec) -> torch.Size:
             f"{type(encoder).__name__} makes no map of its items, but {tuple(shape)}: use ConvMapEncoder."
         )
     return shape
-
-
-def counted(index: Tensor, num_codes: int) -> Tensor:
-    """Returns how often each code was used, over all devices, (num_codes,)."""
-    counts = torch.bincount(index.flatten(), minlength=num_codes).float()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(counts)
-    return counts
 
 
 def perplexity(counts: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from genlab.distributed import joined_counts
 from genlab.families.base import CodingFactory
-from genlab.families.codes import CodeNumbers, code_shape, counted
+from genlab.families.codes import CodeNumbers, code_shape
 from genlab.families.weights import evaluating
 from genlab.losses.divergences import kl_to_uniform
 from genlab.losses.likelihoods import LikelihoodFactory
@@ -116,7 +117,7 @@ class DiscreteVAE(CodeNumbers):
             "loss": distortion + self._kl_weight() * rate,
             "distortion": distortion,
             "rate": rate,
-            **self.usage(counted(index, self.code_spec.levels)),
+            **self.usage(joined_counts(index, self.code_spec.levels)),
         }
         return {**losses, "temperature": x.new_tensor(self.temperature)} if self.training else losses
 

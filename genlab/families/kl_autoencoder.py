@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from genlab.distributed import joined_mean
 from genlab.families.base import CodingFactory, Model, NetworkFactory
 from genlab.families.codes import NEEDS_PRIOR, code_shape
 from genlab.families.players import Adversarial
@@ -307,12 +307,3 @@ def adaptive_weight(wanted: Tensor, other: Tensor, largest: float = 1e4) -> Tens
     Esser et al. 2021 (arXiv:2012.09841), equation 7. No gradient passes.
     """
     return (wanted.norm() / (other.norm() + 1e-4)).clamp(max=largest).detach()
-
-
-def joined_mean(gradient: Tensor) -> Tensor:
-    """Returns the mean of all processes' gradients, that of the joined batch."""
-    if dist.is_available() and dist.is_initialized():
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        gradient = gradient / dist.get_world_size()
-    return gradient

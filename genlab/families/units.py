@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from genlab.distributed import joined_mean, joined_sum
 from genlab.families.base import Model
 from genlab.shapes import Batch
 
@@ -42,9 +42,7 @@ class EqualUnits(Model):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if self.weight_in_hand is None:
             return
-        total, self.weight_in_hand = self.weight_in_hand, None
-        if self.trainer.world_size > 1:
-            dist.all_reduce(total)
+        total, self.weight_in_hand = joined_sum(self.weight_in_hand), None
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -58,11 +56,8 @@ class EqualUnits(Model):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if self.weight_in_hand is not None:
-            weight = self.weight_in_hand.clone()
-            if self.trainer.world_size > 1:  # as the gradients in hand, a mean of all processes
-                dist.all_reduce(weight)
-                weight /= self.trainer.world_size
-            checkpoint["weight_in_hand"] = weight
+            # As the gradients in hand, a mean of all processes.
+            checkpoint["weight_in_hand"] = joined_mean(self.weight_in_hand)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from genlab import randomness
+from genlab.distributed import joined_counts, joined_sum, place
 
 
 class Quantizer(nn.Module, ABC):
@@ -59,7 +59,7 @@ class Quantizer(nn.Module, ABC):
 
     def counts(self, index: Tensor) -> Tensor:
         """Returns how often each code was used, over all devices, (num_codes,)."""
-        return joined_sum(torch.bincount(index.flatten(), minlength=self.num_codes).float())
+        return joined_counts(index, self.num_codes)
 
 
 class Codebook(Quantizer):
@@ -202,13 +202,13 @@ class EMACodebook(Codebook):
 
     def _random_rows(self, z: Tensor) -> Tensor:
         """Returns one random vector of the joined batch for each code, the same on every device."""
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed() else (0, 1)
+        rank, world_size = place()
         batch, places = z.shape[:2]
         numbers = torch.arange(self.num_codes, device=z.device) + self.num_codes * self.num_updates
         draw = randomness.uniform(randomness.key("codebook"), numbers, 1)[:, 0]
-        row = (draw * (batch * world_size * places)).long()
-        item, place = row // places, row % places
-        mine = z[item // world_size, place] * (item % world_size == rank)[:, None]
+        chosen = (draw * (batch * world_size * places)).long()
+        item, at = chosen // places, chosen % places
+        mine = z[item // world_size, at] * (item % world_size == rank)[:, None]
         return joined_sum(mine)
 
 
@@ -277,15 +277,3 @@ def straight_through(z: Tensor, codes: Tensor) -> Tensor:
 def first_codes(num_codes: int, code_dim: int) -> Tensor:
     """Returns small random vectors, uniform in (-1/K, 1/K) as in the paper's own code."""
     return torch.empty(num_codes, code_dim).uniform_(-1.0 / num_codes, 1.0 / num_codes)
-
-
-def joined_sum(values: Tensor) -> Tensor:
-    """Returns the sum over all devices, asking anew each time: models are built before processes meet."""
-    if distributed():
-        dist.all_reduce(values)
-    return values
-
-
-def distributed() -> bool:
-    """Returns whether this process is one of several."""
-    return dist.is_available() and dist.is_initialized()
