@@ -1,0 +1,37 @@
+"""Sums over all devices, by whoever trains on one or on many."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def distributed() -> bool:
+    """Returns whether this process is one of several, asked anew each time: models are built before."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def place() -> tuple[int, int]:
+    """Returns this process's rank and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if distributed() else (0, 1)
+
+
+def joined_sum(values: Tensor) -> Tensor:
+    """Returns the sum over all devices."""
+    if not distributed():
+        return values
+    # Reduced in place, and by some backends only where memory is dense.
+    values = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(values)
+    return values
+
+
+def joined_mean(values: Tensor) -> Tensor:
+    """Returns the mean over all devices."""
+    return joined_sum(values) / dist.get_world_size() if distributed() else values
+
+
+def joined_counts(index: Tensor, num: int) -> Tensor:
+    """Returns how often each number of 0 ... num - 1 occurs, over all devices, (num,)."""
+    return joined_sum(torch.bincount(index.flatten(), minlength=num).float())
