@@ -24,6 +24,7 @@ class Batch(TypedDict, total=False):
         source: What the model is told beside it, of the form of `DataSpec.source`: an image to translate, or
             the tokens of a sentence, filled up with its vocabulary's "pad". Images become floats as the
             modelled ones do.
+        code: (batch, ...), what a first stage makes of the image, where it is known already.
         label: (batch,), int64 class number.
         index: (batch,), int64 position in the split.
         flip: (batch,), bool: images to mirror, with their sources, decided by the loader so that a resumed
@@ -35,6 +36,7 @@ class Batch(TypedDict, total=False):
     point: Tensor
     tokens: Tensor
     source: Tensor
+    code: Tensor
     label: Tensor
     index: Tensor
     flip: Tensor

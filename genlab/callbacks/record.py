@@ -21,6 +21,7 @@ from genlab.callbacks.measured import measured
 from genlab.callbacks.run_logger import RunLogger
 from genlab.data.base import SPLITS, DataModule
 from genlab.errors import DataError, Diverged
+from genlab.evaluation.first_stage import TrainedStage
 from genlab.families.base import Model
 from genlab.files import write_json, write_text
 from genlab.runs.changes import Change, TrainedWith, data_changes, fixed_settings, refusal, setting_changes
@@ -148,6 +149,10 @@ class RunRecorder(Callback):
             seed=pl_module.seed,
             **facts_of(self.config),
         )
+        first_stage = getattr(pl_module, "first_stage", None)
+        if isinstance(first_stage, TrainedStage):
+            first_stage.copy_into(self.run)
+            self.run.update(first_stage=first_stage.facts())
         if changes and self.resumed is not None:
             say(trainer, f"Goes on with changes: {'; '.join(map(str, changes))}.")
             self.run.record_changes(changes, self.resumed.examples_seen)

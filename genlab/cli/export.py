@@ -32,9 +32,9 @@ def export(arguments: list[str]) -> int:
 def write_weights(model: Any, run: Run, target: Path) -> list[Path]:
     """Writes one file of weights and configuration, which `load_exported` and most commands take."""
     from genlab.evaluation.export import export_weights
-    from genlab.runs.tests import read_config
+    from genlab.runs.tests import model_config
 
-    for name, worst in export_weights(model, read_config(run)["model"], target).items():
+    for name, worst in export_weights(model, model_config(run), target).items():
         tell(name, worst)
     return [target]
 

@@ -14,8 +14,11 @@ from pytorch_lightning.cli import LightningArgumentParser
 import genlab
 from genlab.cli.guests import check_precision
 from genlab.cli.parser import GROUPS
+from genlab.evaluation.first_stage import TrainedStage
 from genlab.families.base import Model
 from genlab.runs.environment import secret_settings, without_secrets
+from genlab.runs.folder import Run
+from genlab.runs.tests import FIRST_STAGE, own_first_stage
 
 COMMAND_KEYS = (
     "config",
@@ -28,6 +31,9 @@ COMMAND_KEYS = (
     "log_to",
 )
 """Keys of one command that a run's stored configuration leaves out: another command would refuse them."""
+
+PATHS = ("path", "source_path", FIRST_STAGE)
+"""Settings that are looked up from the folder where a command is typed."""
 
 _FINDING = {"auto": "ddp", **{name: name for name in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")}}
 """Lightning's strategies that look for weights without a gradient only if told to, by what users write."""
@@ -89,7 +95,7 @@ def stored_text(values: Any, parser: LightningArgumentParser) -> str:
         parser.dump(_without_enums(values.clone()), skip_none=False, skip_link_targets=True)
     )
     kept = {name: value for name, value in config.items() if name not in COMMAND_KEYS}
-    kept["data"] = with_absolute_paths(kept["data"])
+    kept |= {part: with_absolute_paths(kept[part]) for part in ("model", "data")}
     return f"# genlab {genlab.__version__}\n" + yaml.safe_dump(without_secrets(kept), sort_keys=False)
 
 
@@ -98,16 +104,23 @@ def plain(config: Any) -> dict[str, Any]:
     return yaml.safe_load(yaml.safe_dump(_unwrapped(config)))
 
 
+def keep_first_stage(model: Any, run: Run | None) -> None:
+    """Puts a run's copy of its first stage in the place of what the settings name, where it has one."""
+    arguments = model.get("init_args")
+    if run is not None and arguments is not None and FIRST_STAGE in arguments:
+        own = own_first_stage(run)
+        arguments[FIRST_STAGE] = arguments[FIRST_STAGE] if own is None else TrainedStage(str(own))
+
+
 def with_absolute_paths(section: Any) -> Any:
-    """Returns a part of a configuration with every `path` and `source_path` that exists made absolute."""
+    """Returns a part of a configuration with every path of `PATHS` that exists made absolute."""
     if not isinstance(section, dict):
         return section
     return {name: _absolute(name, with_absolute_paths(value)) for name, value in section.items()}
 
 
 def _absolute(name: str, value: Any) -> Any:
-    is_path = name in ("path", "source_path")
-    exists = is_path and isinstance(value, str) and Path(value).expanduser().exists()
+    exists = name in PATHS and isinstance(value, str) and Path(value).expanduser().exists()
     return str(Path(value).expanduser().absolute()) if exists else value
 
 

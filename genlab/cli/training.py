@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from genlab.callbacks.checkpoints import AtomicCheckpointIO
+from genlab.callbacks.codes import CodeCache
 from genlab.callbacks.divergence import DivergenceGuard
 from genlab.callbacks.example import ExampleInput
 from genlab.callbacks.monitors import Monitors
@@ -35,6 +36,7 @@ from genlab.cli.settings import (
     choose_precision,
     choose_strategy,
     experiment_name,
+    keep_first_stage,
     plain,
     refuse_secrets,
     require_sections,
@@ -142,6 +144,7 @@ class GenlabCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         values = self._values()
+        keep_first_stage(values["model"], self._old_run)
         require_sections(values)
         check_objects(values)
         check_places(values["trainer"], self._old_run.path if self._old_run else None)
@@ -215,7 +218,7 @@ class GenlabCLI(LightningCLI):
         callbacks: list[Callback] = [budget.clock]
         if self.subcommand == "fit":
             callbacks += [Monitors(), ExampleInput(), *([ProgressLine(budget)] if shows_line else [])]
-            callbacks += [checkpoints.request, DivergenceGuard()]
+            callbacks += [checkpoints.request, DivergenceGuard(), CodeCache()]
         if recorder is not None:
             callbacks.append(recorder)
         if self.subcommand in ("validate", "test") and self.origin is not None:

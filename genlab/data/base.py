@@ -124,6 +124,12 @@ class DataModule(pl.LightningDataModule):
             )
         return self._splits[name]
 
+    def add_column(self, name: str, column: str, rows: Any) -> None:
+        """Adds to a split what is known of its items from elsewhere; batches hold it from now on."""
+        packed = self.split(name)
+        assert self._splits is not None
+        self._splits[name] = Packed({**packed.columns, column: rows})
+
     def reversed_split(self, name: str) -> Packed:
         """Returns a split as a model of the way back sees it, its sources in the place of its images."""
         packed = self.split(name)

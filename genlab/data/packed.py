@@ -38,6 +38,10 @@ MODELLED = ("image", "point", "tokens")
 """The columns that hold what is modelled; every split has one of them."""
 
 
+FOLLOWING = ("factors", "code")
+"""The columns that follow from others, or others from them."""
+
+
 class Rows(Protocol):
     """Rows that are found or made when they are asked for, and read like a numpy array's."""
 
@@ -108,9 +112,10 @@ class Packed:
     """The items of one split: a column for everything that is known of them, under its key in a batch.
 
     Attributes:
-        columns: "image", "point" or "tokens" (what is modelled), "source", "label", and "factors", the
-            numbers that an item was made from, which no batch holds. Images are uint8 levels; tokens may be
-            of the smallest type that holds them. Each is an array, or rows that are read when asked for.
+        columns: "image", "point" or "tokens" (what is modelled), "source", "label", "code", what a first
+            stage makes of it, and "factors", the numbers that an item was made from, which no batch holds.
+            Images are uint8 levels; tokens may be of the smallest type that holds them. Each is an array, or
+            rows that are read when asked for.
 
     Shapes:
         image: (items, channels, height, width), and a source that is one.
@@ -149,7 +154,7 @@ class Packed:
         return Packed({name: _taken(values, rows) for name, values in self.columns.items()})
 
     def fingerprint(self, levels: int) -> str:
-        """Returns the SHA-256 of the level count and of all columns; `factors` follow from the others.
+        """Returns the SHA-256 of the level count and of all columns but those of `FOLLOWING`.
 
         Images with and without labels keep the hash that older records name.
         """
@@ -158,7 +163,7 @@ class Packed:
         label = self.get("label")
         digest.update(b"-" if label is None else np.asarray(label, "<i8").tobytes())
         digest.update(b"null")
-        for name in sorted(self.columns.keys() - {*MODELLED, "label", "factors"}):
+        for name in sorted(self.columns.keys() - {*MODELLED, *FOLLOWING, "label"}):
             values = self.columns[name]
             digest.update(repr((name, tuple(values.shape), str(values.dtype))).encode())
             _add(digest, values)
@@ -211,10 +216,14 @@ def key(source: Source, policy: Policy) -> str:
 
 def load(folder: Path) -> Packed:
     """Returns a finished pack."""
-    file = folder / "images.npy"
-    columns: dict[str, Any] = {"image": MappedRows(file) if file.stat().st_size > LARGE else np.load(file)}
+    columns: dict[str, Any] = {"image": column_of(folder / "images.npy")}
     labels = folder / "labels.npy"
     return Packed({**columns, "label": np.load(labels)} if labels.exists() else columns)
+
+
+def column_of(file: Path) -> np.ndarray | MappedRows:
+    """Returns the rows of a file that numpy has saved: read, or mapped where they are many."""
+    return MappedRows(file) if file.stat().st_size > LARGE else np.load(file)
 
 
 def _is_finished(folder: Path) -> bool:

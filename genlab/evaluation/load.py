@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
 from torch import Tensor
 
 import genlab
@@ -18,14 +19,23 @@ from genlab.configuration.messages import readable
 from genlab.configuration.trust import check_objects, lock_imports
 from genlab.data.base import DataModule
 from genlab.errors import CheckpointError
+from genlab.evaluation.first_stage import TrainedStage
 from genlab.families.base import Model
+from genlab.families.codes import FirstStage
 from genlab.runs.checkpoint_files import damage
 from genlab.runs.folder import Run
-from genlab.runs.tests import is_without_validation, read_config
+from genlab.runs.tests import is_without_validation, model_config, read_config
 from genlab.shapes import DataSpec
 
 OLDEST = (0, 2)
 """The first version whose checkpoints are read."""
+
+register_type(
+    FirstStage,
+    serializer=str,
+    deserializer=TrainedStage,
+    type_check=lambda value, kind: isinstance(value, kind),
+)
 
 PARTS = {"genlab": dict, "state_dict": dict, "examples_seen": int}
 """What every checkpoint holds."""
@@ -45,8 +55,7 @@ def load_run(run: Run, checkpoint: Path | None = None, device: str | torch.devic
     run.require_todays_model()
     checkpoint = checkpoint or run.checkpoint()
     state = read_checkpoint(checkpoint)
-    config = read_config(run)
-    model = build_model(config["model"], spec_of(state))
+    model = build_model(model_config(run), spec_of(state))
     load_weights(model, state, checkpoint)
     model.setup("predict")  # as in training, where a trainer calls it
     return model.eval().to(device)

@@ -1,6 +1,10 @@
-"""What first stages share: the form of their codes, and how many code numbers are in use."""
+"""What first stages share: how a second one gets them, the form of their codes, how many are in use."""
 
 from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +14,29 @@ from genlab.families.weights import evaluating
 from genlab.shapes import DataSpec
 
 NEEDS_PRIOR = "its codes need a prior, which is trained on top of it"
+
+
+class FirstStage:
+    """A trained model of codes, as a model of its codes is given it.
+
+    Args:
+        model: Encodes and decodes; its `code_spec` says what codes are.
+    """
+
+    model: Any
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights and of what they are weights of: other codes have another one."""
+        digest = hashlib.sha256(type(self.model).__name__.encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            values = value.detach().cpu().contiguous()
+            digest.update(repr((name, tuple(values.shape), str(values.dtype))).encode())
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
 
 
 class CodeNumbers(Model):

@@ -117,6 +117,8 @@ def _is_fixed(key: str) -> bool:
     part, _, name = key.partition(".")
     if part == "trainer":
         return name in STEP
+    if key == "model.first_stage":  # its weights tell it, wherever it lies
+        return False
     return not (part == "data" and name in PLACE)
 
 

@@ -323,6 +323,8 @@ def list_runs(root: Path | None = None) -> list[Run]:
     for pattern in (_RECORD, f"*/{_RECORD}", f"*/*/{_RECORD}"):
         for record in place.glob(pattern):
             run = Run(record.parent)
+            if os.path.isfile(run.path.parent / _RECORD):  # the first stage that a run keeps
+                continue
             try:
                 dated.append((run.read().get("created") or "", run.path))
             except NotARun as error:

@@ -20,6 +20,9 @@ from genlab.runs.folder import Run
 
 DIGEST_LENGTH = 16
 
+FIRST_STAGE = "first_stage"
+"""What a model's configuration calls the run that it stands on, and a run the folder of its copy."""
+
 
 @dataclass(frozen=True)
 class Stamp:
@@ -72,6 +75,23 @@ def read_config(run: Run) -> dict[str, Any]:
         if not isinstance(sections.get(name) or {}, dict):
             raise ValueError(f"{run.config} is no configuration of a run: {name} has no keys; restore it.")
     return sections
+
+
+def model_config(run: Run) -> dict[str, Any]:
+    """Returns the model's part of a run's configuration, with the run's own copy of a first stage.
+
+    The one that the configuration names may be gone, or another one by now.
+    """
+    model = read_config(run)["model"]
+    arguments, own = model.get("init_args") or {}, own_first_stage(run)
+    if FIRST_STAGE not in arguments or own is None:
+        return model
+    return {**model, "init_args": {**arguments, FIRST_STAGE: str(own)}}
+
+
+def own_first_stage(run: Run) -> Path | None:
+    """Returns the folder of a run's copy of the first stage that it stands on, None where it has none."""
+    return run.inside(FIRST_STAGE) if run.inside(FIRST_STAGE, "run.json").is_file() else None
 
 
 def is_without_validation(run: Run) -> bool:

@@ -1,0 +1,92 @@
+"""First stages that other runs have trained: found by name, kept in the run that stands on them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genlab.families.base import Model
+from genlab.families.codes import FirstStage
+from genlab.files import replacing, write_json, write_text
+from genlab.runs.checkpoint_files import LAST
+from genlab.runs.folder import NotARun, Run, folder_name, list_runs, open_run, outputs_root, shown_path
+from genlab.runs.tests import FIRST_STAGE
+
+
+class TrainedStage(FirstStage):
+    """The first stage of a finished training, loaded once it is asked for.
+
+    Args:
+        name: A run's folder, or the name of an experiment: its newest finished run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = str(name)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __deepcopy__(self, memo: Any) -> TrainedStage:
+        return self  # a parser copies its values many times over
+
+    @cached_property
+    def run(self) -> Run:
+        """The run.
+
+        Raises:
+            ValueError: There is none.
+        """
+        return found_run(self.name)
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """Its best checkpoint, where one was chosen, else its last one."""
+        return self.run.best_checkpoint or self.run.checkpoint()
+
+    @cached_property
+    def model(self) -> Model:
+        from genlab.evaluation.load import load_run  # which reads configurations that name first stages
+
+        return load_run(self.run, self.checkpoint)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a run's record says of the first stage it stands on."""
+        names, record = ("experiment", "family", "examples_seen", "training_seconds"), self.run.read()
+        return {**{name: record.get(name) for name in names}, "digest": self.digest}
+
+    def copy_into(self, run: Run) -> None:
+        """Copies configuration, record and weights into a run, which then needs no other folder."""
+        from genlab.evaluation.load import PARTS, read_checkpoint
+
+        own = Run(run.output(FIRST_STAGE))
+        if self.run.path == own.path:
+            return
+        state = read_checkpoint(self.checkpoint)
+        with replacing(own.checkpoints / LAST) as partial, partial.open("wb") as file:
+            torch.save({name: state[name] for name in PARTS}, file)
+        write_text(own.config, self.run.config.read_text(encoding="utf-8"))
+        write_json(own.record, self.run.read())
+
+
+def found_run(name: str) -> Run:
+    """Returns the run of a path, or the newest finished one of an experiment of this name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        return open_run(name)
+    except NotARun as error:
+        if "/" in name or not name:
+            raise ValueError(f"first_stage: {error}") from None
+    folder = outputs_root() / folder_name(name)
+    runs = [run for run in list_runs(folder) if run.status == "finished"] if folder.is_dir() else []
+    if not runs:
+        raise ValueError(
+            f"first_stage: {name} is neither a run nor an experiment with a finished run in "
+            f"{shown_path(outputs_root())}. Train it first: genlab fit --config experiments/{name}.yaml"
+        )
+    return runs[-1]
