@@ -73,12 +73,14 @@ class Latent(Model):
     @torch.no_grad()
     def encode(self, x: Tensor, **given: Any) -> Tensor:
         """Returns the codes of images as the prior sees them."""
+        self.told(given)
         return self._scaled(self.first_stage.model.encode(x))
 
     @torch.no_grad()
     def decode(self, z: Tensor, **given: Any) -> Tensor:
         """Returns the images of codes."""
-        return self.first_stage.model.decode(z / self.scale if self._is_scaled else z)
+        self.told(given)
+        return self._decoded(z)
 
     def coded(self, batch: Batch) -> Batch:
         """Returns a batch of codes in place of images; of codes that it brings along, or encodes here.
@@ -91,7 +93,7 @@ class Latent(Model):
             z = self._scaled(batch["code"])
         else:
             with torch.autocast(self.device.type, enabled=False):
-                z = self.encode(batch["image"])
+                z = self._scaled(self.first_stage.model.encode(batch["image"]))
         kept: Any = {name: value for name, value in batch.items() if name not in ("image", "code")}
         kept[self.code_spec.kind] = z
         return kept
@@ -132,7 +134,21 @@ class Latent(Model):
     def _scaled(self, code: Tensor) -> Tensor:
         return code * self.scale if self._is_scaled else code
 
+    @torch.no_grad()
+    def _decoded(self, z: Tensor) -> Tensor:
+        return self.first_stage.model.decode(z / self.scale if self._is_scaled else z)
+
     # The prior
+
+    @property
+    def examples_seen(self) -> int:  # type: ignore[override]
+        """What was drawn from the data so far, which is the prior's count, too."""
+        return self.prior.examples_seen
+
+    @examples_seen.setter
+    def examples_seen(self, count: int) -> None:
+        if "prior" in self._modules:  # a model counts from 0 before it has its parts
+            self.prior.examples_seen = count
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the prior's losses of the images' codes."""
@@ -143,7 +159,7 @@ class Latent(Model):
 
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns sample i of the seed for every i in index: what the prior draws, decoded."""
-        return self.decode(self.prior.sample(index, seed, **given))  # type: ignore[operator]
+        return self._decoded(self.prior.sample(index, seed, **given))  # type: ignore[operator]
 
     @property
     def passes(self) -> int:  # type: ignore[override]
@@ -166,10 +182,6 @@ class Latent(Model):
         return self.prior.explain(self.coded(batch))
 
     # Steps: encoded once, then the prior's
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_start(batch, batch_idx)
-        self.prior.examples_seen = self.examples_seen
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         loss = self.prior.training_step(self.coded(batch), batch_idx)
@@ -252,7 +264,7 @@ class LatentDiffusion(Latent):
         self, sampler: Sampler, index: int | Tensor, seed: int = 0, clip: bool | None = None, **given: Any
     ) -> Tensor:
         """Returns samples by another sampler than the model's own; codes are never clipped."""
-        return self.decode(self.prior.sample_with(sampler, index, seed, **given))
+        return self._decoded(self.prior.sample_with(sampler, index, seed, **given))
 
     def passes_with(self, sampler: Sampler) -> int:
         """Returns how often the prior's network is evaluated for a sample by a sampler."""
