@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,26 +125,51 @@ def data_of(model: Any, run: Run) -> Any:
 
 
 def given_on_the_command_line(
-    model: Any, index: Any, label: int | None, required: bool = False, data: Any = None
+    model: Any,
+    index: Any,
+    label: int | None,
+    required: bool = False,
+    data: Any = None,
+    prompts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Returns what each item is told: the label of a command line, or what `given_for` invents.
+    """Returns what each item is told: label and prompts of a command line, or what `given_for` invents.
+
+    Prompts follow each other, each for as many items.
 
     Raises:
-        ValueError: For a label that the model does not have, or a missing one that it requires.
+        ValueError: For a label that the model does not have, or a missing one that it requires; for prompts
+            of a model that reads none.
     """
-    import torch
-
     from genlab.evaluation.given import given_for
 
-    if label is None and not (required and model.uses_labels):
-        return given_for(model, index, data)
+    chosen: dict[str, Any] = {}
+    if prompts:
+        chosen["source"] = _prompted(model, len(index), prompts)
+    if label is not None or (required and model.uses_labels):
+        chosen["label"] = _labelled(model, len(index), label)
+    missing = set(model.given) - chosen.keys()
+    if missing == {"label"}:
+        return {**chosen, "label": index.to(model.device) % model.spec.num_classes}
+    return {**(given_for(model, index, data) if missing else {}), **chosen}
+
+
+def _labelled(model: Model, num: int, label: int | None) -> Any:
+    import torch
+
     if label is None or not model.uses_labels or not 0 <= label < model.spec.num_classes:
         last = model.spec.num_classes - 1
         classes = f"0 to {last}" if model.uses_labels else "none: it was trained without labels"
         asked = "--label is missing" if label is None else f"--label {label}"
         raise ValueError(f"{asked}: this run has labels {classes}.")
-    labels = torch.full((len(index),), label, device=model.device)
-    return {**(given_for(model, index, data) if data is not None else {}), "label": labels}
+    return torch.full((num,), label, device=model.device)
+
+
+def _prompted(model: Model, num: int, prompts: Sequence[str]) -> Any:
+    from genlab.evaluation.prompts import prompt_sources, reads_prompts
+
+    if not reads_prompts(model):
+        raise ValueError(f"--prompt: this {type(model).__name__} of {model.spec.name} reads no texts.")
+    return prompt_sources(model, prompts).repeat_interleave(num // len(prompts), dim=0)
 
 
 def add_run_options(parser: argparse.ArgumentParser, device: bool = True) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
+from genlab.cli.lines import lines_from
 from genlab.cli.model import (
     add_run_options,
     data_of,
@@ -21,6 +22,9 @@ from genlab.cli.model import (
 from genlab.errors import DataError
 from genlab.runs.folder import Run, open_run, shown_path
 from genlab.text import printable
+
+PER_PROMPT = 8
+"""Images of a prompt, unless told otherwise."""
 
 
 def sample(arguments: list[str]) -> int:
@@ -38,7 +42,8 @@ def sample(arguments: list[str]) -> int:
         told = "source" in model.given
         return (write_translations if told else write_texts)(model, run, options)
     folder = options.output or run.output("samples", f"seed{options.seed}")
-    shown = write_files(model, folder, options, data_of(model, run))
+    prompted = bool(options.prompt or options.prompts)
+    shown = write_files(model, folder, options, None if prompted else data_of(model, run))
     print(shown_path(shown))
     return 0
 
@@ -50,9 +55,10 @@ def write_files(model: Any, folder: Path, options: argparse.Namespace, data: Any
 
     from genlab.evaluation.pictures import samples_grid, write_samples
 
-    index = torch.arange(options.num or 64)
+    prompts = prompts_of(options)
+    index = torch.arange((options.num or (PER_PROMPT if prompts else 64)) * max(1, len(prompts)))
     start = time.monotonic()
-    given = given_on_the_command_line(model, index, options.label, data=data)
+    given = given_on_the_command_line(model, index, options.label, data=data, prompts=prompts)
     drawn = torch.cat(
         [draw(model, rows, rows_of(given, rows), options) for rows in index.split(options.batch_size)]
     )
@@ -60,8 +66,18 @@ def write_files(model: Any, folder: Path, options: argparse.Namespace, data: Any
     write_samples(folder, index.tolist(), drawn, model.spec)
     if model.spec.kind != "image":
         return folder
-    Image.fromarray(samples_grid(model, drawn, index, given, data)).save(folder / "grid.png")
+    columns = len(index) // len(prompts) if prompts else None
+    Image.fromarray(samples_grid(model, drawn, index, given, data, columns=columns)).save(folder / "grid.png")
     return folder / "grid.png"
+
+
+def prompts_of(options: argparse.Namespace) -> list[str]:
+    """Returns the prompts of the command line: the one that it gives, or the lines of a file."""
+    if options.prompts is None:
+        return [options.prompt] if options.prompt else []
+    if options.prompt:
+        raise ValueError("--prompt and --prompts: give one of them.")
+    return [line for line in lines_from([options.prompts]) if line.strip()]
 
 
 def draw(model: Any, index: Any, given: dict[str, Any], options: argparse.Namespace) -> Any:
@@ -183,7 +199,10 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(prog="genlab sample", description="Draw samples of a run.")
     add_run_options(parser)
     parser.add_argument(
-        "-n", "--num", type=read.count(), help="number of samples (64 images, 1 text, 8 translations)"
+        "-n",
+        "--num",
+        type=read.count(),
+        help="number of samples (64 images, 8 of a prompt, 1 text, 8 translations)",
     )
     parser.add_argument(
         "--seed", type=read.seed, default=0, help="sample i of a seed is the same in any batch (0)"
@@ -203,10 +222,15 @@ def parser() -> argparse.ArgumentParser:
         default=0.5,
         help="with --image: near 0 keeps it, 1 forgets it (0.5)",
     )
-    text = parser.add_argument_group("texts, printed as they are drawn")
-    text.add_argument(
-        "--prompt", default="", help="what the text goes on from; of a translator, the sentence to translate"
+    parser.add_argument(
+        "--prompt",
+        default="",
+        help="what to draw; what a text goes on from; of a translator, the sentence to translate",
     )
+    parser.add_argument(
+        "--prompts", type=read.file_or_input, help="file with a prompt a line (-: standard input); -n of each"
+    )
+    text = parser.add_argument_group("texts, printed as they are drawn")
     text.add_argument("--length", type=read.count(), help="tokens to draw (500); translations end themselves")
     text.add_argument(
         "--temperature", type=read.number(above=0.0), default=1.0, help="near 0 takes the likeliest token (1)"

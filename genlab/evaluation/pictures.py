@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -20,6 +21,12 @@ from genlab.shapes import DataSpec, levels_to_bytes, to_float, to_levels
 
 SMALLEST_SIDE = 64
 """Images are enlarged by a whole factor up to about this size: digits of 8 pixels vanish on a screen."""
+
+LEGIBLE_SIDE = 128
+"""The same for images with a caption, which needs some width."""
+
+CHARACTER, LINE, GAP = 6, 13, 4
+"""Pixels of a caption's character and line, and between what stands side by side."""
 
 ROWS = 8
 """Translated images below each other, before the next ones stand beside them."""
@@ -59,6 +66,36 @@ def grid(images: Tensor, num_levels: int = 256, columns: int | None = None, gap:
     return canvas
 
 
+def captioned(
+    images: Tensor, captions: Sequence[str], num_levels: int = 256, columns: int | None = None
+) -> np.ndarray:
+    """Returns images side by side, each above its caption.
+
+    Args:
+        images: As in `grid`, (n, 1 or 3, height, width).
+        captions: One for each.
+        num_levels: Number of values a pixel can take.
+        columns: Images in a row; nearly square without it.
+    """
+    pixels = as_pixels(images, num_levels)
+    pixels = pixels if pixels.ndim == 4 else pixels[..., None].repeat(3, axis=3)
+    factor = max(1, LEGIBLE_SIDE // max(pixels.shape[1:3]))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    height, width = pixels.shape[1:3]
+    wrapped = [textwrap.wrap(caption, width // CHARACTER, max_lines=4) for caption in captions]
+    below = LINE * max(map(len, wrapped)) + GAP
+    columns = columns or math.ceil(math.sqrt(len(pixels)))
+    size = columns * (width + GAP) + GAP, math.ceil(len(pixels) / columns) * (height + below + GAP) + GAP
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    for number, (image, lines) in enumerate(zip(pixels, wrapped, strict=True)):
+        left = GAP + number % columns * (width + GAP)
+        top = GAP + number // columns * (height + below + GAP)
+        picture.paste(Image.fromarray(image), (left, top))
+        pen.multiline_text((left, top + height + 1), "\n".join(lines), fill="black", font_size=LINE - 2)
+    return np.asarray(picture)
+
+
 def joined(pictures: Sequence[np.ndarray], axis: int, gap: int = 8) -> np.ndarray:
     """Returns pictures one after the other, with white between them and where one is smaller.
 
@@ -86,9 +123,15 @@ def texts(x: Tensor, spec: DataSpec) -> list[str]:
 
 
 def samples_grid(
-    model: Any, x: Tensor, index: Tensor, given: dict[str, Any], data: Any, split: str = "test"
+    model: Any,
+    x: Tensor,
+    index: Tensor,
+    given: dict[str, Any],
+    data: Any,
+    split: str = "test",
+    columns: int | None = None,
 ) -> Any:
-    """Returns samples as one picture; translated images stand behind their sources.
+    """Returns samples as one picture; translated images stand behind their sources, others above them.
 
     Where the data hold the images that were to be made, they come next; where the model translates back, what
     it makes of the samples again, and below, in the same way, the direction back.
@@ -100,10 +143,13 @@ def samples_grid(
         given: What they were told.
         data: Holds the targets, where there is a source.
         split: Of the targets.
+        columns: Captioned samples in a row.
     """
     spec, device = model.spec, model.device
-    if "source" not in given or spec.source.kind != "image":
+    if "source" not in given or spec.source.kind == "point":
         return grid(x, spec.levels)
+    if spec.source.kind == "tokens":
+        return captioned(x, texts(given["source"], spec.source), spec.levels, columns)
     images = item_batch(data, split, index, device)["image"]
     target = images if getattr(model, "has_targets", True) else None
     there = _translations(model, given["source"], x, index, target)

@@ -141,7 +141,7 @@ class Latent(Model):
     # The prior
 
     @property
-    def examples_seen(self) -> int:  # type: ignore[override]
+    def examples_seen(self) -> int:
         """What was drawn from the data so far, which is the prior's count, too."""
         return self.prior.examples_seen
 
