@@ -27,7 +27,7 @@ def inpaint(arguments: list[str]) -> int:
     known = read_mask(options.mask, options.image, model.spec).to(model.device)
     index = torch.arange(options.num)
     filled = model.sample_with(
-        sampler(x, known, options),
+        sampler(model, x, known, options),
         index,
         options.seed,
         clip=None if options.resamplings else False,
@@ -42,14 +42,17 @@ def inpaint(arguments: list[str]) -> int:
     return 0
 
 
-def sampler(x: Any, known: Any, options: argparse.Namespace) -> Any:
+def sampler(model: Any, x: Any, known: Any, options: argparse.Namespace) -> Any:
     """Returns RePaint, or guidance by the known pixels where no resamplings are asked for."""
+    space = model.space
     from genlab.processes.grids import RatioGrid, UniformGrid
     from genlab.samplers.conditioning import Masking, RePaint, Restoration
 
     if options.resamplings:
-        return RePaint(x, known, UniformGrid(options.steps), options.resamplings)
-    return Restoration(Masking(known), known * x, 0.01, RatioGrid(options.steps, largest=80.0))
+        inside, mask = space.inside(known * x), space.known(known)
+        return RePaint(inside, mask, UniformGrid(options.steps), options.resamplings)
+    operator, levels = space.measured(Masking(known)), RatioGrid(options.steps, largest=80.0)
+    return Restoration(operator, known * x, 0.01, levels, clip=space.spec.kind == "image")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -33,7 +33,13 @@ def restore(arguments: list[str]) -> int:
     truth, measured = measurement(model, operator, std, options)
     index = torch.arange(len(measured))
     restored = model.sample_with(
-        Restoration(operator, measured, max(std, SMALLEST_STD), RatioGrid(options.steps, largest=80.0)),
+        Restoration(
+            model.space.measured(operator),
+            measured,
+            max(std, SMALLEST_STD),
+            RatioGrid(options.steps, largest=80.0),
+            clip=model.space.spec.kind == "image",
+        ),
         index,
         options.seed,
         clip=False,

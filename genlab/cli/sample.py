@@ -88,7 +88,7 @@ def draw(model: Any, index: Any, given: dict[str, Any], options: argparse.Namesp
     from genlab.samplers.conditioning import FromImage
 
     x = read_images([options.image], model.spec).to(model.device)
-    sampler = FromImage(x, model.sampler, options.strength)
+    sampler = FromImage(model.space.inside(x), model.sampler, options.strength)
     return model.sample_with(sampler, index, options.seed, **given).cpu()
 
 

@@ -102,6 +102,9 @@ class Denoises(Protocol):
     sampling_network: Any
     """The network that is asked at every step, averaged where there is an average."""
 
+    space: Any
+    """Where it walks (`samplers.conditioning.Space`): in images, or in their codes."""
+
     def sample_with(
         self, sampler: Any, index: int | Tensor, seed: int = 0, clip: bool | None = None, **given: Any
     ) -> Tensor:

@@ -21,6 +21,7 @@ from genlab.processes.prediction import Prediction, PredictNoise, Weighting
 from genlab.processes.variance import variance_loss
 from genlab.samplers.ancestral import Ancestral
 from genlab.samplers.base import Noise, Sampler
+from genlab.samplers.conditioning import Space
 from genlab.samplers.ode import RungeKutta, encode
 from genlab.shapes import Batch, DataSpec, observed
 
@@ -150,6 +151,11 @@ class Diffusion(Model):
         noise = Noise(seed, indices(index, self.device), self.spec.shape)
         with evaluating(self.sampling_network):
             return self._bounded(sampler(self.process, self.denoiser(clip, **given), noise))
+
+    @property
+    def space(self) -> Space:
+        """Where samplers walk: in the data themselves."""
+        return Space(self.spec)
 
     def denoiser(self, clip: bool | None = None, **given: Any) -> NetworkDenoiser:
         """Returns the averaged network as the denoiser that samplers walk with."""

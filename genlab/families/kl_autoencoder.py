@@ -86,9 +86,13 @@ class KLCodes(Model):
     def decode(self, z: Tensor, **given: Any) -> Tensor:
         """Returns the images of codes."""
         self.told(given)
-        with evaluating(self):
-            x = self.coder.decoder(z).float()
+        x = self.decoded(z)
         return x.clamp(-1.0, 1.0) if self.spec.kind == "image" else x
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Returns the images of codes with their gradient, not kept in the range of images."""
+        with evaluating(self):
+            return self.coder.decoder(z).float()
 
     def _coded(self, coder: Coder, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns what comes back of a batch, and its "fidelity" with its parts."""

@@ -14,6 +14,7 @@ from genlab.families.base import Model
 from genlab.families.capabilities import Denoises, HasCode, Samples, can
 from genlab.families.codes import FirstStage
 from genlab.samplers.base import Sampler
+from genlab.samplers.conditioning import Codes
 from genlab.shapes import Batch, DataSpec
 
 PriorFactory = Callable[[DataSpec], Model]
@@ -247,6 +248,14 @@ class LatentDiffusion(Latent):
                 f"LatentDiffusion takes a prior that removes noise, such as Diffusion, and "
                 f"{type(self.prior).__name__} does not: use Latent."
             )
+
+    @property
+    def space(self) -> Codes:
+        """Where samplers walk: in the codes."""
+        return Codes(self.code_spec, lambda x: self._scaled(self.first_stage.model.encode(x)), self._passing)
+
+    def _passing(self, z: Tensor) -> Tensor:
+        return self.first_stage.model.decoded(z / self.scale)
 
     @property
     def process(self) -> Any:

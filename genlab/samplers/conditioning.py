@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, interpolate
+from torch.nn.functional import adaptive_max_pool2d, avg_pool2d, conv2d, interpolate
 
 from genlab.processes.base import Denoiser, Level, Process, posterior, transition_variance
 from genlab.processes.grids import Grid, RatioGrid, UniformGrid
 from genlab.samplers.ancestral import DDIM
 from genlab.samplers.base import Noise, Sampler, steps
+from genlab.shapes import DataSpec
 
 
 class RePaint(Sampler):
@@ -99,6 +101,10 @@ class Operator(ABC):
     def adjoint(self, y: Tensor) -> Tensor:
         """Returns A^T y."""
 
+    def at(self, x: Tensor) -> Operator:
+        """Returns its derivative at x: of a linear map, itself."""
+        return self
+
 
 class Masking(Operator):
     """Keeps the known pixels; with a mask of ones, the whole image, for denoising.
@@ -163,13 +169,101 @@ class Shrink(Operator):
         return interpolate(y, scale_factor=float(self.factor), mode="nearest") / self.factor**2
 
 
+class Through(Operator):
+    """A measurement of what a decoder makes of codes, A D(z), which is not linear; its derivative is.
+
+    Args:
+        operator: A.
+        decode: D, which gradients pass.
+    """
+
+    def __init__(self, operator: Operator, decode: Callable[[Tensor], Tensor]) -> None:
+        self.operator, self.decode = operator, decode
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.operator(self.decode(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        raise NotImplementedError("Only the derivative at a code has an adjoint: ask `at`.")
+
+    def at(self, x: Tensor) -> Operator:
+        return _Derivative(self, x)
+
+
+class _Derivative(Operator):
+    """The derivative J of a function at x, by one pass through the function."""
+
+    @torch.enable_grad()
+    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.x = x.detach().requires_grad_()
+        self.y = function(self.x)
+        # J^T v is linear in v, and its derivative by v is J^T again: J is the adjoint of that.
+        self.v = torch.zeros_like(self.y).requires_grad_()
+        (self.pulled,) = torch.autograd.grad(self.y, self.x, self.v, create_graph=True)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.autograd.grad(self.pulled, self.v, x, retain_graph=True)[0]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return torch.autograd.grad(self.y, self.x, y, retain_graph=True)[0]
+
+
+class Space:
+    """Where a model walks from noise, and what is known of images there: in the images themselves.
+
+    Args:
+        spec: What is walked in.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        self.spec = spec
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Returns images as the walk sees them."""
+        return x
+
+    def known(self, mask: Tensor) -> Tensor:
+        """Returns what of them is known where some pixels are, marked by 1."""
+        return mask
+
+    def measured(self, operator: Operator) -> Operator:
+        """Returns a measurement of images as one of what is walked in."""
+        return operator
+
+
+class Codes(Space):
+    """The codes of a first stage: a code is known where all of its pixels are.
+
+    Args:
+        spec: Of the codes.
+        encode: From images to codes.
+        decode: From codes to images, which gradients pass.
+    """
+
+    def __init__(
+        self, spec: DataSpec, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(spec)
+        self.encode, self.decode = encode, decode
+
+    def inside(self, x: Tensor) -> Tensor:
+        return self.encode(x)
+
+    def known(self, mask: Tensor) -> Tensor:
+        return -adaptive_max_pool2d(-mask, self.spec.shape[1:])
+
+    def measured(self, operator: Operator) -> Operator:
+        return Through(operator, self.decode)
+
+
 class Guided(Denoiser):
     """The mean of x given both x_t and a measurement y = A x + noise.
 
         E[x | x_t, y] = E + C A^T (A C A^T + std^2 I)^-1 (y - A E),    E = E[x | x_t],
         C = Cov[x | x_t] = sigma^2 / alpha dE / dx_t
 
-    (Rozet et al. 2024, arXiv:2405.13712, section 3.) Exact where x given x_t is normal. The covariance is the
+    (Rozet et al. 2024, arXiv:2405.13712, section 3.) Exact where x given x_t is normal; a measurement that is
+    not linear is taken for its derivative at E. The covariance is the
     network's own derivative, never stored: conjugate gradients solve the system with one backward pass each.
 
     Args:
@@ -203,16 +297,18 @@ class Guided(Denoiser):
         if level.alpha == 0.0:  # pure noise says nothing about x, and its derivative nothing of how x varies
             return mean.detach()
 
+        operator = self.operator.at(mean.detach())
+
         def covariance(u: Tensor) -> Tensor:
             (row,) = torch.autograd.grad(mean, x_t, u, retain_graph=True)
             return level.sigma**2 / level.alpha * row
 
         def system(u: Tensor) -> Tensor:
-            return self.operator(covariance(self.operator.adjoint(u))) + self.std**2 * u
+            return operator(covariance(operator.adjoint(u))) + self.std**2 * u
 
         missing = self.measurement - self.operator(mean.detach())
         solution = conjugate_gradients(system, missing, self.num_solves, self.std**2)
-        mean = mean.detach() + covariance(self.operator.adjoint(solution))
+        mean = mean.detach() + covariance(operator.adjoint(solution))
         return mean.clamp(-1.0, 1.0) if self.clip else mean
 
 
