@@ -117,6 +117,52 @@ def test_a_diverged_seed_is_a_result_and_is_not_repeated(plan):
     assert Pretend(plan).work() == []
 
 
+@pytest.fixture
+def two_stages(tmp_path):
+    """A bench of an experiment and of one that stands on a first stage."""
+    models = {
+        "vae_toy": {"init_args": RATES},
+        "latent_toy": {"init_args": {"first_stage": "codes_toy", "prior": {"init_args": RATES}}},
+        "codes_toy": {"init_args": RATES},
+    }
+    for name, model in models.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"model": model}))
+    files = {name: tmp_path / f"{name}.yaml" for name in ("vae_toy", "latent_toy")}
+    bench = Bench(tmp_path / "bench" / "toy", files, parse_budget("90s"), num_seeds=2)
+    bench.save()
+    return bench
+
+
+def test_a_first_stage_is_trained_before_and_takes_half_of_the_budget(two_stages):
+    queue = Pretend(two_stages)
+    assert queue.work() == []
+    fits = [job for command, job in queue.calls if command == "fit"]
+    assert fits[:2] == ["codes_toy seed 0 (first stage)", "codes_toy seed 1 (first stage)"] and len(fits) == 6
+    assert ("test", "codes_toy seed 0 (first stage)") not in queue.calls
+    assert {run.experiment for run in list_runs(two_stages.folder)} == {"vae_toy", "latent_toy"}
+    assert Pretend(two_stages).work() == []
+    jobs = (Job("latent_toy", 1), Job("vae_toy", 1), Job("codes_toy", 1, is_stage=True))
+    both, alone, stage = map(two_stages.fit, jobs)
+    assert "--budget.seconds=45.0" in stage and "--budget.seconds=45.0" in both
+    assert "--budget.seconds=90.0" in alone
+    run = two_stages.folder / "stages" / "codes_toy" / "seed1"
+    assert f"--model.first_stage={run}" in both and f"--config={two_stages.files['vae_toy']}" in alone
+    assert not any(option.startswith("--model.first_stage") for option in alone + stage)
+    assert f"--config={two_stages.folder.parents[1] / 'codes_toy.yaml'}" in stage
+
+
+def test_a_changed_first_stage_and_one_without_a_file_are_refused(two_stages):
+    file = two_stages.folder.parents[1] / "codes_toy.yaml"
+    file.write_text("model: {}\n")
+    with pytest.raises(ValueError, match=r"was begun with another .*codes_toy.yaml"):
+        two_stages.save()
+    file.unlink()
+    with pytest.raises(
+        ValueError, match=r"latent_toy.yaml stands on the first stage codes_toy, and there is no"
+    ):
+        two_stages.save()
+
+
 def test_a_stopped_run_is_continued_and_one_without_checkpoint_begins_anew(plan):
     outcomes = {"gan_toy seed 0": ["stopped"], "vae_toy seed 0": ["failed"]}
     queue = Pretend(plan, outcomes=outcomes)

@@ -66,7 +66,8 @@ class Queue:
     def work(self) -> list[Job]:
         """Does what is left to do; returns the jobs without a result."""
         try:
-            for stage in (self.plan.trial_jobs, self.plan.jobs):  # settings are chosen before the runs
+            # Settings are chosen before the runs, and what these stand on is there before both.
+            for stage in (self.plan.stage_jobs, self.plan.trial_jobs, self.plan.jobs):
                 self._work_through([job for job in stage if not self._is_complete(job)], len(stage))
         except BaseException:
             self._stop()
@@ -76,7 +77,7 @@ class Queue:
     def _is_complete(self, job: Job) -> bool:
         if not self.plan.is_done(job):
             return False
-        if job.trial is None:
+        if job.is_compared:
             self.plan.mark(job)
         return True
 
@@ -113,9 +114,9 @@ class Queue:
         if run is None or self.plan.state(job) in ("new", "started"):
             self.failed.append(job)
             return "no result"
-        if job.trial is None:
+        if job.is_compared:
             self.plan.mark(job)
-        if job.trial is None and self.plan.state(job) == "trained":
+        if job.is_compared and self.plan.state(job) == "trained":
             self._genlab(job, ["test", str(run.path)])
         if not self.plan.is_done(job):
             self.failed.append(job)

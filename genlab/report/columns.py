@@ -167,6 +167,13 @@ def _examples_per_second(row: Row) -> Cell:
     return _point(fmean(rates) if rates else None)
 
 
+def _training_seconds(row: Row) -> Cell:
+    stages = [(run.record, part(run.record, "first_stage")) for run in row.runs]
+    seconds = [[number(stage.get("training_seconds")) for stage in both] for both in stages]
+    found = [own + (first or 0.0) for own, first in seconds if own is not None]
+    return _point(fmean(found) if found else None)
+
+
 def _copies(row: Row) -> Cell:
     percents = [100 * share for share in row.numbers("copies", "share")]
     return _cell(t_interval(percents) if percents else None)
@@ -227,7 +234,7 @@ COLUMNS = (
     _score("nll", "nll", LOWER, 9, "Negative log-likelihood in nats per item."),
     _measured("reconstruction", "recon. mse", "values.reconstruction_mse", "Mean squared error of what an image is decoded to after encoding.", better=LOWER, scope=fairness.RECONSTRUCTION),
     _words("stability", "stability", lambda row: Cell(str(row.stability)), 2, "Sound trainings of all; what became of others."),
-    _recorded("training", "training s", "training_seconds", "Seconds of training alone.", better=LOWER, importance=4),
+    Column("training", "training s", _training_seconds, "Seconds of training alone, with those of a first stage.", LOWER, importance=4),
     _recorded("examples", "examples seen", "examples_seen", "Training examples seen.", importance=6, titled=lambda rows: f"{_units(rows, 1)} seen"),
     Column("examples_per_second", "train ex/s", _examples_per_second, "Training examples per second.", HIGHER, importance=6, titled=lambda rows: f"train {_units(rows, 0)}/s"),
     _measured("ms", "ms/sample", "speed.ms_per_sample", "Milliseconds for one sample.", better=LOWER, scope=SPEED, importance=2),

@@ -3,6 +3,7 @@
 <root>/<name>/
     bench.json                    what was asked for
     <experiment>/seed<k>/         one run for each experiment and seed
+    stages/<experiment>/seed<k>/  first stages that runs stand on
     trials/<experiment>/trial<k>/ runs that only chose the experiment's learning rates
     logs/                         what each training and test printed
 
@@ -26,7 +27,7 @@ from genlab.files import digest
 from genlab.runs.folder import NotARun, Run, folder_name, open_run
 from genlab.runs.headline import headline_of
 from genlab.runs.settings import TRIAL_FACTORS
-from genlab.runs.tests import variants_of
+from genlab.runs.tests import FIRST_STAGE, variants_of
 from genlab.text import shortened
 
 TRIAL_SEED = 1_000
@@ -52,6 +53,10 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.seconds:g}s" if self.seconds else f"{self.examples}"
+
+    def half(self) -> Budget:
+        """Returns what each of two stages may use, which together are one run."""
+        return Budget(self.examples and self.examples // 2, self.seconds and self.seconds / 2)
 
 
 def parse_budget(text: str) -> Budget:
@@ -81,11 +86,13 @@ class Job:
         experiment: The experiment's name.
         seed: Seed of everything in the run.
         trial: Number of the trial; None for a run that is compared.
+        is_stage: Whether it is the first stage that another one stands on, and not compared itself.
     """
 
     experiment: str
     seed: int
     trial: int | None = None
+    is_stage: bool = False
 
     @property
     def name(self) -> str:
@@ -93,7 +100,12 @@ class Job:
         return f"seed{self.seed}" if self.trial is None else f"trial{self.trial}"
 
     def __str__(self) -> str:
-        return f"{self.experiment} " + (f"seed {self.seed}" if self.trial is None else f"trial {self.trial}")
+        what = f"seed {self.seed}" if self.trial is None else f"trial {self.trial}"
+        return f"{self.experiment} {what}{' (first stage)' if self.is_stage else ''}"
+
+    @property
+    def is_compared(self) -> bool:
+        return self.trial is None and not self.is_stage
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class Bench:
     Args:
         folder: Where all of it lies.
         files: The configuration file of each experiment.
-        budget: What every run may use.
+        budget: What every run may use; one of two stages halves it between them.
         num_seeds: Runs for each experiment, with the seeds 0 ... num_seeds - 1.
         num_trials: Settings that are tried for each experiment before, the same number for all.
         evaluations: How often each run is scored while it trains; a trial is scored at its end.
@@ -119,6 +131,30 @@ class Bench:
     options: list[str] = field(default_factory=list)
 
     @property
+    def stage_jobs(self) -> list[Job]:
+        """The trainings of first stages that other experiments stand on, of each seed one."""
+        names = dict.fromkeys(filter(None, map(self.needs, self.files)))
+        return [Job(name, seed, is_stage=True) for seed in range(self.num_seeds) for name in names]
+
+    def needs(self, experiment: str) -> str | None:
+        """Returns the experiment whose run an experiment stands on, None where it stands on none.
+
+        Raises:
+            ValueError: Its file does not lie beside that of the experiment.
+        """
+        model = read_yaml(self.files[experiment]).get("model") or {}
+        name = (model.get("init_args") or {}).get(FIRST_STAGE)
+        if name is not None and not self._file_of(experiment, name).is_file():
+            raise ValueError(
+                f"{self.files[experiment]} stands on the first stage {name}, and there is no "
+                f"{self._file_of(experiment, name)}."
+            )
+        return name
+
+    def _file_of(self, experiment: str, stage: str) -> Path:
+        return self.files[experiment].with_name(f"{stage}.yaml")
+
+    @property
     def trial_jobs(self) -> list[Job]:
         """The trainings that choose settings; one setting needs no choice."""
         if self.num_trials == 1:
@@ -132,11 +168,13 @@ class Bench:
 
     def root(self, job: Job) -> Path:
         """Returns the folder of runs that a job's run lies in."""
+        if job.is_stage:
+            return self.folder / "stages"
         return self.folder if job.trial is None else self.folder / "trials"
 
     def log(self, job: Job) -> Path:
         """Returns where a job's output goes."""
-        return self.folder / "logs" / f"{job.experiment}-{job.name}.log"
+        return self.folder / "logs" / f"{'stage-' if job.is_stage else ''}{job.experiment}-{job.name}.log"
 
     def find(self, job: Job) -> Run | None:
         """Returns a job's run, None where it has left nothing to go on with."""
@@ -162,9 +200,9 @@ class Bench:
         return "tested" if _is_tested(run, record) else "trained"
 
     def is_done(self, job: Job) -> bool:
-        """Returns whether a job has a result; a trial needs no test, and a divergence is a result."""
+        """Returns whether a job has a result; only what is compared is tested, and a divergence is one."""
         return self.state(job) in (
-            ("diverged", "tested") if job.trial is None else ("diverged", "trained", "tested")
+            ("diverged", "tested") if job.is_compared else ("diverged", "trained", "tested")
         )
 
     def fit(self, job: Job) -> list[str]:
@@ -175,16 +213,35 @@ class Bench:
         shutil.rmtree(self.root(job) / folder_name(job.experiment) / job.name, ignore_errors=True)
         return [
             "fit",
-            f"--config={self.files[job.experiment]}",
+            f"--config={self._config(job)}",
             f"--experiment={job.experiment}",
             f"--run_name={job.name}",
             f"--seed_everything={job.seed}",
-            *self.budget.options,
+            *self._budget(job).options,
             "--budget.evaluate_every=null",
             f"--budget.evaluations={self.evaluations if job.trial is None else 1}",  # a trial's end decides
+            *self._stage(job),
             *self.settings(job),
             *self.options,
         ]
+
+    def _config(self, job: Job) -> Path:
+        if not job.is_stage:
+            return self.files[job.experiment]
+        return next(
+            self._file_of(name, job.experiment) for name in self.files if self.needs(name) == job.experiment
+        )
+
+    def _budget(self, job: Job) -> Budget:
+        return self.budget.half() if job.is_stage or self.needs(job.experiment) else self.budget
+
+    def _stage(self, job: Job) -> list[str]:
+        """Returns which run a job stands on, as an option; trials stand on that of the first seed."""
+        name = None if job.is_stage else self.needs(job.experiment)
+        if name is None:
+            return []
+        run = self.find(Job(name, 0 if job.trial is not None else job.seed, is_stage=True))
+        return [] if run is None else [f"--model.{FIRST_STAGE}={run.path}"]
 
     def settings(self, job: Job) -> list[str]:
         """Returns a job's learning rates as options: those of its trial, or of the best one.
@@ -192,7 +249,7 @@ class Bench:
         A trial learns a part of the training split and is scored against the rest: the test split decides
         nothing, and neither can a model win that learns its images by heart.
         """
-        if self.num_trials == 1:
+        if self.num_trials == 1 or job.is_stage:
             return []
         factor = TRIAL_FACTORS[self.best_trial(job.experiment) if job.trial is None else job.trial]
         config = read_yaml(self.files[job.experiment])
@@ -245,9 +302,10 @@ class Bench:
             "options": self.options,
         }
         changed = [name for name in new if name in old and old[name] != new[name]]
-        digests = {name: digest(path, 16) for name, path in self.files.items()}
+        paths = {job.experiment: self._config(job) for job in self.stage_jobs} | self.files
+        digests = {name: digest(path, 16) for name, path in paths.items()}
         known = old.get("experiments", {})
-        changed += [str(self.files[name]) for name, now in digests.items() if known.get(name, now) != now]
+        changed += [str(paths[name]) for name, now in digests.items() if known.get(name, now) != now]
         if changed:
             raise ValueError(
                 f"{self.folder} was begun with another {' and '.join(changed)}: give this one its own "

@@ -97,6 +97,11 @@ RECORD = {
         "tuning_trials": WHOLE,
         "learning_rate_factor": NUMBER,
     },
+    "first_stage": {
+        **dict.fromkeys(("experiment", "family", "digest"), TEXT),
+        "examples_seen": WHOLE,
+        "training_seconds": NUMBER,
+    },
     "health": {
         "ok": FLAG,
         "flags": [{"examples_seen": WHOLE, "problem": TEXT}],
