@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genlab.callbacks.latents import bars, scatter
+from genlab.callbacks.latents import bars, scatter, spread_of_channels
 from genlab.cli.interpolate import require_one_shape
 from genlab.evaluation.latents import lerp, read_images, reconstruct, slerp, traverse
 from genlab.families.vae import VAE
@@ -98,6 +98,18 @@ def test_active_units_are_those_whose_means_vary():
     values = metric.compute()
     assert values["active_units"] == 2
     assert torch.allclose(values["kl_per_dim"], kl.double().mean(dim=0))
+
+
+def test_a_map_of_codes_shows_its_mean_and_the_spread_of_its_channels():
+    z = torch.randn(64, 2, 3, 3) * torch.tensor([0.5, 3.0])[:, None, None] + 1.0
+    metric = ActiveUnits(18)
+    for part in z.split(24):
+        metric.update(part.flatten(1), torch.zeros(len(part), 18))
+    model = SimpleNamespace(code_spec=DataSpec("codes", (2, 3, 3), levels=0))
+    found = spread_of_channels(metric.compute(), model)
+    std = z.double().transpose(0, 1).flatten(1).std(dim=1, unbiased=False)
+    assert found["code_mean"] == pytest.approx(float(z.double().mean()))
+    assert [found["code_std_smallest"], found["code_std_largest"]] == pytest.approx(std.tolist())
 
 
 def test_a_posterior_that_says_nothing_has_no_active_unit_and_no_kl():

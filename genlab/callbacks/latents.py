@@ -14,9 +14,10 @@ from genlab.callbacks.record import log_image, say
 from genlab.distributed import place
 from genlab.evaluation.given import given_for
 from genlab.evaluation.latents import reconstruct, traverse
-from genlab.evaluation.pictures import grid, new_figure, rendered
-from genlab.families.capabilities import HasLatent, HasPosterior, Reconstructs, can
+from genlab.evaluation.pictures import captioned, grid, new_figure, rendered
+from genlab.families.capabilities import HasCode, HasLatent, HasPosterior, Reconstructs, can
 from genlab.metrics.posterior import ActiveUnits
+from genlab.randomness import key, normal
 from genlab.shapes import observed
 
 
@@ -24,7 +25,9 @@ class PosteriorHealth(Callback):
     """Logs how many dimensions of z are in use and each one's KL; says so when none is.
 
     Asks the model for its `posterior`, with the mean and the `kl()` of every dimension. `val/active_units`
-    and `val/kl_largest` (nats) are scores; the KL of all dimensions, sorted, is a picture.
+    and `val/kl_largest` (nats) are scores; the KL of all dimensions, sorted, is a picture. Of a map of codes, a
+    second stage wants more: the mean of its numbers, and the smallest and the largest standard deviation of a
+    channel, `val/code_mean`, `val/code_std_smallest` and `val/code_std_largest`.
 
     Args:
         num: Items of the validation split, over all devices.
@@ -44,11 +47,25 @@ class PosteriorHealth(Callback):
         values = usage.compute()
         active, kl = int(values["active_units"]), values["kl_per_dim"].cpu()
         scores = {"val/active_units": float(active), "val/kl_largest": float(kl.max())}
+        if can(pl_module, HasCode):
+            scores |= {f"val/{name}": value for name, value in spread_of_channels(values, pl_module).items()}
         pl_module.log_dict(scores, logger=False, rank_zero_only=False)
         if trainer.state.fn == "fit" and not trainer.fast_dev_run:
             if active == 0:
                 say(trainer, "The posterior has collapsed: no dimension of z depends on the image.")
             log_image(trainer, "kl_per_dim", bars(kl), pl_module.examples_seen)
+
+
+def spread_of_channels(values: dict[str, Tensor], model: Any) -> dict[str, float]:
+    """Returns the mean of a map's numbers, and the least and largest standard deviation of a channel."""
+    channels = model.code_spec.shape[0]
+    mean, square = (values[name].reshape(channels, -1).mean(1) for name in ("mean_per_dim", "square_per_dim"))
+    std = (square - mean.square()).clamp_min(0.0).sqrt()
+    return {
+        "code_mean": float(mean.mean()),
+        "code_std_smallest": float(std.min()),
+        "code_std_largest": float(std.max()),
+    }
 
 
 class LatentPictures(Callback):
@@ -58,6 +75,8 @@ class LatentPictures(Callback):
     `traversal`: one row for each of the first dimensions, along which it alone changes, over 3
     standard deviations to both sides.
     `scatter`: the codes of the split on their two first principal axes, coloured by label.
+    `decoded_noise`: of a first stage whose codes are maps of numbers, what it makes of N(0, 1): no samples,
+    as each says, since its codes are distributed otherwise; a second stage learns how.
 
     Args:
         num: Reconstructed images.
@@ -75,6 +94,8 @@ class LatentPictures(Callback):
         if pl_module.spec.kind != "image" or not isinstance(pl_module, Reconstructs):
             return
         self._reconstruct(trainer, pl_module)
+        if isinstance(pl_module, HasCode) and pl_module.code_spec.kind == "point":
+            self._decode_noise(trainer, pl_module)
         if isinstance(pl_module, HasLatent):
             self._traverse(trainer, pl_module)
             self._scatter(trainer, pl_module)
@@ -84,6 +105,13 @@ class LatentPictures(Callback):
         pairs = [torch.stack([x, reconstruct(model, x, given)], dim=1).flatten(0, 1) for x, given in batches]
         picture = grid(torch.cat(pairs)[: 2 * self.num].cpu(), model.spec.levels, columns=16)
         log_image(trainer, "reconstructions", picture, model.examples_seen)
+
+    def _decode_noise(self, trainer: Any, model: Any) -> None:
+        numbers = torch.arange(8, device=model.device)
+        x = model.decode(normal(key("decoded noise"), numbers, model.code_spec.shape))
+        told = [f"noise {number}, decoded: no sample" for number in numbers.tolist()]
+        picture = captioned(x.cpu(), told, model.spec.levels)
+        log_image(trainer, "decoded_noise", picture, model.examples_seen)
 
     def _traverse(self, trainer: Any, model: Any) -> None:
         drawn = model.draw_latent(torch.arange(512, device=model.device))

@@ -44,6 +44,12 @@ class ActiveUnits(Metric):
         self.kl_sums += kl.double().sum(dim=0)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `active_units`, and each dimension's mean KL as `kl_per_dim`."""
-        variance = self.squares / self.num - (self.sums / self.num).square()
-        return {"active_units": (variance > self.threshold).sum(), "kl_per_dim": self.kl_sums / self.num}
+        """Returns `active_units`, and the mean of each dimension's KL, of itself and of its square."""
+        mean, square = self.sums / self.num, self.squares / self.num
+        active = (square - mean.square() > self.threshold).sum()
+        return {
+            "active_units": active,
+            "kl_per_dim": self.kl_sums / self.num,
+            "mean_per_dim": mean,
+            "square_per_dim": square,
+        }
