@@ -25,9 +25,9 @@ class PosteriorHealth(Callback):
     """Logs how many dimensions of z are in use and each one's KL; says so when none is.
 
     Asks the model for its `posterior`, with the mean and the `kl()` of every dimension. `val/active_units`
-    and `val/kl_largest` (nats) are scores; the KL of all dimensions, sorted, is a picture. Of a map of codes, a
-    second stage wants more: the mean of its numbers, and the smallest and the largest standard deviation of a
-    channel, `val/code_mean`, `val/code_std_smallest` and `val/code_std_largest`.
+    and `val/kl_largest` (nats) are scores; the KL of all dimensions, sorted, is a picture. Of a map of codes,
+    a second stage wants more: the mean of its numbers, and the smallest and the largest standard deviation of
+    a channel, `val/code_mean`, `val/code_std_smallest` and `val/code_std_largest`.
 
     Args:
         num: Items of the validation split, over all devices.
