@@ -2,6 +2,7 @@
 
 import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,8 @@ from short_training import train
 from genlab.callbacks.codes import CodeCache, cached
 from genlab.data.random_images import RandomImages
 from genlab.errors import CheckpointError
+from genlab.evaluation.export import export_weights
+from genlab.evaluation.functions import functions_of
 from genlab.evaluation.given import item_batch
 from genlab.evaluation.pictures import captioned
 from genlab.families import latent as module
@@ -121,6 +124,17 @@ def test_the_scale_is_measured_over_all_devices_together(monkeypatch):
     halves = [scale(rank, 2, lambda values: sums.append(values) or values) for rank in range(2)]
     together = scale(1, 2, lambda values: sums[0] + sums[1])
     assert torch.allclose(together, whole) and not any(torch.allclose(half, whole) for half in halves)
+
+
+def test_what_is_exported_are_the_functions_of_both_stages():
+    model, x = two_stages().eval(), batch_of()["image"]
+    functions = {function.name: function for function in functions_of(model)}
+    assert list(functions) == ["denoiser", "decoder", "encoder"]
+    z = functions["encoder"].call(x=x)
+    assert torch.equal(z, model.encode(x)) and torch.equal(functions["decoder"].call(z=z), model.decode(z))
+    assert functions["denoiser"].inputs["x"].shape == (64, 2, 4, 4) == functions["decoder"].inputs["z"].shape
+    with pytest.raises(ValueError, match="A LatentDiffusion is two models"):
+        export_weights(model, {}, Path("weights.safetensors"))
 
 
 def test_code_numbers_have_no_scale():

@@ -16,6 +16,7 @@ from genlab.errors import CheckpointError
 from genlab.evaluation.functions import HEADER, NUM_STORED, functions_of, header, require_equal
 from genlab.evaluation.load import build_model, require_known_version
 from genlab.families.base import Model
+from genlab.families.capabilities import HasFirstStage, can
 from genlab.files import parse_json, replacing
 from genlab.shapes import DataSpec
 
@@ -36,6 +37,11 @@ def export_weights(model: Model, config: dict[str, Any], target: Path) -> dict[s
     Returns:
         The largest difference of each function over `NUM_COMPARED` inputs.
     """
+    if can(model, HasFirstStage):
+        raise ValueError(
+            f"A {type(model).__name__} is two models: its run's folder holds both, and all that is needed; "
+            "--to onnx writes what each of them computes."
+        )
     functions = functions_of(model)
     expected = {function.name: function.outputs() for function in functions}
     config = _without_average(config)

@@ -21,6 +21,7 @@ from genlab.families.capabilities import (
     Completes,
     CompletesImages,
     Denoises,
+    HasFirstStage,
     HasLatent,
     Reconstructs,
     Samples,
@@ -90,13 +91,16 @@ def functions_of(model: Model) -> list[Function]:
     `denoiser`: the network F(x_t, t) of a diffusion model. `predictor`: of tokens or pixels, what is known of
     each from those before it. `translator`: from source to image, and `translator_back` where the model knows
     both ways. `decoder` and `encoder`: between codes and images, those of a flow as numbers in (0, 1).
-    `classifier`: logits.
+    `classifier`: logits. Of two stages, what the prior has, and what is between its codes and images.
 
     Raises:
         ValueError: Nothing can.
     """
     inputs = _Inputs(model)
     found: list[Function] = []
+    if isinstance(model, HasFirstStage):
+        decoder = Function("decoder", model.to_images, {"z": inputs.items(model.code_spec, "z")})
+        return [*functions_of(model.prior), decoder, Function("encoder", model.to_codes, {"x": inputs.x()})]
     if can(model, Denoises):
         found.append(Function("denoiser", _network(model), inputs.of("x", "t")))
     elif can(model, Completes) or can(model, CompletesImages):
@@ -132,13 +136,13 @@ class _Inputs:
         spec = self.model.spec
         told = {
             "label": lambda: self.index % spec.num_classes,
-            "source": lambda: self._items(spec.source, "source"),
+            "source": lambda: self.items(spec.source, "source"),
         }
         return {name: getattr(self, name)() for name in names} | {n: told[n]() for n in self.model.given}
 
     def x(self) -> Tensor:
         """Returns random items: images of its levels, tokens, points."""
-        return self._items(self.model.spec, "x")
+        return self.items(self.model.spec, "x")
 
     def z(self) -> Tensor:
         """Returns latents as samples come from, codes of images where the model cannot be sampled."""
@@ -152,7 +156,7 @@ class _Inputs:
         times = process.training_time(randomness.uniform(randomness.key("export", "t"), self.index, 1)[:, 0])
         return process.network_time(times).float()
 
-    def _items(self, spec: DataSpec, stream: str) -> Tensor:
+    def items(self, spec: DataSpec, stream: str) -> Tensor:
         key, num = randomness.key("export", stream), math.prod(spec.shape)
         if spec.kind == "point":
             return randomness.normal(key, self.index, spec.shape)

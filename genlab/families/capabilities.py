@@ -60,6 +60,21 @@ class HasCode(Protocol):
 
 
 @runtime_checkable
+class HasFirstStage(Protocol):
+    """Is a prior of the codes of another model, which decodes what the prior draws."""
+
+    first_stage: Any
+    """`families.codes.FirstStage`."""
+
+    prior: Any
+    code_spec: DataSpec
+
+    def to_codes(self, x: Tensor) -> Tensor: ...
+
+    def to_images(self, z: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
 class Encodes(Protocol):
     """Can say in a vector what an item is, whether or not there is a way back."""
 

@@ -75,13 +75,23 @@ class Latent(Model):
     def encode(self, x: Tensor, **given: Any) -> Tensor:
         """Returns the codes of images as the prior sees them."""
         self.told(given)
-        return self._scaled(self.first_stage.model.encode(x))
+        return self.to_codes(x)
 
     @torch.no_grad()
     def decode(self, z: Tensor, **given: Any) -> Tensor:
         """Returns the images of codes."""
         self.told(given)
-        return self._decoded(z)
+        return self.to_images(z)
+
+    @torch.no_grad()
+    def to_codes(self, x: Tensor) -> Tensor:
+        """Returns codes of images, whatever is told of them."""
+        return self._scaled(self.first_stage.model.encode(x))
+
+    @torch.no_grad()
+    def to_images(self, z: Tensor) -> Tensor:
+        """Returns images of codes, whatever is told of them."""
+        return self.first_stage.model.decode(z / self.scale if self._is_scaled else z)
 
     def coded(self, batch: Batch) -> Batch:
         """Returns a batch of codes in place of images; of codes that it brings along, or encodes here.
@@ -94,7 +104,7 @@ class Latent(Model):
             z = self._scaled(batch["code"])
         else:
             with torch.autocast(self.device.type, enabled=False):
-                z = self._scaled(self.first_stage.model.encode(batch["image"]))
+                z = self.to_codes(batch["image"])
         kept: Any = {name: value for name, value in batch.items() if name not in ("image", "code")}
         kept[self.code_spec.kind] = z
         return kept
@@ -135,10 +145,6 @@ class Latent(Model):
     def _scaled(self, code: Tensor) -> Tensor:
         return code * self.scale if self._is_scaled else code
 
-    @torch.no_grad()
-    def _decoded(self, z: Tensor) -> Tensor:
-        return self.first_stage.model.decode(z / self.scale if self._is_scaled else z)
-
     # The prior
 
     @property
@@ -160,7 +166,7 @@ class Latent(Model):
 
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns sample i of the seed for every i in index: what the prior draws, decoded."""
-        return self._decoded(self.prior.sample(index, seed, **given))  # type: ignore[operator]
+        return self.to_images(self.prior.sample(index, seed, **given))  # type: ignore[operator]
 
     @property
     def passes(self) -> int:  # type: ignore[override]
@@ -252,7 +258,7 @@ class LatentDiffusion(Latent):
     @property
     def space(self) -> Codes:
         """Where samplers walk: in the codes."""
-        return Codes(self.code_spec, lambda x: self._scaled(self.first_stage.model.encode(x)), self._passing)
+        return Codes(self.code_spec, self.to_codes, self._passing)
 
     def _passing(self, z: Tensor) -> Tensor:
         return self.first_stage.model.decoded(z / self.scale)
@@ -273,7 +279,7 @@ class LatentDiffusion(Latent):
         self, sampler: Sampler, index: int | Tensor, seed: int = 0, clip: bool | None = None, **given: Any
     ) -> Tensor:
         """Returns samples by another sampler than the model's own; codes are never clipped."""
-        return self._decoded(self.prior.sample_with(sampler, index, seed, **given))
+        return self.to_images(self.prior.sample_with(sampler, index, seed, **given))
 
     def passes_with(self, sampler: Sampler) -> int:
         """Returns how often the prior's network is evaluated for a sample by a sampler."""
