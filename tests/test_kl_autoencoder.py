@@ -41,6 +41,15 @@ def alone(**options):
     return KLAutoencoder(images().spec, *CODING, ADAM, latent_channels=2, **options)
 
 
+def test_a_spread_that_runs_away_gives_finite_losses_and_gradients():
+    model = alone()
+    with torch.no_grad():
+        model.network.encoder.output.bias[2:] = torch.tensor([300.0, -300.0])
+    loss = model.losses(batch_of())["loss"]
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    assert loss.isfinite() and all(g.isfinite().all() for g in gradients if g is not None)
+
+
 AT_ONCE = Adversary()
 
 

@@ -21,6 +21,10 @@ from genlab.losses.divergences import DiagonalNormal
 from genlab.shapes import Batch, DataSpec, observed
 
 
+LOG_STD = (-15.0, 10.0)
+"""Of codes, the bounds of Rombach et al. 2022 (arXiv:2112.10752), in their program."""
+
+
 class Coder(nn.Module):
     """An encoder of normal distributions over maps, and a decoder of such maps.
 
@@ -33,8 +37,13 @@ class Coder(nn.Module):
         self.encoder, self.decoder = encoder, decoder
 
     def posterior(self, x: Tensor) -> DiagonalNormal:
-        """Returns q(z | x), one normal distribution for each number of the map."""
-        return DiagonalNormal(*self.encoder(x).chunk(2, dim=1))
+        """Returns q(z | x), one normal distribution for each number of the map.
+
+        Log stds are kept within `LOG_STD`: a KL of so small a weight lets single ones run away, and its
+        exponential overflows.
+        """
+        mean, log_std = self.encoder(x).chunk(2, dim=1)
+        return DiagonalNormal(mean, log_std.clamp(*LOG_STD))
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what comes back of one draw of z, and KL(q, N(0, I)) in nats an item, (batch,)."""
