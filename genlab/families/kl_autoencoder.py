@@ -20,7 +20,6 @@ from genlab.losses.distances import AbsoluteError, Distance
 from genlab.losses.divergences import DiagonalNormal
 from genlab.shapes import Batch, DataSpec, observed
 
-
 LOG_STD = (-15.0, 10.0)
 """Of codes, the bounds of Rombach et al. 2022 (arXiv:2112.10752), in their program."""
 
