@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, Protocol, TypedDict
@@ -104,6 +105,11 @@ class DataSpec:
     def units(self) -> int:
         """How many units one item counts for: the tokens of a window of text, else one."""
         return math.prod(self.shape) if self.unit == "tok" else 1
+
+    @property
+    def padding(self) -> int:
+        """The token that fills up short rows, -1 where the vocabulary has none."""
+        return int(json.loads(self.vocabulary).get("pad", -1)) if self.vocabulary else -1
 
     def told(self, given: Collection[str]) -> DataSpec:
         """Returns the same data with the named conditions only ("label", "source"), as networks see them."""

@@ -70,26 +70,28 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every token of a text looks at all of another one, its source.
+    """Every token of a text, or place of a picture, looks at all of another text, its source.
 
     Args:
-        width: Length of a token's vector, in both texts.
+        width: Length of a token's vector.
         num_heads: Heads; must divide the width.
         dropout: Share of attention set to 0 in training.
+        source_width: Length of a vector of the source; the same where it is left out.
 
     Shapes:
         x: (batch, length, width); keys_values: (2, batch, heads, source length, head_dim), of `read`; seen:
-        (batch, 1, 1, source length). Returns (batch, length, width).
+        (batch, 1, 1, source length), False at tokens that are no text, which get exactly no attention.
+        Returns (batch, length, width).
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float, source_width: int | None = None) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.to_q, self.to_kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.to_q, self.to_kv = nn.Linear(width, width), nn.Linear(source_width or width, 2 * width)
         self.output = nn.Linear(width, width)
 
     def read(self, source: Tensor) -> Tensor:
-        """Returns the keys and values of a source, (batch, source length, width)."""
+        """Returns the keys and values of a source, (batch, source length, source width)."""
         return self.to_kv(source).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, keys_values: Tensor, seen: Tensor) -> Tensor:

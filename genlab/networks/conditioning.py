@@ -1,10 +1,12 @@
-"""How class labels enter the networks of a GAN."""
+"""How class labels enter the networks of a GAN, and what all say that are told too little or too much."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
+
+from genlab.shapes import DataSpec
 
 
 def with_label(z: Tensor, label: Tensor | None, num_classes: int) -> Tensor:
@@ -57,3 +59,19 @@ def required(label: Tensor | None, num_classes: int) -> Tensor:
             f"label is missing: this network was built for {num_classes} classes; give one label an item."
         )
     return label
+
+
+def required_source(source: Tensor | None) -> Tensor:
+    """Returns the source, or says that a network that was built for one cannot go without."""
+    if source is None:
+        raise ValueError("source is missing: this network was built for one; give one an item.")
+    return source
+
+
+def refuse_source(spec: DataSpec, name: str) -> None:
+    """Refuses data whose source would be told to the network of a name, which reads none."""
+    if spec.source is not None:
+        raise ValueError(
+            f"{name} reads no source, and {spec.name} is told with one: leave source out of model.given, or "
+            "use UNet."
+        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from genlab.networks.conditioning import refuse_source
 from genlab.networks.embeddings import ConditionEmbedding, sinusoids
 from genlab.networks.unet import zeroed
 from genlab.shapes import DataSpec
@@ -42,6 +43,7 @@ class DiT(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
+        refuse_source(spec, "DiT")
         if not spec.is_grid or any(side % patch_size for side in spec.shape[1:]):
             raise ValueError(
                 f"DiT needs images with sides of whole patches of {patch_size}, got {spec.shape}."
@@ -110,6 +112,7 @@ class MLPDenoiser(nn.Module):
 
     def __init__(self, spec: DataSpec, hidden: Sequence[int] = (128, 128, 128), time_dim: int = 64) -> None:
         super().__init__()
+        refuse_source(spec, "MLPDenoiser")
         size = math.prod(spec.shape)
         self.condition = ConditionEmbedding(time_dim, hidden[0], spec.num_classes)
         self.input = nn.Linear(size, hidden[0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from genlab.networks.attention import Cache, CrossAttention, Memory, SelfAttention
-from genlab.networks.seq2seq import padding_of, source_of
+from genlab.networks.seq2seq import source_of
 from genlab.networks.transformer import require_heads
 from genlab.shapes import DataSpec
 
@@ -53,7 +53,7 @@ class EncoderDecoderTransformer(nn.Module):
                 f"source and sentences of {spec.name} must share a vocabulary, but have {source.levels} and "
                 f"{spec.levels} tokens."
             )
-        self.pad, self.context = padding_of(source), spec.shape[0]
+        self.pad, self.context = source.padding, spec.shape[0]
         self.token = nn.Embedding(spec.levels, width)
         self.register_buffer("positions", sinusoids(max(self.context, source.shape[0]), width), False)
         self.dropout = nn.Dropout(dropout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import torch
@@ -21,7 +20,7 @@ class _EncoderDecoder(nn.Module):
     def __init__(self, spec: DataSpec, width: int, dropout: float) -> None:
         super().__init__()
         source = source_of(spec, type(self).__name__)
-        self.pad = padding_of(source)
+        self.pad = source.padding
         self.source_token = nn.Embedding(source.levels, width)
         self.token = nn.Embedding(spec.levels, width)
         self.dropout = nn.Dropout(dropout)
@@ -221,11 +220,6 @@ def source_of(spec: DataSpec, name: str) -> DataSpec:
             "SentencePairs, and model.given [source]."
         )
     return spec.source
-
-
-def padding_of(spec: DataSpec) -> int:
-    """Returns the token that fills up a source's rows, -1 where none does."""
-    return int(json.loads(spec.vocabulary).get("pad", -1)) if spec.vocabulary else -1
 
 
 def lengths(source: Tensor, pad: int) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
+from genlab.networks.attention import CrossAttention
+from genlab.networks.conditioning import required_source
 from genlab.networks.embeddings import ConditionEmbedding
+from genlab.networks.text_reader import TextReader, Words
 from genlab.shapes import DataSpec
 
 
@@ -17,10 +21,13 @@ class UNet(nn.Module):
     """Residual blocks at falling and rising sizes, joined by skips, with attention at some sizes.
 
     Ho et al. 2020 (arXiv:2006.11239), appendix B. The defaults are the paper's for CIFAR-10, 35.7 million
-    parameters.
+    parameters. A source that is a text is looked at wherever there is attention (Rombach et al. 2022,
+    arXiv:2112.10752, section 3.3), and reaches the output in no other way; one that is an image is stacked on
+    x (Saharia et al. 2021, SR3, arXiv:2104.07636).
 
     Args:
-        spec: The images; with classes, the network needs a label, and the label num_classes means any.
+        spec: The images, or codes on a grid; with classes, the network needs a label, and the label
+            num_classes means any; with a source, it needs that, and a text of nothing but padding means any.
         channels: Width at each size, from the image's own down; each further one halves it.
         num_blocks: Residual blocks at each size on the way down; the way up has one more.
         attention: Sides, in pixels, at which every block is followed by attention.
@@ -28,12 +35,15 @@ class UNet(nn.Module):
         num_groups: Of each group norm; fewer where a width has no such divisor.
         dropout: Inside each residual block; the paper's 0.1 for CIFAR-10.
         learned_variance: Also return the v of a learned variance, in as many channels again.
+        text: Makes the reader of a source that is a text, of its spec.
 
     Shapes:
-        x: (batch, channels, height, width); t: (batch,), about 0 ... 1,000; label: (batch,). Returns x's.
+        x: (batch, channels, height, width); t: (batch,), about 0 ... 1,000; label: (batch,); source: (batch,
+        length) tokens, or (batch, source channels, height, width). Returns x's.
 
     Raises:
-        ValueError: If the data are not images, or a side cannot be halved that often.
+        ValueError: If the data are not images, a side cannot be halved that often, or the source is neither a
+            text nor an image of the same sides.
     """
 
     def __init__(
@@ -46,17 +56,25 @@ class UNet(nn.Module):
         num_groups: int = 32,
         dropout: float = 0.0,
         learned_variance: bool = False,
+        text: Callable[[DataSpec], TextReader] = TextReader,
     ) -> None:
         super().__init__()
         side = _smallest_side(spec, len(channels))
         first, width = channels[0], 4 * channels[0]
         self.condition = ConditionEmbedding(first, width, spec.num_classes)
+        words, image = _sources(spec)
+        self.text = None if words is None else text(words)
+        self.has_image = image is not None
 
-        def block(inputs: int, outputs: int, at: int) -> nn.Module:
-            attends = AttentionBlock(outputs, head_dim, num_groups) if at in attention else None
-            return Stage(ResidualBlock(inputs, outputs, width, num_groups, dropout), attends)
+        def looks(channels: int) -> tuple[nn.Module, nn.Module | None]:
+            at_pixels, size = AttentionBlock(channels, head_dim, num_groups), (head_dim, num_groups)
+            return at_pixels, None if self.text is None else TextAttention(channels, self.text.width, *size)
 
-        self.input = nn.Conv2d(spec.shape[0], first, 3, padding=1)
+        def stage(inputs: int, outputs: int, at: int) -> nn.Module:
+            found = looks(outputs) if at in attention else (None, None)
+            return Stage(ResidualBlock(inputs, outputs, width, num_groups, dropout), *found)
+
+        self.input = nn.Conv2d(spec.shape[0] + (image.shape[0] if image else 0), first, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, now, at = [first], first, min(spec.shape[1:])
         for number, outputs in enumerate(channels):
@@ -65,22 +83,19 @@ class UNet(nn.Module):
                 skips.append(now)
                 at //= 2
             for _ in range(num_blocks):
-                self.down.append(block(now, outputs, at))
+                self.down.append(stage(now, outputs, at))
                 skips.append(outputs)
                 now = outputs
         assert at == side
         self.middle = nn.ModuleList(
             [
-                Stage(
-                    ResidualBlock(now, now, width, num_groups, dropout),
-                    AttentionBlock(now, head_dim, num_groups),
-                ),
+                Stage(ResidualBlock(now, now, width, num_groups, dropout), *looks(now)),
                 ResidualBlock(now, now, width, num_groups, dropout),
             ]
         )
         for number, outputs in reversed(list(enumerate(channels))):
             for _ in range(num_blocks + 1):
-                self.up.append(block(now + skips.pop(), outputs, at))
+                self.up.append(stage(now + skips.pop(), outputs, at))
                 now = outputs
             if number:
                 self.up.append(Upsample(now))
@@ -90,30 +105,47 @@ class UNet(nn.Module):
             group_norm(now, num_groups), nn.SiLU(), zeroed(nn.Conv2d(now, outputs, 3, padding=1))
         )
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        condition = self.condition(t, label)
-        h = self.input(x)
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        words = None if self.text is None else self.text(required_source(source))
+        told = Told(self.condition(t, label), words)
+        h = self.input(torch.cat([x, required_source(source)], dim=1) if self.has_image else x)
         skips = [h]
         for layer in self.down:
-            h = layer(h, condition)
+            h = layer(h, told)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, condition)
+            h = layer(h, told)
         for layer in self.up:
-            h = layer(h if isinstance(layer, Upsample) else torch.cat([h, skips.pop()], dim=1), condition)
+            h = layer(h if isinstance(layer, Upsample) else torch.cat([h, skips.pop()], dim=1), told)
         return self.output(h)
 
 
+class Told(NamedTuple):
+    """What every layer hears of beside the image.
+
+    Attributes:
+        condition: Noise level and label, (batch, width).
+        words: The text, where there is one.
+    """
+
+    condition: Tensor
+    words: Words | None
+
+
 class Stage(nn.Module):
-    """A residual block and, at some sizes, attention."""
+    """A residual block and, at some sizes, attention to the pixels and then to the words."""
 
-    def __init__(self, block: nn.Module, attention: nn.Module | None) -> None:
+    def __init__(self, block: nn.Module, attention: nn.Module | None, words: nn.Module | None) -> None:
         super().__init__()
-        self.block, self.attention = block, attention
+        self.block, self.attention, self.words = block, attention, words
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.block(x, condition)
-        return h if self.attention is None else self.attention(h)
+    def forward(self, x: Tensor, told: Told) -> Tensor:
+        h = self.block(x, told)
+        if self.attention is not None:
+            h = self.attention(h)
+        return h if self.words is None else self.words(h, told.words)
 
 
 class ResidualBlock(nn.Module):
@@ -140,8 +172,8 @@ class ResidualBlock(nn.Module):
         )
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.first(x) + self.condition(condition)[:, :, None, None]
+    def forward(self, x: Tensor, told: Told) -> Tensor:
+        h = self.first(x) + self.condition(told.condition)[:, :, None, None]
         return self.skip(x) + self.second(h)
 
 
@@ -156,9 +188,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, head_dim: int | None, num_groups: int) -> None:
         super().__init__()
-        if head_dim is not None and channels % head_dim:
-            raise ValueError(f"head_dim must divide the width {channels}, got {head_dim}.")
-        self.num_heads = channels // head_dim if head_dim else 1
+        self.num_heads = _num_heads(channels, head_dim)
         self.norm = group_norm(channels, num_groups)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.output = zeroed(nn.Linear(channels, channels))
@@ -173,6 +203,28 @@ class AttentionBlock(nn.Module):
         return x + self.output(h).permute(0, 3, 1, 2)
 
 
+class TextAttention(nn.Module):
+    """Every pixel looks at the words of a text; begins as the identity.
+
+    Args:
+        channels: Width.
+        text_width: Length of a word's vector.
+        head_dim: Channels of a head; None for a single head.
+        num_groups: Of the group norm.
+    """
+
+    def __init__(self, channels: int, text_width: int, head_dim: int | None, num_groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, num_groups)
+        self.across = CrossAttention(channels, _num_heads(channels, head_dim), 0.0, text_width)
+        zeroed(self.across.output)
+
+    def forward(self, x: Tensor, words: Words) -> Tensor:
+        h = self.norm(x).permute(0, 2, 3, 1)
+        looked = self.across(h.flatten(1, 2), self.across.read(words.vectors), words.seen)
+        return x + looked.view_as(h).permute(0, 3, 1, 2)
+
+
 class Downsample(nn.Module):
     """Halves the sides by a strided convolution."""
 
@@ -180,7 +232,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Told) -> Tensor:
         return self.layer(x)
 
 
@@ -191,8 +243,14 @@ class Upsample(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Told) -> Tensor:
         return self.layer(interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _num_heads(channels: int, head_dim: int | None) -> int:
+    if head_dim is not None and channels % head_dim:
+        raise ValueError(f"head_dim must divide the width {channels}, got {head_dim}.")
+    return channels // head_dim if head_dim else 1
 
 
 def group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
@@ -218,3 +276,18 @@ def _smallest_side(spec: DataSpec, num_sizes: int) -> int:
             f"{height} x {width}; give fewer channels or resize the images."
         )
     return min(height, width) // factor
+
+
+def _sources(spec: DataSpec) -> tuple[DataSpec | None, DataSpec | None]:
+    """Returns the source as a text to look at, or as an image to be stacked on x; None for what it is not."""
+    source = spec.source
+    if source is None:
+        return None, None
+    if source.kind == "tokens" and len(source.shape) == 1:
+        return source, None
+    if source.is_grid and source.shape[1:] == spec.shape[1:]:
+        return None, source
+    raise ValueError(
+        f"UNet reads texts and images of the sides of {spec.name}, {spec.shape[1]} x {spec.shape[2]}, as a "
+        f"source, but {source.name} has shape {source.shape}: resize it, or leave source out of model.given."
+    )
