@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from short_training import train
 
@@ -17,7 +18,8 @@ from genlab.families.base import Schedule
 from genlab.families.diffusion import Diffusion, Guidance, Objective
 from genlab.networks.dit import DiT, MLPDenoiser
 from genlab.networks.embeddings import sinusoids
-from genlab.networks.unet import UNet
+from genlab.networks.text_reader import TextReader
+from genlab.networks.unet import TextAttention, UNet
 from genlab.processes.base import CLEAN, Denoiser, Level
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.grids import UniformGrid
@@ -43,6 +45,12 @@ ADAM = partial(torch.optim.Adam, lr=1e-3)
 SHORT = DDIM(UniformGrid(4))
 GRAY, COLOUR = DataSpec("gray", (1, 8, 8), 3), DataSpec("colour", (3, 16, 24))
 
+PAD = 4
+CAPTION = DataSpec("caption", (6,), levels=5, vocabulary='{"pad": 4}')
+CODES = DataSpec("codes", (2, 8, 8), 3, 0, CAPTION)
+PICTURES = DataSpec("pictures", (1, 8, 8), source=DataSpec("sketches", (2, 8, 8)))
+READING = partial(UNET, text=partial(TextReader, num_layers=1, num_heads=2, width=8))
+
 
 def images(num_classes=3, batch_size=8):
     return RandomImages((1, 8, 8), num_classes, num_train=64, num_test=16, batch_size=batch_size)
@@ -67,6 +75,7 @@ NETWORKS = [
     (partial(DiT, width=16, depth=1, num_heads=2), COLOUR),
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), GRAY),
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), DataSpec("points", (2,))),
+    (READING, CODES), (READING, CODES.told(["source"])), (UNET, PICTURES),
 ]  # fmt: skip
 
 
@@ -80,38 +89,53 @@ def filled(network):
 
 
 def inputs(spec, batch=3):
+    """What a network gets: x and t, and by name what it is told."""
     torch.manual_seed(1)
-    label = torch.arange(batch) % spec.num_classes if spec.num_classes else None
-    return torch.randn(batch, *spec.shape), torch.rand(batch) * 1000, label
+    x, t, told, source = torch.randn(batch, *spec.shape), torch.rand(batch) * 1000, {}, spec.source
+    if spec.num_classes:
+        told["label"] = torch.arange(batch) % spec.num_classes
+    if source is not None:
+        is_text = source.kind == "tokens"
+        told["source"] = torch.randint(4, (batch, 6)) if is_text else torch.randn(batch, *source.shape)
+    return x, t, told
+
+
+def nothing(spec, told):
+    """The same with nothing told."""
+    hidden = {"label": spec.num_classes, "source": PAD if spec.source is CAPTION else 0}
+    return {name: torch.full_like(value, hidden[name]) for name, value in told.items()}
+
+
+def rows(told, part):
+    return {name: value[part] for name, value in told.items()}
 
 
 @pytest.mark.parametrize(("factory", "spec"), NETWORKS)
 def test_denoising_networks_keep_the_shape_and_use_every_parameter(factory, spec):
     network = filled(factory(spec))
-    x, t, label = inputs(spec)
-    out = network(x, t, label)
+    x, t, told = inputs(spec)
+    out = network(x, t, **told)
     assert out.shape == x.shape
     (out * torch.randn_like(out)).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in network.parameters())
 
 
 @pytest.mark.parametrize(("factory", "spec"), NETWORKS)
-def test_each_row_has_its_own_noise_level_and_label(factory, spec):
+def test_each_row_has_its_own_noise_level_and_is_told_its_own(factory, spec):
     network = filled(factory(spec))
-    x, t, label = inputs(spec)
-    whole = network(x, t, label)
-    alone = [
-        network(x[i : i + 1], t[i : i + 1], None if label is None else label[i : i + 1]) for i in range(3)
-    ]
+    x, t, told = inputs(spec)
+    whole = network(x, t, **told)
+    alone = [network(x[i : i + 1], t[i : i + 1], **rows(told, slice(i, i + 1))) for i in range(3)]
     assert torch.allclose(whole, torch.cat(alone), atol=1e-5)
-    assert not torch.allclose(whole, network(x, t + 50, label), atol=1e-5)
-    if label is not None:
-        assert not torch.allclose(whole, network(x, t, torch.full_like(label, spec.num_classes)), atol=1e-5)
+    assert not torch.allclose(whole, network(x, t + 50, **told), atol=1e-5)
+    for name, value in nothing(spec, told).items():
+        assert not torch.allclose(whole, network(x, t, **{**told, name: value}), atol=1e-5), name
 
 
-@pytest.mark.parametrize(("factory", "spec"), NETWORKS[:6])
+@pytest.mark.parametrize(("factory", "spec"), [*NETWORKS[:6], *NETWORKS[-3:]])
 def test_image_networks_begin_at_zero(factory, spec):
-    assert not factory(spec)(*inputs(spec)).any()
+    x, t, told = inputs(spec)
+    assert not factory(spec)(x, t, **told).any()
 
 
 def test_the_cifar_network_has_the_published_number_of_parameters():
@@ -121,13 +145,15 @@ def test_the_cifar_network_has_the_published_number_of_parameters():
 
 
 def test_channels_last_memory_changes_no_value():
-    network = filled(UNET(GRAY))
-    expected = network(*inputs(GRAY))
-    assert torch.allclose(network.to(memory_format=torch.channels_last)(*inputs(GRAY)), expected, atol=1e-5)
+    network = filled(READING(CODES))
+    x, t, told = inputs(CODES)
+    expected = network(x, t, **told)
+    network.to(memory_format=torch.channels_last)
+    assert torch.allclose(network(x, t, **told), expected, atol=1e-5)
 
 
 def test_attention_mixes_all_pixels_and_convolution_alone_does_not():
-    x, t, _label = inputs(DataSpec("wide", (1, 32, 32)), 1)
+    x, t, _ = inputs(DataSpec("wide", (1, 32, 32)), 1)
     moved = x.clone()
     moved[..., 0, 0] += 1
 
@@ -147,6 +173,99 @@ def test_time_embeddings_are_distinct_for_all_levels_and_alike_for_integers_and_
     code = sinusoids(t, 64)
     assert torch.equal(code, sinusoids(t.double(), 64)) and code.dtype == torch.float32
     assert torch.cdist(code.double(), code.double()).fill_diagonal_(9).min() > 1e-3
+
+
+# A text in a U-Net
+
+
+@pytest.fixture(scope="module")
+def reading():
+    """A network that reads captions, its layers far from zero; read it only."""
+    return filled(READING(CODES))
+
+
+def looks_of(network):
+    return [module.across.output for module in network.modules() if isinstance(module, TextAttention)]
+
+
+def test_a_text_reaches_the_output_by_cross_attention_alone(reading):
+    network, (x, t, told) = copy.deepcopy(reading), inputs(CODES)
+    for layer in looks_of(network):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    out = network(x, t, **told)
+    assert torch.equal(out, network(x, t, **{**told, "source": told["source"].flip(1)}))
+    out.square().mean().backward()
+    assert not any(p.grad.any() for p in network.text.parameters())
+    assert all(layer.weight.grad.any() for layer in looks_of(network))
+
+
+def test_there_is_a_look_at_the_text_wherever_there_is_attention(reading):
+    # Down, in the middle and twice on the way up, at the side 4 alone; each begins at nothing.
+    assert len(looks_of(reading)) == 4
+    assert not any(layer.weight.any() for layer in looks_of(READING(CODES)))
+    assert not looks_of(UNET(GRAY)) and not looks_of(UNET(PICTURES))
+
+
+def test_a_caption_alone_is_the_same_caption_in_a_padded_batch(reading):
+    x, t, told = inputs(CODES)
+    text = told["source"]
+    text[0, 2:], text[1, 4:] = PAD, PAD
+    whole = reading(x, t, **told)
+    for i, length in enumerate((2, 4, 6)):
+        alone = {"label": told["label"][i : i + 1], "source": text[i : i + 1, :length]}
+        assert torch.allclose(reading(x[i : i + 1], t[i : i + 1], **alone), whole[i : i + 1], atol=1e-6)
+
+
+def test_no_attention_is_paid_to_padding(reading):
+    words = reading.text(torch.tensor([[0, 1, PAD, PAD]]))
+    assert words.seen.flatten().tolist() == [True, True, True, False, False]
+    across = next(module.across for module in reading.modules() if isinstance(module, TextAttention))
+    queries = torch.randn(1, 9, across.output.in_features)
+    weights = across.weights(queries, across.read(words.vectors), words.seen)
+    assert not weights[..., 3:].any() and torch.allclose(weights.sum(-1), torch.ones(1, 1, 9))
+
+
+def test_no_text_is_learned_and_the_same_at_any_length(reading):
+    network, (x, t, told) = copy.deepcopy(reading), inputs(CODES)
+    hidden = network(x, t, **{**told, "source": torch.full((3, 6), PAD)})
+    short = network(x, t, **{**told, "source": torch.full((3, 1), PAD)})
+    assert hidden.isfinite().all() and torch.allclose(hidden, short, atol=1e-6)
+    hidden.square().mean().backward()
+    gradient = network.text.transformer.token.weight.grad
+    assert gradient[network.text.mark].any() and not gradient[: network.text.mark].any()
+
+
+def test_texts_whose_vocabulary_has_no_padding_can_be_hidden_too():
+    source = DataSpec("words", (6,), levels=5)
+    network = filled(READING(DataSpec("codes", (2, 8, 8), 0, 0, source)))
+    x, t, _ = inputs(CODES)
+    hidden = network(x, t, source=torch.full((3, 6), source.padding))
+    assert hidden.isfinite().all()
+    assert not torch.allclose(hidden, network(x, t, source=torch.full((3, 6), 4)), atol=1e-5)
+
+
+SMALL_IMAGE, MAP = DataSpec("small", (1, 4, 4)), DataSpec("map", (8, 8), levels=5)
+
+
+@pytest.mark.parametrize("source", [SMALL_IMAGE, MAP, DataSpec("points", (8,), levels=0)])
+def test_a_source_that_is_neither_a_text_nor_an_image_of_the_same_sides_is_refused(source):
+    with pytest.raises(ValueError, match=rf"gray, 8 x 8, as a source, but {source.name} has shape"):
+        UNET(DataSpec("gray", (1, 8, 8), source=source))
+
+
+@pytest.mark.parametrize("network", [DiT, MLPDenoiser])
+def test_networks_that_read_no_source_say_so(network):
+    with pytest.raises(ValueError, match=f"{network.__name__} reads no source.*model.given, or use UNet"):
+        network(CODES)
+
+
+def test_a_network_that_was_built_for_a_source_says_that_it_is_missing(reading):
+    for network, spec in ((reading, CODES), (UNET(PICTURES), PICTURES)):
+        x, t, told = inputs(spec)
+        told.pop("source")
+        with pytest.raises(ValueError, match="source is missing"):
+            network(x, t, **told)
 
 
 def test_sides_that_cannot_be_halved_are_refused_with_the_remedy():
@@ -229,15 +348,26 @@ def test_decoding_the_starting_noise_is_sampling(told):
         assert torch.allclose(decoded, model.sample(3, 5, label=label), atol=1e-6)
 
 
-def test_labels_are_hidden_each_on_its_own_and_only_in_training():
-    model = diffusion(given=["label"], guidance=Guidance(dropout=0.3)).train()
-    label = torch.arange(4_000) % 3
+def test_items_are_hidden_each_on_its_own_as_a_whole_and_only_in_training():
+    model = of_codes(guidance=Guidance(dropout=0.3)).train()
+    label, text = torch.arange(4_000) % 3, torch.randint(4, (4_000, 6))
     with model.numbered(torch.arange(4_000)):
-        hidden = model._hidden({"label": label})["label"]
-        assert (hidden == 3).float().mean().item() == pytest.approx(0.3, abs=0.03)
-        assert torch.equal(hidden[hidden != 3], label[hidden != 3])
-        assert (label < 3).all()
-        assert torch.equal(model.eval()._hidden({"label": label})["label"], label)
+        found = model._hidden({"label": label, "source": text})
+        hidden = found["label"] == 3
+        assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.03)
+        assert (found["source"][hidden] == PAD).all() and torch.equal(found["source"][~hidden], text[~hidden])
+        assert torch.equal(found["label"][~hidden], label[~hidden])
+        assert (label < 3).all() and (text < PAD).all()
+        assert model.eval()._hidden({"label": label, "source": text})["source"] is text
+
+
+def test_an_image_that_is_hidden_is_grey():
+    model = Diffusion(PICTURES, UNET, VPSDE(), ADAM, given=["source"], guidance=Guidance(dropout=0.5)).train()
+    source = torch.rand(40, 2, 8, 8) + 0.1
+    with model.numbered(torch.arange(40)):
+        found = model._hidden({"source": source})["source"]
+    kept = found.flatten(1).all(1)
+    assert torch.equal(found[kept], source[kept]) and 0 < kept.sum() < 40 and not found[~kept].any()
 
 
 def test_guidance_changes_samples_and_one_is_the_conditional_model(told):
@@ -247,6 +377,104 @@ def test_guidance_changes_samples_and_one_is_the_conditional_model(told):
     assert not torch.allclose(guided.sample(3, label=label), plain, atol=1e-5)
     strange.guidance = Guidance(1.0, 0.0)
     assert torch.equal(strange.sample(3, label=label), plain)
+
+
+def of_codes(**options):
+    """A model of codes that is told labels and captions, its layers far from zero."""
+    options = {"given": ["label", "source"], "guidance": Guidance(dropout=0.1), "sampler": SHORT, **options}
+    model = Diffusion(CODES, READING, VPSDE(), ADAM, **options)
+    filled(model.network)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def captioned():
+    return of_codes()
+
+
+def guided_by(model, guidance):
+    """The same model with another guidance."""
+    other = copy.copy(model)
+    other.guidance = guidance
+    return other
+
+
+def test_guidance_of_one_is_the_conditional_model_and_of_zero_the_one_told_nothing(captioned):
+    _, _, told = inputs(CODES)
+    plain, free = captioned.sample(3, **told), captioned.sample(3, **nothing(CODES, told))
+    assert torch.equal(guided_by(captioned, Guidance(1.0, 0.1, interval=(0.1, 9.0))).sample(3, **told), plain)
+    found = guided_by(captioned, Guidance(0.0, 0.1)).sample(3, **told)
+    assert torch.allclose(found, free, atol=1e-4) and not torch.allclose(found, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("given", [["label"], ["source"]])
+def test_what_is_told_guides_alone_too(given):
+    _, _, told = inputs(CODES)
+    model, told = of_codes(given=given), {name: told[name] for name in given}
+    free = model.sample(3, **nothing(CODES, told))
+    found = guided_by(model, Guidance(0.0, 0.1)).sample(3, **told)
+    assert torch.allclose(found, free, atol=1e-4)
+    assert not torch.allclose(model.sample(3, **told), free, atol=1e-2)
+
+
+def test_guidance_in_an_empty_interval_is_none_and_everywhere_all_to_the_bit(captioned):
+    _, _, told = inputs(CODES)
+
+    def drawn(scale, interval):
+        return guided_by(captioned, Guidance(scale, 0.1, interval=interval)).sample(3, **told)
+
+    assert torch.equal(drawn(3.0, (1.0, 1.0)), captioned.sample(3, **told))
+    everywhere = drawn(3.0, None)
+    assert torch.equal(drawn(3.0, (0.0, math.inf)), everywhere)
+    part = drawn(3.0, (0.3, 3.0))
+    assert not torch.equal(part, everywhere) and not torch.equal(part, drawn(1.0, None))
+
+
+def test_the_guide_is_the_averaged_network_after_its_examples_and_then_stays():
+    model, kept = diffusion(half_life=16, guidance=Guidance(2.0, guide_after=16)), []
+    filled(model.network)
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, model, *_):
+            state = {name: value.clone() for name, value in model.average.module.state_dict().items()}
+            kept.append((model.earlier.is_taken, state, copy.deepcopy(model.earlier.module.state_dict())))
+
+    fit(model, max_steps=4, callbacks=[Watch()])
+    assert [is_taken for is_taken, *_ in kept] == [False, True, True, True]
+    averaged = kept[1][1]
+    for _, _, guide in kept[1:]:
+        assert all(torch.equal(guide[name], averaged[name]) for name in guide)
+    assert not all(torch.equal(kept[-1][1][name], averaged[name]) for name in averaged)
+    assert not any(p.requires_grad for p in model.earlier.parameters())
+    assert not any(module.training for module in model.train().earlier.modules())
+
+
+def test_a_model_is_not_guided_by_itself_nor_by_a_guide_to_come():
+    model = diffusion(guidance=Guidance(3.0, guide_after=16)).eval()
+    plain, earlier = model.sample(3), model.earlier
+    assert model.passes == SHORT.passes(model.process)
+    filled(model.network)
+    plain = model.sample(3)
+    earlier.offer(model.network, 16)
+    assert model.passes == 2 * SHORT.passes(model.process)
+    assert torch.allclose(model.sample(3), plain, atol=1e-5)
+    for parameter in earlier.parameters():
+        parameter.mul_(0.9)
+    guided = model.sample(3)
+    assert not torch.allclose(guided, plain, atol=1e-3)
+    weaker = copy.copy(model)
+    weaker.guidance = Guidance(0.0, guide_after=16)
+    other = diffusion()
+    other.network.load_state_dict(earlier.module.state_dict())
+    assert torch.equal(weaker.sample(3), other.sample(3))
+
+
+def test_the_errors_of_a_validation_are_the_networks_own(captioned):
+    x, _, told = inputs(CODES)
+    with captioned.numbered(torch.arange(3)):
+        plain = captioned._errors(x, told)
+        guided = guided_by(captioned, Guidance(4.0, 0.1))._errors(x, told)
+    assert plain == guided and len(plain) == 5
 
 
 def test_the_error_at_a_ratio_is_comparable_between_processes():
@@ -378,14 +606,18 @@ def test_known_pixels_stay_and_unknown_ones_are_filled(told):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"guidance": Guidance(dropout=1.0)}, r"guidance.dropout must be in \[0, 1\), got 1.0"),
-        ({"guidance": Guidance(2.0, 0.1)}, r"guidance.scale 2.0 needs given \[label\]"),
-        ({"guidance": Guidance(2.0), "given": ["label"]}, "and guidance.dropout above 0"),
+        ({"dropout": 1.0}, r"guidance.dropout must be in \[0, 1\), got 1.0"),
+        ({"interval": (2.0, 1.0)}, r"guidance.interval must be 0 <= low <= high.*got \[2.0, 1.0\]"),
+        ({"interval": (-1.0, 1.0)}, r"guidance.interval must be 0 <= low"),
+        ({"guide_after": -1}, "guidance.guide_after must not be negative, got -1"),
+        ({"scale": 2.0, "dropout": 0.1}, r"guidance.scale 2.0 needs given \[label\] or \[source\]"),
+        ({"scale": 2.0, "given": ["label"]}, "and guidance.dropout above 0, as 0.1, or guidance.guide_after"),
     ],
 )
 def test_wrong_settings_are_refused_with_their_rule(option, message):
+    told = {"given": option.pop("given", [])}
     with pytest.raises(ValueError, match=message):
-        diffusion(**option)
+        diffusion(guidance=Guidance(**option), **told)
 
 
 def test_the_flows_likelihood_is_computed_where_derivatives_are_switched_off(told):
@@ -432,10 +664,10 @@ def test_the_score_is_that_of_the_noise_the_network_sees(process):
 
 
 def test_the_network_compiles_as_one_graph():
-    network = UNET(GRAY)
+    network = READING(CODES)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
-    x, t, label = inputs(GRAY)
-    assert torch.allclose(compiled(x, t, label), network(x, t, label))
+    x, t, told = inputs(CODES)
+    assert torch.allclose(compiled(x, t, **told), network(x, t, **told))
 
 
 def test_the_benchmark_trains_and_samples_the_network_of_the_peers():

@@ -74,6 +74,7 @@ from genlab.networks.quantizer import FSQ, EMACodebook, LearnedCodebook
 from genlab.networks.resnet_generator import PatchHeads, ResNetGenerator
 from genlab.networks.rnn import CausalRNN
 from genlab.networks.srresnet import SRResNet, VGGDiscriminator
+from genlab.networks.text_reader import TextReader
 from genlab.networks.transformer import BidirectionalTransformer, CausalTransformer
 from genlab.networks.unet import UNet
 from genlab.processes.chain import DiscreteChain
@@ -113,6 +114,11 @@ def pairs(batch_size=8, channels=2, side=8):
     return RandomData((1, 8, 8), 0, 17, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
 
 
+def captioned_codes(batch_size=8):
+    source = DataSpec("captions", (5,), levels=6, vocabulary='{"pad": 0}')
+    return RandomData((2, 4, 4), 3, 0, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
+
+
 small_sources = partial(pairs, side=4)
 
 
@@ -136,6 +142,7 @@ MAP_CODING = (
 )
 TINY_UNET = partial(UNet, channels=(4, 8), num_blocks=1, attention=(4,), num_groups=2)
 TINY_LATENT_UNET = partial(UNet, channels=(4,), num_blocks=1, attention=(), num_groups=2)
+READER = partial(TextReader, num_layers=1, num_heads=2, width=8)
 TINY_DENOISER = partial(MLPDenoiser, hidden=(8, 8), time_dim=8)
 TINY_CONDITIONER = partial(ConvConditioner, hidden_channels=4)
 REALNVP = partial(RealNVP, network=TINY_CONDITIONER, num_couplings=2)
@@ -327,6 +334,17 @@ FAMILIES = {
     "ddpm": Family(partial(diffusion, sampler=Ancestral(WALK), half_life=4), WALKER),
     "flow matching": Family(partial(diffusion, **VELOCITY, half_life=4), WALKER),
     "guided diffusion": Family(partial(diffusion, **GUIDED), WALKER),
+    "diffusion told a text": Family(
+        partial(
+            diffusion,
+            network=partial(TINY_UNET, text=READER),
+            process=VPSDE,
+            given=["label", "source"],
+            guidance=Guidance(2.0, 0.2, interval=(0.1, 50.0)),
+        ),
+        WALKER,
+        captioned_codes,
+    ),
     "diffusion of points": Family(partial(diffusion, process=VPSDE), WALKER, points),
     "flow of vectors": Family(
         partial(flow, bijection=VECTOR, base=StandardLogistic(), half_life=4), BIJECTION, points, draws=False
@@ -731,6 +749,12 @@ HARD = {
             objective=Objective(weighting=MinSNR(), dequantise=True), schedule=Schedule(32, 64),
         ),
         WALKER, trainer={"accumulate_grad_batches": 2},
+    ),
+    "diffusion stopped before its guide is taken": Family(
+        partial(diffusion, half_life=4, guidance=Guidance(2.0, guide_after=16)), WALKER
+    ),
+    "diffusion stopped after its guide is taken": Family(
+        partial(diffusion, guidance=Guidance(2.0, guide_after=8)), WALKER
     ),
     "augmented importance-weighted vae": Family(
         partial(vae, bound=Bound(num_train_samples=3), augmentation=Augmentation(AffineAugment())), BOUNDED

@@ -289,6 +289,12 @@ def test_kept_samples_are_those_that_were_scored_and_others_are_drawn_again(digi
 # Speed
 
 
+def guided_by_a_copy(sampler=Heun(UniformGrid(4))):  # noqa: B008
+    model = diffusion(sampler, guidance=Guidance(3.0, guide_after=1))
+    model.earlier.offer(model.network, 1)
+    return model
+
+
 EVALUATIONS = [
     pytest.param(gan, 1, id="gan"),
     pytest.param(partial(gan, given=["label"]), 1, id="conditional gan"),
@@ -320,6 +326,12 @@ EVALUATIONS = [
         id="not guided",
     ),
     pytest.param(partial(diffusion, DDIM(UniformGrid(7)), half_life=0), 7, id="without average"),
+    pytest.param(
+        partial(diffusion, Heun(), given=["label"], guidance=Guidance(3.0, 0.1, interval=(0.3, 3.0))),
+        43,
+        id="guided in an interval",
+    ),
+    pytest.param(partial(guided_by_a_copy, DDIM(UniformGrid(7))), 14, id="guided by a copy"),
 ]
 
 

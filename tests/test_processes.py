@@ -6,9 +6,9 @@ import pytest
 import torch
 from gaussian_oracle import MEAN, STD, GaussianDenoiser
 
-from genlab.processes.base import CLEAN, Denoiser, noise_of, posterior, score_of, transition_variance
+from genlab.processes.base import CLEAN, Denoiser, Level, noise_of, posterior, score_of, transition_variance
 from genlab.processes.chain import DiscreteChain
-from genlab.processes.denoiser import NetworkDenoiser
+from genlab.processes.denoiser import CountedPasses, Guide, NetworkDenoiser
 from genlab.processes.grids import RatioGrid, UniformGrid
 from genlab.processes.likelihood import (
     ProbabilityFlow,
@@ -232,7 +232,7 @@ def test_guidance_of_one_is_conditional_and_of_zero_unconditional(guidance, like
     def denoise(label, **options):
         return NetworkDenoiser(network, process, PredictNoise(), {"label": label}, **options)(x, level)
 
-    found = denoise(label, guidance=guidance, free={"label": torch.full((3,), 3)})
+    found = denoise(label, guide=Guide(guidance, {"label": torch.full((3,), 3)}))
     assert torch.allclose(found, denoise(torch.tensor(like)), atol=1e-5)
     assert label.tolist() == [0, 1, 2]
 
@@ -251,7 +251,7 @@ def test_guidance_goes_beyond_the_conditional_estimate_in_one_pass():
     )
 
     def denoise(w):
-        return NetworkDenoiser(counted, process, PredictNoise(), given, w, free)(x, level)
+        return NetworkDenoiser(counted, process, PredictNoise(), given, Guide(w, free))(x, level)
 
     assert torch.allclose(denoise(3.0) - denoise(0.0), 3 * (denoise(1.0) - denoise(0.0)), atol=1e-4)
     assert calls == [6, 6, 3, 6]
@@ -265,10 +265,52 @@ def test_a_clipped_estimate_stays_in_range_and_changes_nothing_that_was():
     assert torch.equal(denoise[1](0.1 * x, early), denoise[0](0.1 * x, early))
 
 
-@pytest.mark.parametrize("told", [{}, {"given": {"label": torch.zeros(3).long()}}])
-def test_guidance_without_a_model_for_it_is_refused(told):
-    with pytest.raises(ValueError, match=r"train with guidance.dropout above 0"):
-        NetworkDenoiser(network, DiscreteChain(), PredictNoise(), **told, guidance=2.0)
+@pytest.mark.parametrize("process", [DiscreteChain(), VESDE(), RectifiedFlow()])
+def test_another_network_guides_as_far_as_both_differ_in_their_estimates_of_x(process):
+    x, level = torch.randn(3, 4), process.level_of(0.8)
+
+    def view(network, guide=None):
+        return NetworkDenoiser(network, process, PredictNoise(), guide=guide)(x, level)
+
+    def own(x, t):
+        return torch.tanh(x)
+
+    def weaker(x, t):
+        return 0.3 * torch.sin(x)
+
+    for scale in (0.0, 0.5, 3.0):
+        expected = view(weaker) + scale * (view(own) - view(weaker))
+        assert torch.allclose(view(own, Guide(scale, network=weaker)), expected, atol=1e-5)
+        assert torch.allclose(view(own, Guide(scale, network=own)), view(own), atol=1e-6)
+
+
+def test_guidance_acts_above_the_low_end_of_its_interval_and_up_to_the_high_one():
+    guide = Guide(2.0, interval=(0.5, 2.0))
+    found = [guide.acts_at(Level(1.0, 1.0, ratio)) for ratio in (0.0, 0.5, 0.6, 2.0, 2.1)]
+    assert found == [False, False, True, True, False]
+    pure_noise = Level(1.0, 0.0, 1.0)
+    assert Guide(2.0).acts_at(pure_noise) and not guide.acts_at(pure_noise)
+    assert not Guide(1.0).acts_at(Level(1.0, 1.0, 1.0))
+    assert not any(Guide(2.0, interval=(r, r)).acts_at(Level(1.0, 1.0, r)) for r in (0.0, 1.0, math.inf))
+
+
+def test_a_walk_is_counted_twice_where_it_is_guided():
+    levels = [Level(1.0, 1.0, ratio) for ratio in (4.0, 2.0, 1.0, 0.5)]
+    for guide, expected in ((None, 4), (Guide(2.0), 8), (Guide(2.0, interval=(0.5, 2.0)), 6)):
+        counted = CountedPasses(guide)
+        assert all(counted(torch.ones(1), level).isfinite() for level in levels)
+        assert counted.passes == expected
+
+
+def test_a_learned_variance_is_the_guided_networks_own():
+    process, x = DiscreteChain(), torch.randn(2, 1, 2, 2)
+
+    def network(x, t, label):
+        return torch.cat([x, torch.full_like(x, 0.5) * label[:, None, None, None]], dim=1)
+
+    given, free = {"label": torch.ones(2)}, {"label": torch.zeros(2)}
+    guided = NetworkDenoiser(network, process, PredictNoise(), given, Guide(3.0, free))
+    assert torch.equal(guided.with_variance(x, process.level(300))[1], torch.full_like(x, 0.75))
 
 
 # Likelihoods

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +13,10 @@ from torch import Tensor
 
 from genlab import randomness
 from genlab.families.base import Model, NetworkFactory, indices
-from genlab.families.weights import evaluating
-from genlab.processes.base import Level, Process, score_of
+from genlab.families.weights import Snapshot, evaluating
+from genlab.processes.base import Denoiser, Level, Process, score_of
 from genlab.processes.chain import DiscreteChain
-from genlab.processes.denoiser import NetworkDenoiser, split_variance
+from genlab.processes.denoiser import CountedPasses, Guide, NetworkDenoiser, split_variance
 from genlab.processes.grids import RatioGrid
 from genlab.processes.likelihood import Likelihood, ProbabilityFlow, VariationalBound
 from genlab.processes.prediction import Prediction, PredictNoise, Weighting
@@ -52,17 +54,39 @@ class Objective:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How the estimates that samples are made of are steered.
+    """How the estimates that samples are made of are led away from those of a weaker model.
+
+        E = E_weaker + scale (E - E_weaker)
+
+    The weaker one is the model told nothing, which `dropout` makes it learn (Ho and Salimans 2022,
+    arXiv:2207.12598); or with `guide_after` its own earlier state, told the same (autoguidance; Karras et al.
+    2024, arXiv:2406.02507), which also guides models that are never told anything.
 
     Attributes:
-        scale: 1 is the conditional model, higher fits labels better and varies less.
-        dropout: Share of labels hidden in training, each on its own, without which nothing can be guided.
+        scale: 1 is the model itself, 0 the weaker one; higher fits what it is told better and varies less.
+        dropout: Share of the items of which, in training, nothing is told: neither label nor source.
         clip: Keep the estimates of images in [-1, 1].
+        interval: Where samples are guided: low < sigma / alpha <= high, everywhere without it (Kynkäänniemi
+            et al. 2024, arXiv:2404.07724).
+        guide_after: Examples after which a copy of the (averaged) network is kept as the guide; until then
+            nothing is guided. 0 keeps none.
     """
 
     scale: float = 1.0
     dropout: float = 0.0
     clip: bool = True
+    interval: tuple[float, float] | None = None
+    guide_after: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"guidance.dropout must be in [0, 1), got {self.dropout}.")
+        if self.interval is not None and not 0.0 <= self.interval[0] <= self.interval[1]:
+            raise ValueError(
+                f"guidance.interval must be 0 <= low <= high, of sigma / alpha, got {list(self.interval)}."
+            )
+        if self.guide_after < 0:
+            raise ValueError(f"guidance.guide_after must not be negative, got {self.guide_after}.")
 
 
 class Diffusion(Model):
@@ -79,13 +103,13 @@ class Diffusion(Model):
     belongs to the image: `x_error@0.3` can be compared between processes, predictions and runs.
 
     Args:
-        network: From (x, t, label) to F; with `learned_variance`, twice the channels.
+        network: From (x, t) and what it is told by name to F; with `learned_variance`, twice the channels.
         process: How data become noise.
         optimizer: Optimiser without its parameters.
         objective: What F is, and how its errors are weighed.
         sampler: How samples are drawn.
         likelihood: How log p(x) is estimated; the flow for vectors, the bound of 100 steps for images.
-        guidance: Of samples, by labels and by the range of images.
+        guidance: Of samples, by labels, sources, an earlier network, and the range of images.
         model: Arguments of every model; the average is the network's.
 
     Shapes:
@@ -108,27 +132,32 @@ class Diffusion(Model):
         **model: Any,
     ) -> None:
         super().__init__(spec, **model)
-        if not 0.0 <= guidance.dropout < 1.0:
-            raise ValueError(f"guidance.dropout must be in [0, 1), got {guidance.dropout}.")
-        if guidance.scale != 1.0 and not (self.uses_labels and guidance.dropout):
+        if guidance.scale != 1.0 and not (guidance.guide_after or (self.given and guidance.dropout)):
             raise ValueError(
-                f"guidance.scale {guidance.scale} needs given [label] and guidance.dropout above 0, as 0.1."
+                f"guidance.scale {guidance.scale} needs given [label] or [source] and guidance.dropout above "
+                "0, as 0.1, or guidance.guide_after."
             )
         self.network = network(self.seen_spec)
         self.keep_average(self.network)
+        self.earlier = Snapshot(self.network, guidance.guide_after) if guidance.guide_after else None
         self.process, self.prediction = process, objective.prediction or PredictNoise()
         self.weighting, self.sampler = objective.weighting, sampler or Ancestral()
         # The decoder tells levels apart from noise of about half their distance on; below it steps cost bits.
         bound = VariationalBound(RatioGrid(100, smallest=0.6 / max(1, spec.levels - 1)))
         self.likelihood = likelihood or (bound if spec.kind == "image" else ProbabilityFlow())
         self.optimizer_factory = optimizer
-        self.guidance = guidance
+        self.guidance, self._nothing = guidance, _nothing_of(spec)
         self.clip = guidance.clip and spec.kind == "image"
         self.dequantise = objective.dequantise and spec.kind == "image"
         self.variance_weight = objective.variance_weight
 
     def configure_optimizers(self) -> Any:
         return self.scheduled(self.optimizer_factory(self.network.parameters()))
+
+    def update_average(self) -> None:
+        super().update_average()
+        if self.earlier is not None:
+            self.earlier.offer(self.sampling_network, self.examples_seen)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the weighted loss; in evaluation also the error of x at fixed noise levels."""
@@ -165,10 +194,19 @@ class Diffusion(Model):
             self.process,
             self.prediction,
             given,
-            self.guidance.scale,
-            self._without_label(given),
+            self._guide(given),
             self.clip if clip is None else clip,
         )
+
+    def _guide(self, given: dict[str, Any]) -> Guide | None:
+        """Returns what estimates of items, of which this is told, are led away from."""
+        scale, interval = self.guidance.scale, self.guidance.interval or (0.0, math.inf)
+        if scale == 1.0 or (self.earlier is not None and not self.earlier.is_taken):
+            return None
+        if self.earlier is not None:
+            return Guide(scale, given, self.earlier, interval)
+        nothing = {name: torch.full_like(value, self._nothing[name]) for name, value in given.items()}
+        return Guide(scale, nothing, None, interval)
 
     @torch.no_grad()
     def score(self, x_t: Tensor, level: Level, **given: Any) -> Tensor:
@@ -198,8 +236,9 @@ class Diffusion(Model):
             return encode(self.process, self.denoiser(clip=False, **given), x, LATENT_STEPS)
 
     def passes_with(self, sampler: Sampler) -> int:
-        """Returns how often the network is evaluated for a sample by a sampler; guidance asks twice."""
-        return sampler.passes(self.process) * self._asked_at_once
+        """Returns how often networks are evaluated for a sample by a sampler; guidance asks twice."""
+        noise = Noise(0, torch.zeros(1, dtype=torch.long), self.spec.shape)
+        return self._passes(sampler.passes(self.process), lambda ask: sampler(self.process, ask, noise))
 
     @property
     def passes(self) -> int:  # type: ignore[override]
@@ -207,7 +246,8 @@ class Diffusion(Model):
 
     @property
     def encoding_passes(self) -> int:  # type: ignore[override]
-        return 4 * LATENT_STEPS * self._asked_at_once
+        x = torch.zeros(1, *self.spec.shape)
+        return self._passes(4 * LATENT_STEPS, lambda ask: encode(self.process, ask, x, LATENT_STEPS))
 
     @property
     def decoding_passes(self) -> int:  # type: ignore[override]
@@ -217,9 +257,14 @@ class Diffusion(Model):
     def _decoder(self) -> Sampler:
         return self.sampler if self.sampler.is_deterministic else RungeKutta(LATENT_STEPS)
 
-    @property
-    def _asked_at_once(self) -> int:
-        return 1 if self.guidance.scale == 1.0 else 2
+    def _passes(self, asked: int, walk: Callable[[Denoiser], Any]) -> int:
+        """Returns the passes of a walk that asks so often, which is walked where guidance has an interval."""
+        guide = self._guide({})
+        if guide is None or self.guidance.interval is None:
+            return asked if guide is None else 2 * asked
+        counted = CountedPasses(guide)
+        walk(counted)
+        return counted.passes
 
     @property
     def likelihood_kind(self) -> str:
@@ -287,7 +332,9 @@ class Diffusion(Model):
         return {"simple": simple, "bound": total, "loss": simple + self.variance_weight * total}
 
     def _errors(self, x: Tensor, given: dict[str, Any]) -> dict[str, Tensor]:
-        denoise, found = self.denoiser(**given), {}
+        # Unguided: guidance makes better samples of worse estimates.
+        denoise = NetworkDenoiser(self.sampling_network, self.process, self.prediction, given, clip=self.clip)
+        found = {}
         noise = self.draw_normal("fixed level", len(x), self.spec.shape)
         for ratio in VALIDATION_RATIOS:
             level = self.process.level_of(ratio)
@@ -302,16 +349,22 @@ class Diffusion(Model):
         return x + 2.0 / (self.spec.levels - 1) * (torch.special.ndtr(bits) - 0.5)
 
     def _hidden(self, given: dict[str, Any]) -> dict[str, Tensor]:
-        """Returns what the network is told in training, where some labels are hidden."""
-        if not (self.training and self.uses_labels and self.guidance.dropout):
+        """Returns what the network is told in training, where all of some items is hidden."""
+        if not (self.training and given and self.guidance.dropout):
             return given
-        hidden = self.draw_uniform("hide label", len(given["label"])) < self.guidance.dropout
-        return {**given, "label": given["label"].masked_fill(hidden, self.spec.num_classes)}
-
-    def _without_label(self, given: dict[str, Any]) -> dict[str, Tensor] | None:
-        if not (self.uses_labels and self.guidance.dropout):
-            return None
-        return {**given, "label": torch.full_like(given["label"], self.spec.num_classes)}
+        num = len(next(iter(given.values())))
+        hidden = self.draw_uniform("hidden", num) < self.guidance.dropout
+        return {
+            name: value.masked_fill(hidden.reshape(-1, *(1 for _ in value.shape[1:])), self._nothing[name])
+            for name, value in given.items()
+        }
 
     def _bounded(self, x: Tensor) -> Tensor:
         return x.clamp(-1.0, 1.0) if self.spec.kind == "image" else x
+
+
+def _nothing_of(spec: DataSpec) -> dict[str, int]:
+    """Returns what a label and each number of a source are where nothing is told: padding, or grey."""
+    source = spec.source
+    hidden = source.padding if source is not None and source.kind == "tokens" else 0
+    return {"label": spec.num_classes, "source": hidden}

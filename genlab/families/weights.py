@@ -64,6 +64,49 @@ class Average(nn.Module):
         self.num_updates = int(state)
 
 
+class Snapshot(nn.Module):
+    """A network as it was after some examples; it never learns, drops nothing out and is part of the state.
+
+    Args:
+        network: What is kept a copy of; its first weights fill the place until then.
+        after: Examples after which the copy is taken, at the next step.
+
+    Attributes:
+        is_taken: Whether it has been. A plain number, as an average's updates.
+    """
+
+    def __init__(self, network: nn.Module, after: int) -> None:
+        super().__init__()
+        self.module = deepcopy(network).requires_grad_(False).eval()
+        self.after, self.is_taken = after, False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Snapshot:
+        return super().train(False)
+
+    @torch.no_grad()
+    def offer(self, network: nn.Module, examples: int) -> None:
+        """Copies the network where so many examples are enough and there is no copy yet."""
+        if self.is_taken or examples < self.after:
+            return
+        for kept, value in zip(_values(self.module), _values(network), strict=True):
+            kept.copy_(value)
+        self.is_taken = True
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.is_taken)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.is_taken = bool(state)
+
+
+def _values(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Puts a network into evaluation mode for a while: batch norm by running statistics, no dropout."""
