@@ -289,8 +289,8 @@ def test_kept_samples_are_those_that_were_scored_and_others_are_drawn_again(digi
 # Speed
 
 
-def guided_by_a_copy(sampler=Heun(UniformGrid(4))):  # noqa: B008
-    model = diffusion(sampler, guidance=Guidance(3.0, guide_after=1))
+def guided_by_a_copy(sampler, interval=None):
+    model = diffusion(sampler, guidance=Guidance(3.0, guide_after=1, interval=interval))
     model.earlier.offer(model.network, 1)
     return model
 
@@ -345,8 +345,14 @@ def test_each_family_takes_as_many_network_passes_as_it_declares(build, expected
         assert counted.per_sample == expected
 
 
-@pytest.mark.parametrize("build", [vae, autoencoder, flow, partial(diffusion, Heun(UniformGrid(4))), vqvae])
-def test_codes_take_as_many_network_passes_as_are_declared(build):
+IN_AN_INTERVAL = partial(guided_by_a_copy, Heun(UniformGrid(4)), (0.3, 3.0))
+
+
+@pytest.mark.parametrize(
+    "build", [vae, autoencoder, flow, partial(diffusion, Heun(UniformGrid(4))), IN_AN_INTERVAL, vqvae]
+)
+def test_codes_take_as_many_network_passes_as_are_declared(build, monkeypatch):
+    monkeypatch.setattr("genlab.families.diffusion.LATENT_STEPS", 5)
     model = build().eval()
     with Evaluations(2).counting(model) as encoding:
         z = model.encode(torch.zeros(2, *SPEC.shape))
