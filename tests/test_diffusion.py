@@ -469,6 +469,13 @@ def test_a_model_is_not_guided_by_itself_nor_by_a_guide_to_come():
     assert torch.equal(weaker.sample(3), other.sample(3))
 
 
+def test_an_earlier_network_is_told_what_the_model_is(captioned):
+    _, _, told = inputs(CODES)
+    model = of_codes(guidance=Guidance(0.0, 0.1, guide_after=16))
+    model.earlier.offer(model.network, 16)
+    assert torch.equal(model.sample(3, **told), captioned.sample(3, **told))
+
+
 def test_the_errors_of_a_validation_are_the_networks_own(captioned):
     x, _, told = inputs(CODES)
     with captioned.numbered(torch.arange(3)):

@@ -36,6 +36,7 @@ DIFFUSION = (
     *("--model.sampler.init_args.grid.init_args.num_steps", "3", "--model.objective.dequantise", "true"),
     *("--model.given", "[label]", "--model.guidance.dropout", "0.3", "--model.optimizer.lr", "0.1"),
     *("--model.optimizer", "torch.optim.SGD", "--model.half_life", "200"),
+    *("--model.guidance.guide_after", "300", "--model.guidance.scale", "2.0"),
 )
 FLOW = (
     *("--model.bijection.num_steps", "2", "--model.bijection.network.hidden_channels", "8"),

@@ -96,7 +96,7 @@ class Snapshot(nn.Module):
         self.is_taken = True
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.is_taken)
+        return torch.tensor(int(self.is_taken))
 
     def set_extra_state(self, state: Tensor) -> None:
         self.is_taken = bool(state)
