@@ -337,7 +337,7 @@ FAMILIES = {
     "diffusion told a text": Family(
         partial(
             diffusion,
-            network=partial(UNet, channels=(4,), num_blocks=1, attention=(), num_groups=2, text=READER),
+            network=partial(TINY_LATENT_UNET, text=READER),
             process=VPSDE,
             given=["label", "source"],
             guidance=Guidance(2.0, 0.2, interval=(0.1, 50.0)),
