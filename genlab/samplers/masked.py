@@ -61,7 +61,7 @@ class Order(ABC):
 
 
 class ConfidenceOrder(Order):
-    """Codes of high probability first, disturbed by noise that fades out:
+    """Codes of high probability first, disturbed by noise that fades out.
 
         log p(code) + temperature (1 - i / n) g,    g of the standard Gumbel distribution, step i = 1 ... n
 
