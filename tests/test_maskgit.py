@@ -3,6 +3,7 @@
 import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +142,22 @@ def test_units_are_the_masked_codes_that_the_loss_is_a_mean_of():
         with model.numbered(each["index"]):
             sums.append((model.losses(each)["loss"] * model.units(each)).item())
     assert sums[0] == pytest.approx(sums[1] + sums[2], rel=1e-5) and model.most_units(batch) == 16 * 20
+
+
+def test_two_devices_step_as_one_however_many_codes_each_of_them_masks():
+    def gradients(rank, world_size):
+        model = model_of(moved=0.3).train()
+        model._trainer = SimpleNamespace(global_rank=rank, world_size=world_size, accumulate_grad_batches=1)
+        part = {name: value[rank::world_size] for name, value in batch_of().items()}
+        model.on_train_batch_start(part, 0)
+        model.training_step(part, 0).backward()
+        return [p.grad for p in model.parameters()], model.weight_in_hand
+
+    (whole, _), (first, a), (second, b) = gradients(0, 1), gradients(0, 2), gradients(1, 2)
+    assert a != b
+    for one, *two in zip(whole, first, second, strict=True):
+        # What devices exchange is a mean, which the step multiplies by their number over all weights.
+        torch.testing.assert_close(sum(two) / 2 * 2 / (a + b), one, rtol=1e-4, atol=1e-6)
 
 
 # How maps are uncovered
