@@ -13,7 +13,14 @@ from genlab.families import capabilities
 from genlab.families.capabilities import can
 from genlab.families.maskgit import CodeGuidance, MaskGIT
 from genlab.networks.masked_transformer import MaskedTransformer
-from genlab.samplers.masked import ConfidenceOrder, HaltonOrder, MaskedSampler, RandomOrder, halton_ranks
+from genlab.samplers.masked import (
+    ConfidenceOrder,
+    HaltonOrder,
+    MaskedSampler,
+    RandomOrder,
+    Step,
+    halton_ranks,
+)
 from genlab.shapes import IGNORED, DataSpec
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
@@ -303,7 +310,7 @@ def test_a_quarter_of_the_halton_order_is_spread_evenly_and_of_a_random_one_is_n
     assert most[0] == 1 and most[1] >= 3
 
 
-def test_confidence_uncovers_the_likeliest_code_first_and_noise_fades_out():
+def test_confidence_uncovers_the_likeliest_code_first():
     sampler = Watched(20, ConfidenceOrder(0.0))
     model = model_of(network=partial(Table, num=3), sampler=sampler)
     with torch.no_grad():
@@ -313,6 +320,15 @@ def test_confidence_uncovers_the_likeliest_code_first_and_noise_fades_out():
     met = torch.stack([hidden.flatten(1) for hidden in sampler.before]).sum(dim=0)  # steps until uncovered
     first, last = met.argmin(dim=1, keepdim=True), met.argmax(dim=1, keepdim=True)
     assert (certainty.gather(1, first) > certainty.gather(1, last)).all()
+
+
+def test_the_noise_of_confidence_is_gumbel_s_and_fades_to_none():
+    log_prob = codes_of(4_000, (16,)).double()
+    for number, left in ((1, 0.75), (2, 0.5), (4, 0.0)):
+        step = Step(number, 4, (4, 4), 0, torch.arange(4_000))
+        noise = ConfidenceOrder(3.0).priority(log_prob, step) - log_prob
+        assert noise.mean().item() == pytest.approx(3 * left * 0.5772, abs=0.05)
+        assert noise.std().item() == pytest.approx(3 * left * math.pi / math.sqrt(6), abs=0.05)
 
 
 # What a sample depends on
