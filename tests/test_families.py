@@ -40,6 +40,7 @@ from genlab.families.flow import Flow
 from genlab.families.gan import GAN
 from genlab.families.kl_autoencoder import AdversarialKLAutoencoder, Adversary, KLAutoencoder
 from genlab.families.latent import LatentDiffusion
+from genlab.families.maskgit import CodeGuidance, MaskGIT
 from genlab.families.pix2pix import Pix2Pix
 from genlab.families.players import Balance
 from genlab.families.regression import ImageRegression
@@ -66,6 +67,7 @@ from genlab.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from genlab.networks.dit import MLPDenoiser
 from genlab.networks.encoder_decoder import EncoderDecoderTransformer
 from genlab.networks.image_to_image import PatchDiscriminator, UNetGenerator
+from genlab.networks.masked_transformer import MaskedTransformer
 from genlab.networks.mlp import MLPDiscriminator, MLPGenerator
 from genlab.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from genlab.networks.pixelcnnpp import PixelCNNpp
@@ -84,6 +86,7 @@ from genlab.processes.prediction import MinSNR, PredictVelocity
 from genlab.processes.sde import VPSDE, RectifiedFlow
 from genlab.samplers.ancestral import DDIM, Ancestral
 from genlab.samplers.codes import MixtureOfCodes
+from genlab.samplers.masked import HaltonOrder, MaskedSampler, RandomOrder
 from genlab.samplers.ode import Euler
 from genlab.shapes import DataSpec, observed
 
@@ -107,6 +110,10 @@ def texts(batch_size=8):
 def sentences(batch_size=8):
     source = DataSpec("sources", (6,), levels=5)
     return RandomData((6,), 0, 5, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
+
+
+def code_maps(batch_size=8, num_classes=0, source=None):
+    return RandomData((4, 4), num_classes, 5, source, num_train=32, num_test=16, batch_size=batch_size)
 
 
 def pairs(batch_size=8, channels=2, side=8):
@@ -226,6 +233,11 @@ def autoregressive(spec, network=GPT, **options):
 def electra(spec, **options):
     network = partial(BidirectionalTransformer, num_layers=1, num_heads=2, width=8)
     return Electra(spec, network, network, ADAM, masked=0.5, **options)
+
+
+def maskgit(spec, **options):
+    network = partial(MaskedTransformer, num_layers=1, num_heads=2, width=8)
+    return MaskGIT(spec, network, ADAM, **options)
 
 
 def pixels(spec, network=PIXELCNN, **options):
@@ -388,6 +400,24 @@ FAMILIES = {
         draws=False,
     ),
     "electra": Family(electra, "", texts),
+    "maskgit": Family(partial(maskgit, label_smoothing=0.1, half_life=4), "Samples", code_maps),
+    "guided maskgit": Family(
+        partial(
+            maskgit, given=LABEL, guidance=CodeGuidance(2.0, 0.2), sampler=MaskedSampler(4, HaltonOrder())
+        ),
+        "Samples",
+        partial(code_maps, num_classes=3),
+    ),
+    "maskgit told a text": Family(
+        partial(
+            maskgit,
+            given=["source"],
+            guidance=CodeGuidance(2.0, 0.2),
+            sampler=MaskedSampler(4, RandomOrder()),
+        ),
+        "Samples",
+        partial(code_maps, source=DataSpec("captions", (6,), levels=5).to_dict()),
+    ),
     "pixelcnn": Family(partial(pixels, half_life=4), PIXEL_BY_PIXEL, draws=False),
     "conditional gated pixelcnn": Family(
         partial(pixels, network=GATED, given=LABEL), PIXEL_BY_PIXEL, draws=False

@@ -337,7 +337,8 @@ class Model(pl.LightningModule):
         return {name: joined_mean(gradient).clone() for name, gradient in found.items()}
 
     def _add_losses(self, batch: Batch) -> None:
-        units, losses = self.units(batch), self(**batch)
+        with self.numbered(batch["index"]):  # the units too may be drawn, such as masked tokens
+            units, losses = self.units(batch), self(**batch)
         for name, value in {**losses, "units": torch.ones((), device=self.device)}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().double() * units
 

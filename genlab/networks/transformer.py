@@ -136,10 +136,12 @@ class CausalTransformer(nn.Module):
 class BidirectionalTransformer(nn.Module):
     """The same blocks, seeing a whole text from each of its places: what BERT and ELECTRA are made of.
 
-    Devlin et al. 2019 (arXiv:1810.04805), with the norms before each branch.
+    Devlin et al. 2019 (arXiv:1810.04805), with the norms before each branch. A label's vector is added at
+    every place.
 
     Args:
-        spec: The texts: as many tokens as `levels`, of at most `shape[0]` tokens.
+        spec: The texts: as many tokens as `levels`, of at most `shape[0]` tokens; with classes, the network
+            needs a label, of which number `num_classes` stands for "any class".
         num_layers: Number of blocks.
         num_heads: Attention heads of a block; must divide the width.
         width: Length of a token's vector.
@@ -149,8 +151,8 @@ class BidirectionalTransformer(nn.Module):
         width: Length of a token's vector.
 
     Shapes:
-        tokens: (batch, length), int64; seen: (batch, length), False where there is no text. Returns a vector
-        for each place, (batch, length, width).
+        tokens: (batch, length), int64; seen: (batch, length), False where there is no text; label: (batch,).
+        Returns a vector for each place, (batch, length, width).
 
     Raises:
         ValueError: If the data are not texts, or num_heads does not divide the width.
@@ -162,17 +164,21 @@ class BidirectionalTransformer(nn.Module):
         super().__init__()
         require_text(spec, "BidirectionalTransformer")
         require_heads(num_heads, width)
-        self.width = width
+        self.width, self.num_classes = width, spec.num_classes
         self.token = nn.Embedding(spec.levels, width)
         self.position = nn.Embedding(spec.shape[0], width)
+        self.label = nn.Embedding(spec.num_classes + 1, width) if spec.num_classes else None
         self.dropout = nn.Dropout(dropout)
         attentions = [SelfAttention(width, num_heads, dropout, True, causal=False) for _ in range(num_layers)]
         self.blocks = nn.ModuleList(Block(each, nn.LayerNorm, "gelu") for each in attentions)
         self.norm = nn.LayerNorm(width)
         self.apply(initialise)
 
-    def forward(self, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
-        h = self.dropout(self.token(tokens) + self.position.weight[: tokens.shape[1]])
+    def forward(self, tokens: Tensor, seen: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        h = self.token(tokens) + self.position.weight[: tokens.shape[1]]
+        if self.label is not None:
+            h = h + self.label(required(label, self.num_classes))[:, None]
+        h = self.dropout(h)
         for block in self.blocks:
             h = block(h, seen=None if seen is None else seen[:, None, None])
         return self.norm(h)
