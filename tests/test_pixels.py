@@ -335,7 +335,7 @@ def stepped(gates, cell):
 
 def test_the_row_lstm_is_a_plain_loop_over_pixels():
     torch.manual_seed(0)
-    layer = RowLSTM.layer(4, 1).double()
+    layer = RowLSTM.layer(4, 1, 1).double()
     h = torch.randn(1, 8, 4, 5, dtype=torch.float64)
     zero = torch.zeros(4, dtype=torch.float64)
     state, cell = {}, {}
@@ -354,7 +354,7 @@ def test_the_row_lstm_is_a_plain_loop_over_pixels():
 
 def test_the_diagonal_bilstm_is_a_plain_loop_over_pixels():
     torch.manual_seed(0)
-    layer = DiagonalBiLSTM.layer(4, 1).double()
+    layer = DiagonalBiLSTM.layer(4, 1, 1).double()
     h, x = torch.randn(1, 8, 4, 5, dtype=torch.float64), torch.randn(1, 1, 4, 5, dtype=torch.float64)
     zero = torch.zeros(4, dtype=torch.float64)
 

@@ -56,15 +56,18 @@ class Reader:
         network: Reads.
         end: The token that ends a text; None where none does.
         given: What the network is told beside, a row each.
+        choices: How many tokens may come, the first ones of the vocabulary; None for all.
     """
 
-    def __init__(self, network: NextToken, end: int | None, given: dict[str, Tensor]) -> None:
-        self.network, self.end, self.given = network, end, given
+    def __init__(
+        self, network: NextToken, end: int | None, given: dict[str, Tensor], choices: int | None = None
+    ) -> None:
+        self.network, self.end, self.given, self.choices = network, end, given, choices
         self.memory = network.new_cache()
         self._num_read = 0
 
     def logits(self, text: Tensor) -> Tensor:
-        """Returns what follows texts, (batch, vocabulary), that begin with those of the call before.
+        """Returns what follows texts, (batch, choices), that begin with those of the call before.
 
         Raises:
             ValueError: If a text has no token.
@@ -76,7 +79,7 @@ class Reader:
             self._num_read = max(0, text.shape[1] - self.network.context)
         logits = self.network(text[:, self._num_read :], cache=self.memory, **self.given)
         self._num_read = text.shape[1]
-        return logits[:, -1]
+        return logits[:, -1, : self.choices]
 
     def take(self, rows: Tensor) -> None:
         """Takes the texts of these numbers in place of all."""
@@ -99,6 +102,7 @@ class TextSampler(ABC):
         seed: int,
         index: Tensor,
         end: int | None = None,
+        choices: int | None = None,
         **given: Tensor,
     ) -> Iterator[Tensor]:
         """Returns token after token of the texts that go on from a start, (batch,) each.
@@ -110,12 +114,13 @@ class TextSampler(ABC):
             seed: Of the samples.
             index: Sample numbers, (batch,).
             end: The token that ends a text and is then repeated; None where none does.
+            choices: How many tokens may come, the first ones of the vocabulary; None for all.
             **given: What the network is told beside, a row each, such as `label`.
 
         Raises:
             ValueError: If there is no token to start from.
         """
-        return self.written(Reader(network, end, given), start, num_tokens, seed, index)
+        return self.written(Reader(network, end, given, choices), start, num_tokens, seed, index)
 
     @abstractmethod
     def written(
