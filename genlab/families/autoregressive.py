@@ -451,4 +451,4 @@ class AutoregressiveMaps(PixelByPixel):
 
     def pixels(self, x: Tensor) -> Tensor:
         """Returns maps of codes with a channel for each number, (batch, levels, height, width)."""
-        return one_hot_map(x, self.spec.levels).to(self.dtype)  # type: ignore[arg-type]
+        return one_hot_map(x, self.spec.levels).to(self.dtype)

@@ -161,7 +161,7 @@ class Softmax(PixelLikelihood):
 
 
 class OneHot(PixelLikelihood):
-    """Pixels of which one channel is 1 and the others 0, such as a code's: p(channel k is 1) = softmax(logits)_k.
+    """Pixels of which one channel is 1 and the others 0, as of a code: p(channel k is 1) = softmax(logits)_k.
 
     Args:
         spec: The pixels, (classes, height, width).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +43,59 @@ class NextToken(Protocol):
 
     def new_cache(self) -> Memory:
         """Returns an empty memory."""
+
+
+class GuidedText:
+    """A network whose scores are moved away from those of the same texts read without what guides them.
+
+        logits = logits_0 + scale (logits_told - logits_0)
+
+    Ho and Salimans 2022 (arXiv:2207.12598), for tokens Gafni et al. 2022 (arXiv:2203.13131).
+
+    Args:
+        network: Scores the next token.
+        scale: 1 is the network itself, 0 the one that is told nothing.
+        emptied: Takes what guides out of texts, token by token.
+    """
+
+    def __init__(self, network: NextToken, scale: float, emptied: Callable[[Tensor], Tensor]) -> None:
+        self.network, self.scale, self.emptied = network, scale, emptied
+        self.context = network.context
+
+    def __call__(self, tokens: Tensor, *, cache: Memories, **given: Tensor) -> Tensor:
+        told = self.network(tokens, cache=cache.parts[0], **given)
+        untold = self.network(self.emptied(tokens), cache=cache.parts[1], **given)
+        return torch.lerp(untold, told, self.scale)
+
+    def new_cache(self) -> Memories:
+        """Returns an empty memory of both readings."""
+        return Memories(self.network.new_cache(), self.network.new_cache())
+
+
+class Memories:
+    """Memories of several readings of the same texts.
+
+    Args:
+        parts: Equally full.
+    """
+
+    def __init__(self, *parts: Memory) -> None:
+        self.parts = parts
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no place for another token."""
+        return self.parts[0].is_full
+
+    def clear(self) -> None:
+        """Forgets the tokens."""
+        for part in self.parts:
+            part.clear()
+
+    def take(self, rows: Tensor) -> None:
+        """Takes rows of these numbers in place of all."""
+        for part in self.parts:
+            part.take(rows)
 
 
 class Reader:
