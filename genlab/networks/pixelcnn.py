@@ -18,7 +18,7 @@ class PixelCNN(PixelNetwork):
     spot that GatedPixelCNN has not.
 
     Args:
-        spec: The images.
+        spec: The images, or pixels without levels, whose channels come at once.
         num_outputs: Numbers for each pixel; output i belongs to channel i modulo the channels.
         features: Channels inside of the blocks; twice as many between them.
         num_blocks: Residual blocks.
@@ -109,7 +109,8 @@ class GatedPixelCNN(PixelNetwork):
     missed. A class adds a vector h to every gate, the same everywhere.
 
     Args:
-        spec: The images; its classes are what the network is told.
+        spec: The images, or pixels without levels, whose channels come at once; its classes are what the
+            network is told.
         num_outputs: Numbers for each pixel; output i belongs to channel i modulo the channels.
         features: Channels of both stacks.
         num_layers: Gated layers.

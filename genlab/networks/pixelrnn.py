@@ -20,7 +20,7 @@ class PixelRNN(PixelNetwork):
     a pixel and adds what its LSTM found to them.
 
     Args:
-        spec: The images.
+        spec: The images, or pixels without levels, whose channels come at once.
         num_outputs: Numbers for each pixel; output i belongs to channel i modulo the channels.
         features: Length of a state; the paper's 16 for digits.
         num_layers: Layers of LSTMs; the paper's 7 for digits.
