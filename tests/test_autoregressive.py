@@ -106,7 +106,7 @@ def test_a_map_is_read_from_the_top_behind_a_start_that_never_comes():
 
 def test_a_rotary_transformer_tells_the_start_from_the_code_zero():
     model = sharpened(model_of(DataSpec("codes", (2, 2), levels=2), network=ROTARY))
-    zeros = torch.tensor([[2, 0, 0, 0]])
+    zeros = torch.tensor([[model.start, 0, 0, 0]])
     logits = model.network(zeros)[0, :, :2].log_softmax(dim=1)
     assert (logits[1:] - logits[:-1]).abs().amax(dim=1).min() > 1e-3
 

@@ -181,7 +181,7 @@ class Autoregressive(EqualUnits, ChainRule):
         told = self.told(given)
         with evaluating(network):
             written = (sampler or self.sampler).write(
-                network, start, num_tokens, seed, index, self.end, self.spec.levels, **told
+                network, start, num_tokens, seed, index, end=self.end, choices=self.spec.levels, **told
             )
             yield from written
 
