@@ -204,6 +204,11 @@ def observed(batch: Batch) -> Tensor:
     raise ValueError(f"A batch holds one of {', '.join(_UNITS)}; this one has {', '.join(batch)}.")
 
 
+def predicted(tokens: Tensor) -> Tensor:
+    """Returns the tokens of a batch that a model is to predict: all of maps, all but the first of texts."""
+    return tokens if tokens.dim() == 3 else tokens[:, 1:]
+
+
 def to_float(levels: Tensor, num_levels: int = 256) -> Tensor:
     """Maps level k of 0 ... num_levels - 1 to 2 k / (num_levels - 1) - 1, a float in [-1, 1]."""
     return levels.float().mul(2.0 / (num_levels - 1)).sub_(1.0)

@@ -6,12 +6,16 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
+from scipy.stats import chisquare
 from short_training import train
 
+from genlab.data.random_data import RandomData
 from genlab.data.text import TextFile
+from genlab.evaluation.likelihood import score_likelihood
 from genlab.families.autoregressive import Autoregressive
 from genlab.families.base import Schedule
 from genlab.families.optimizers import Float32Muon
+from genlab.networks.rnn import CausalRNN
 from genlab.networks.transformer import CausalTransformer
 from genlab.samplers.tokens import Categorical, Greedy
 from genlab.shapes import IGNORED, DataSpec
@@ -48,30 +52,76 @@ def sharpened(model):
     return model.eval()
 
 
-def test_the_probabilities_of_all_texts_sum_to_one():
-    model = sharpened(model_of(DataSpec("bits", (4,), levels=3)))
-    texts = torch.cartesian_prod(*[torch.arange(3)] * 4)
-    x = torch.cat([torch.zeros(len(texts), 1, dtype=torch.int64), texts], dim=1)
-    log_prob = model.log_prob(x)
-    assert log_prob.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
-    assert log_prob.exp().max() > 3 / 81  # far from equal, or any network would pass
+RNN = partial(CausalRNN, num_layers=1, width=8)
+ROTARY = partial(SMALL, positions="rotary", tied=False)
+TRITS, MAPS = DataSpec("trits", (3,), levels=3), DataSpec("codes", (2, 2), levels=2)
+FORMS = pytest.mark.parametrize("spec, network", [(TRITS, SMALL), (MAPS, SMALL), (MAPS, ROTARY), (MAPS, RNN)])
 
 
-def test_texts_are_drawn_as_often_as_they_are_likely():
-    model = sharpened(model_of(DataSpec("trits", (3,), levels=3)))
-    texts = torch.cartesian_prod(*[torch.arange(3)] * 3)
-    p = model.log_prob(torch.cat([torch.zeros(27, 1, dtype=torch.int64), texts], dim=1)).exp().double()
-    num = 4_000
-    drawn = model.sample(num) @ torch.tensor([9, 3, 1])
-    counts = torch.bincount(drawn, minlength=27).double()
-    chi_square = ((counts - num * p).square() / (num * p)).sum().item()
-    assert chi_square < 54.1  # 0.999 quantile of 26 degrees of freedom
+def every(spec):
+    """All texts or maps of a form, as samples are."""
+    rows = torch.cartesian_prod(*[torch.arange(spec.levels)] * math.prod(spec.shape))
+    return rows.reshape(-1, *spec.shape)
 
 
-def test_an_untrained_model_knows_nothing():
-    spec = DataSpec("text", (16,), levels=50)
-    batch = {"tokens": torch.randint(0, 50, (8, 17)), "index": torch.arange(8)}
-    assert model_of(spec).losses(batch)["loss"].item() == pytest.approx(math.log(50), rel=0.02)
+def as_batch(x):
+    """Samples as batches hold them: texts with a token before."""
+    return x if x.dim() == 3 else torch.cat([torch.zeros_like(x[:, :1]), x], dim=1)
+
+
+@FORMS
+def test_the_probabilities_of_all_texts_sum_to_one_and_they_are_drawn_as_often(spec, network):
+    model, x, num = sharpened(model_of(spec, network=network)), every(spec), 4_000
+    p = model.log_prob(as_batch(x)).exp().double()
+    assert p.sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert p.max() > 2 / len(p)  # far from equal, or any network would pass
+    drawn = model.sample(num)
+    assert drawn.shape == (num, *spec.shape) and drawn.dtype == torch.int64
+    counts = (drawn[:, None] == x[None]).flatten(2).all(dim=2).sum(dim=0)
+    assert chisquare(counts, num * p / p.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("network", [SMALL, RNN])
+@pytest.mark.parametrize("shape", [(16,), (4, 5)])
+def test_an_untrained_model_knows_nothing(shape, network):
+    x = torch.randint(0, 50, (8, *shape))
+    batch = {"tokens": as_batch(x), "index": torch.arange(8)}
+    model = model_of(DataSpec("text", shape, levels=50), network=network)
+    assert model.losses(batch)["loss"].item() == pytest.approx(math.log(50), rel=0.02)
+
+
+def test_a_map_is_read_from_the_top_behind_a_start_that_never_comes():
+    model = sharpened(model_of(DataSpec("codes", (2, 3), num_classes=2, levels=4), given=["label"]))
+    x, label = torch.randint(0, 4, (5, 2, 3)), torch.arange(5) % 2
+    behind = torch.cat([torch.full((5, 1), 4), x.flatten(1)[:, :-1]], dim=1)
+    logits = model.network(behind, label=label)[..., :4].log_softmax(dim=2)
+    expected = logits.gather(2, x.flatten(1)[..., None]).sum(dim=(1, 2))
+    torch.testing.assert_close(model.log_prob(x, label=label), expected)
+    batch = {"tokens": x, "label": label, "index": torch.arange(5)}
+    assert model.losses(batch)["loss"].item() == pytest.approx(-expected.sum().item() / 30, rel=1e-5)
+    with torch.no_grad():
+        model.network.token.weight[4] *= 50.0  # tied: the start's score is far above all
+    assert model.sample(64, label=torch.arange(64) % 2).max() == 3
+
+
+def test_a_rotary_transformer_tells_the_start_from_the_code_zero():
+    model = sharpened(model_of(DataSpec("codes", (2, 2), levels=2), network=ROTARY))
+    zeros = torch.tensor([[model.start, 0, 0, 0]])
+    logits = model.network(zeros)[0, :, :2].log_softmax(dim=1)
+    assert (logits[1:] - logits[:-1]).abs().amax(dim=1).min() > 1e-3
+
+
+def test_maps_of_codes_stand_for_no_bytes_and_begin_anew_one_after_the_other():
+    data = RandomData((2, 3), levels=5, num_train=16, num_test=16, batch_size=4)
+    data.num_tokens, data.num_bytes = lambda split: 16 * 6, lambda split: 7
+    model = model_of(data.spec, network=RNN)
+    values = validated(model, data)
+    assert model.streams is None and values.keys() == {"val/loss", "val/perplexity"}
+    nats = sum(-model.log_prob(batch["tokens"]).sum().item() for batch in data.val_dataloader())
+    assert values["val/loss"] == pytest.approx(nats / (16 * 6), rel=1e-5)
+    assert values["val/perplexity"] == pytest.approx(math.exp(values["val/loss"]), rel=1e-6)
+    found = score_likelihood(model, data, "val")
+    assert found.values["nll_per_token"] == pytest.approx(nats / (16 * 6), rel=1e-5)
 
 
 def test_the_loss_is_a_mean_over_tokens_and_knows_nothing_of_what_is_ignored():

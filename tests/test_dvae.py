@@ -8,7 +8,8 @@ import torch
 
 from genlab.data.random_images import RandomImages
 from genlab.evaluation.given import item_batch
-from genlab.families.dvae import DiscreteVAE, Relaxation, gumbel_softmax, one_hot_map
+from genlab.families.codes import one_hot_map
+from genlab.families.dvae import DiscreteVAE, Relaxation, gumbel_softmax
 from genlab.losses.divergences import kl_to_uniform
 from genlab.losses.likelihoods import DiscretizedLogistic
 from genlab.networks.autoencoder import ConvMapDecoder, ConvMapEncoder

@@ -26,13 +26,14 @@ from genlab.data.toy import TwoMoons
 from genlab.evaluation.given import given_for
 from genlab.families import capabilities
 from genlab.families.autoencoder import Autoencoder
-from genlab.families.autoregressive import Autoregressive, AutoregressiveImages
+from genlab.families.autoregressive import Autoregressive, AutoregressiveImages, AutoregressiveMaps
 from genlab.families.base import Schedule
 from genlab.families.capabilities import can
 from genlab.families.classifier import Classifier
 from genlab.families.codes import FirstStage
 from genlab.families.cut import CUT
 from genlab.families.cyclegan import CycleGAN
+from genlab.families.dalle import DALLE
 from genlab.families.diffusion import Diffusion, Guidance, Objective
 from genlab.families.dvae import DiscreteVAE, Relaxation
 from genlab.families.electra import Electra
@@ -114,6 +115,15 @@ def sentences(batch_size=8):
 
 def code_maps(batch_size=8, num_classes=0, source=None):
     return RandomData((4, 4), num_classes, 5, source, num_train=32, num_test=16, batch_size=batch_size)
+
+
+def codes(batch_size=8):
+    return RandomData((4, 5), 3, 9, num_train=32, num_test=16, batch_size=batch_size)
+
+
+def captioned_codes(batch_size=8):
+    source = DataSpec("captions", (4,), levels=6, vocabulary='{"pad": 0}')
+    return RandomData((2, 3), 0, 5, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
 
 
 def pairs(batch_size=8, channels=2, side=8):
@@ -240,8 +250,12 @@ def maskgit(spec, **options):
     return MaskGIT(spec, network, ADAM, **options)
 
 
-def pixels(spec, network=PIXELCNN, **options):
-    model = AutoregressiveImages(spec, network, ADAM, **options)
+def dalle(spec, **options):
+    return DALLE(spec, GPT, ADAM, given=["source"], **options)
+
+
+def pixels(spec, network=PIXELCNN, family=AutoregressiveImages, **options):
+    model = family(spec, network, ADAM, **options)
     for name, parameter in model.named_parameters():
         if name.endswith("outputs.weight"):  # begins at 0, which would hear of nothing
             torch.nn.init.normal_(parameter, std=0.5)
@@ -398,6 +412,18 @@ FAMILIES = {
         "Samples HasLikelihood Completes",
         sentences,
         draws=False,
+    ),
+    "autoregressive over codes": Family(
+        partial(autoregressive, given=LABEL), "Samples HasLikelihood Completes", codes, draws=False
+    ),
+    "pixelcnn over codes": Family(
+        partial(pixels, network=GATED, family=AutoregressiveMaps, given=LABEL),
+        "Samples HasLikelihood",
+        codes,
+        draws=False,
+    ),
+    "dalle": Family(
+        partial(dalle, text_dropout=0.5, guidance=2.0, half_life=4), "Samples HasLikelihood", captioned_codes
     ),
     "electra": Family(electra, "", texts),
     "maskgit": Family(partial(maskgit, label_smoothing=0.1, half_life=4), "Samples", code_maps),
@@ -603,7 +629,7 @@ def test_what_a_model_is_not_told_or_is_told_too_much_is_refused(name, trained):
 @TOLD
 def test_labels_are_refused_where_the_data_have_none(name):
     with pytest.raises(ValueError, match=r"needs labels, and (codes of )?random has none"):
-        FAMILIES[name].model(images(num_classes=0))
+        FAMILIES[name].model(SimpleNamespace(spec=FAMILIES[name].data().spec.unconditional()))
 
 
 # Losses

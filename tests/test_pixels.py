@@ -14,7 +14,8 @@ from scipy.stats import chisquare
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
-from genlab.families.autoregressive import AutoregressiveImages
+from genlab import randomness
+from genlab.families.autoregressive import AutoregressiveImages, AutoregressiveMaps
 from genlab.families.vae import VAE
 from genlab.losses.likelihoods import CoupledLogistics, DiscretizedLogistic, Softmax
 from genlab.networks.autoencoder import MLPDecoder, MLPEncoder
@@ -210,6 +211,67 @@ def test_a_long_drawing_shows_on_a_terminal_how_far_it_is(monkeypatch, terminal,
     assert ("drawing 5 images" in output.getvalue() and "0/3" in output.getvalue()) is shown
 
 
+# Maps of codes
+
+
+def maps_model(name, size, levels, num_classes=0, seed=1):
+    torch.manual_seed(seed)
+    spec, given = DataSpec("codes", size, num_classes, levels), ["label"] * bool(num_classes)
+    model = AutoregressiveMaps(spec, NETWORKS[name], torch.optim.Adam, given=given).double()
+    for parameter in model.network.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_code_sees_all_channels_of_the_codes_before_it_and_no_other(name):
+    found = jacobian(maps_model(name, (3, 4), 3).network, DataSpec("codes", (3, 3, 4), levels=0))
+    for i, j, row, column in itertools.product(range(3), range(4), range(3), range(4)):
+        seen, is_before = found[:, i, j, :, row, column], row * 4 + column < i * 4 + j
+        assert (seen == 0).all() or is_before
+        assert (seen > 0).all() or not (is_before and name in WHOLE)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_probabilities_of_all_maps_sum_to_one_and_samples_have_them(name):
+    model, num = maps_model(name, (2, 2), 3), 4_000
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4).reshape(-1, 2, 2)
+    p = model.log_prob(every).exp()
+    assert p.sum() == pytest.approx(1.0, abs=1e-9) and p.max() > 3 / 81
+    drawn = model.sample(num)
+    assert drawn.shape == (num, 2, 2) and drawn.dtype == torch.int64
+    counts = (drawn[:, None] == every[None]).flatten(2).all(dim=2).sum(dim=0)
+    often = p * num >= 5.0
+    observed = torch.cat([counts[often], counts[~often].sum()[None]])
+    expected = torch.cat([p[often], p[~often].sum()[None]]) * num
+    assert chisquare(observed, expected * num / expected.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name, num_classes", [("PixelCNN", 0), ("GatedPixelCNN", 3), ("RowLSTM", 0)])
+def test_a_map_is_drawn_as_by_the_whole_network_for_each_code(name, num_classes):
+    model, index = maps_model(name, (3, 2), 5, num_classes), torch.tensor([4, 1, 9])
+    given = {"label": index % 3} if num_classes else {}
+    drawn, expected = model.sample(index, 7, **given), torch.zeros(3, 3, 2, dtype=torch.int64)
+    for place in range(6):
+        logits = model.network(model.pixels(expected), **given)[:, :, place // 2, place % 2]
+        u = randomness.uniform(randomness.key(7, "pixel", place), index, 1)
+        expected[:, place // 2, place % 2] = (logits.softmax(1).cumsum(1) < u).sum(1).clamp(max=4)
+    assert torch.equal(drawn, expected)
+
+
+def test_an_untrained_model_of_maps_gives_every_code_the_same_probability():
+    spec = DataSpec("codes", (4, 5), levels=300)
+    model = AutoregressiveMaps(spec, NETWORKS["GatedPixelCNN"], torch.optim.Adam).train()
+    loss = model.losses({"tokens": torch.randint(300, (4, 4, 5))})["loss"]
+    assert loss.item() == pytest.approx(math.log(300), abs=1e-5)
+
+
+@pytest.mark.parametrize("spec", [spec_of(), DataSpec("text", (8,), levels=65)])
+def test_what_is_no_map_of_codes_is_refused(spec):
+    with pytest.raises(ValueError, match="models maps of codes"):
+        AutoregressiveMaps(spec, NETWORKS["PixelCNN"], torch.optim.Adam)
+
+
 def test_the_softmax_draws_every_level_by_its_probability():
     spec = spec_of((1, 1), levels=6)
     likelihood = Softmax(spec)
@@ -335,7 +397,7 @@ def stepped(gates, cell):
 
 def test_the_row_lstm_is_a_plain_loop_over_pixels():
     torch.manual_seed(0)
-    layer = RowLSTM.layer(4, 1).double()
+    layer = RowLSTM.layer(4, 1, 1).double()
     h = torch.randn(1, 8, 4, 5, dtype=torch.float64)
     zero = torch.zeros(4, dtype=torch.float64)
     state, cell = {}, {}
@@ -354,7 +416,7 @@ def test_the_row_lstm_is_a_plain_loop_over_pixels():
 
 def test_the_diagonal_bilstm_is_a_plain_loop_over_pixels():
     torch.manual_seed(0)
-    layer = DiagonalBiLSTM.layer(4, 1).double()
+    layer = DiagonalBiLSTM.layer(4, 1, 1).double()
     h, x = torch.randn(1, 8, 4, 5, dtype=torch.float64), torch.randn(1, 1, 4, 5, dtype=torch.float64)
     zero = torch.zeros(4, dtype=torch.float64)
 

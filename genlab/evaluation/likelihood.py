@@ -11,7 +11,7 @@ import torch
 from genlab.data.base import DataModule
 from genlab.distributed import joined_sum, place
 from genlab.families.base import Model
-from genlab.shapes import IGNORED, Batch, observed
+from genlab.shapes import IGNORED, Batch, observed, predicted
 
 
 @dataclass
@@ -79,8 +79,8 @@ def score_likelihood(
 
 
 def num_predicted(batch: Batch) -> int:
-    """Returns how many tokens of a batch are predicted: all but the first of a row and the padding; or 0."""
-    return int((batch["tokens"][:, 1:] != IGNORED).sum()) if "tokens" in batch else 0
+    """Returns how many tokens of a batch are predicted, without the padding; or 0."""
+    return int((predicted(batch["tokens"]) != IGNORED).sum()) if "tokens" in batch else 0
 
 
 def values_of_text(nats: float, num_tokens: float, num_bytes: int | None) -> dict[str, float]:

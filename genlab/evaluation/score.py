@@ -21,7 +21,7 @@ from genlab.families.capabilities import Samples, TranslatesBack
 from genlab.metrics.base import PAIRED, Drawn, Reference, SampleMetric, needs_extractor
 from genlab.metrics.features import Extractor
 from genlab.metrics.reference import NUM_KEPT, Collector, cached_reference, collect
-from genlab.shapes import DataSpec, observed, to_levels
+from genlab.shapes import DataSpec, observed, predicted, to_levels
 
 ENOUGH_IMAGES = 10_000
 """Below this many images on either side, a score carries their number in its name."""
@@ -229,7 +229,7 @@ def check_scorable(model: Model, extractor: Extractor | None, metrics: Sequence[
 def targets_of(data: DataModule, split: str, index: Tensor) -> Tensor:
     """Returns the split's own items of these numbers as they are stored: levels, or the tokens to predict."""
     target = observed(data.items(split).__getitems__(index))
-    return target[:, 1:] if data.spec.kind == "tokens" else target
+    return predicted(target) if data.spec.kind == "tokens" else target
 
 
 def text_decoder(spec: DataSpec) -> Callable[[Tensor], list[str]] | None:

@@ -1,4 +1,4 @@
-"""Autoregressive models: one token or pixel after the other, each told all before it."""
+"""Autoregressive models: one token, pixel or code after the other, each told all before it."""
 
 from __future__ import annotations
 
@@ -13,38 +13,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from genlab.families.base import Model, NetworkFactory, indices
+from genlab.families.base import NetworkFactory, indices
+from genlab.families.chain_rule import ChainRule
+from genlab.families.codes import one_hot_map
 from genlab.families.optimizers import Joined, decay_groups
 from genlab.families.streams import Streams
 from genlab.families.units import EqualUnits
 from genlab.families.weights import evaluating
-from genlab.losses.likelihoods import LikelihoodFactory, Softmax
+from genlab.losses.likelihoods import LikelihoodFactory, OneHot, PixelLikelihood, Softmax
 from genlab.samplers.pixels import walk as walk_pixels
 from genlab.samplers.tokens import Categorical, TextSampler
-from genlab.shapes import IGNORED, Batch, DataSpec
-
-
-class ChainRule(Model):
-    """A model whose likelihood is a product of what each part is given those before it.
-
-        log p(x) = sum_i log p(x_i | x_0 ... x_(i-1), given)
-
-    Exact: no bound and no sampling in it. Its network is one whose outputs see earlier parts alone.
-    """
-
-    network: Any
-    optimizer_factory: OptimizerCallable
-
-    likelihood_kind = "exact"
-    likelihood_estimator = "chain rule"
-
-    def configure_optimizers(self) -> Any:
-        return self.scheduled(self.optimizer_factory(decay_groups(self.network.parameters())))
-
-    @property
-    def sampling_network(self) -> Any:
-        """The network that samples and scores come from."""
-        return self.network if self.average is None else self.average.module
+from genlab.shapes import IGNORED, Batch, DataSpec, observed, predicted
 
 
 class Autoregressive(EqualUnits, ChainRule):
@@ -56,12 +35,15 @@ class Autoregressive(EqualUnits, ChainRule):
     bits per byte, which compares models of different vocabularies: all nats of a split / ln 2 / the bytes
     that its tokens stand for.
 
+    A map of codes is read from the top, as a text behind a start token of its own: the second stage of a
+    VQ-VAE by a text's network. Codes stand for no bytes.
+
     Given [source] and a network that reads one, it is a translator. A recurrent network is trained by
     truncated back-propagation through time (Williams and Peng 1990): where a batch goes on in the texts of
     the one before, as those of data.streams do, it begins from the state that was left.
 
     Args:
-        spec: The data: windows of tokens.
+        spec: The data: windows of tokens, or maps of codes.
         network: Scores the successor of each token, seeing no later one, such as CausalTransformer.
         optimizer: Built from the matrices, and from vectors such as norms and biases, whose weight decay is
             0.
@@ -74,7 +56,7 @@ class Autoregressive(EqualUnits, ChainRule):
 
     Shapes:
         x: (batch, length + 1), int64: the first token is only read, the last only predicted; `IGNORED` where
-            a window is not filled.
+            a window is not filled. (batch, height, width) of codes.
     """
 
     def __init__(
@@ -92,15 +74,18 @@ class Autoregressive(EqualUnits, ChainRule):
             raise ValueError(f"Autoregressive models tokens, and {spec.name} holds {spec.kind}s.")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
-        self.network = network(self.seen_spec)
+        is_map = len(spec.shape) == 2
+        self.network = network(_as_text(self.seen_spec) if is_map else self.seen_spec)
         self.keep_average(self.network)
         self.optimizer_factory, self.matrix_optimizer_factory = optimizer, matrix_optimizer
         self.sampler = sampler or Categorical()
         self.label_smoothing = label_smoothing
         vocabulary = json.loads(spec.vocabulary) if spec.vocabulary else {}
-        self.start, self.end = int(vocabulary.get("start", 0)), vocabulary.get("end")
-        self.passes = spec.shape[0]
-        carries = getattr(self.network, "carries_state", False)
+        self.start = spec.levels if is_map else int(vocabulary.get("start", 0))
+        self.end = vocabulary.get("end")
+        self.passes = math.prod(spec.shape)
+        # Every map begins anew, whatever its number.
+        carries = getattr(self.network, "carries_state", False) and not is_map
         self.streams = Streams(self.network.new_cache()) if carries else None
 
     def configure_optimizers(self) -> Any:
@@ -128,16 +113,17 @@ class Autoregressive(EqualUnits, ChainRule):
         return {"loss": nats.sum() / self.units(batch)}
 
     def units(self, batch: Batch) -> Tensor:
-        return (batch["tokens"][:, 1:] != IGNORED).sum()
+        return (predicted(batch["tokens"]) != IGNORED).sum()
 
     def most_units(self, batch: Batch) -> int:
-        return batch["tokens"][:, 1:].numel()
+        return predicted(batch["tokens"]).numel()
 
     def derived(self, means: dict[str, float], units: float, stage: str) -> dict[str, float]:
         nats = means["loss"]
         found = {"perplexity": math.exp(min(nats, 700.0))}
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if units == data.num_tokens(stage):  # a part of the split has bytes that nobody counted
+        # Codes stand for no bytes, and a part of the split for some that nobody counted.
+        if self.spec.vocabulary and units == data.num_tokens(stage):
             found["bits_per_byte"] = nats * units / math.log(2) / data.num_bytes(stage)
         return found
 
@@ -161,15 +147,16 @@ class Autoregressive(EqualUnits, ChainRule):
         told, network = self.told(given), self.sampling_network
         if not hasattr(network, "maps"):
             return None
-        before = torch.cat([torch.full_like(x[:, :1], self.start), x[:, :-1]], dim=1)
+        before = self._behind_start(x)[:, :-1]
         with evaluating(network):
             return network.maps(before, **told)
 
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
-        """Returns sample i of the seed for every i in index, as long as a window: (batch, length)."""
+        """Returns sample i of the seed for every i in index, (batch, length) or (batch, height, width)."""
         index = indices(index, self.device)
         start = torch.full((len(index), 1), self.start, device=self.device)
-        return torch.stack(list(self.complete(start, self.spec.shape[0], index, seed, **given)), dim=1)
+        drawn = self.complete(start, math.prod(self.spec.shape), index, seed, **given)
+        return torch.stack(list(drawn), dim=1).unflatten(1, self.spec.shape)
 
     def complete(
         self,
@@ -194,7 +181,7 @@ class Autoregressive(EqualUnits, ChainRule):
         told = self.told(given)
         with evaluating(network):
             written = (sampler or self.sampler).write(
-                network, start, num_tokens, seed, index, self.end, **told
+                network, start, num_tokens, seed, index, end=self.end, choices=self.spec.levels, **told
             )
             yield from written
 
@@ -214,9 +201,19 @@ class Autoregressive(EqualUnits, ChainRule):
         self, network: Any, tokens: Tensor, told: dict[str, Any], label_smoothing: float = 0.0
     ) -> Tensor:
         """Returns -log p of every token after the first, (batch, length); 0 where there is none."""
-        logits = network(tokens[:, :-1].clamp_min(0), **told).float()
+        text = tokens if tokens.dim() == 2 else self._behind_start(tokens)
+        logits = network(text[:, :-1].clamp_min(0), **told)[..., : self.spec.levels].float()
         target = {"ignore_index": IGNORED, "label_smoothing": label_smoothing}
-        return cross_entropy(logits.mT, tokens[:, 1:], reduction="none", **target)  # type: ignore[arg-type]
+        return cross_entropy(logits.mT, text[:, 1:], reduction="none", **target)  # type: ignore[arg-type]
+
+    def _behind_start(self, x: Tensor) -> Tensor:
+        """Returns texts, or maps from the top, behind the token that they start from."""
+        return torch.cat([x.new_full((len(x), 1), self.start), x.flatten(1)], dim=1)
+
+
+def _as_text(spec: DataSpec) -> DataSpec:
+    """Returns maps of codes as texts of them; the last number of their vocabulary is the start."""
+    return DataSpec(spec.name, (math.prod(spec.shape),), spec.num_classes, spec.levels + 1, spec.source)
 
 
 def _matrices_and_others(network: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -237,7 +234,94 @@ PixelNetworkFactory = Callable[[DataSpec, int], nn.Module]
 """What a YAML file gives for a network over pixels: the data, and the numbers to say for each pixel."""
 
 
-class AutoregressiveImages(ChainRule):
+class PixelByPixel(ChainRule):
+    """A model by a network over pixels, that draws one after the other.
+
+    Args:
+        spec: The data.
+        pixels: The data as the network and the likelihood see them, (channels, height, width).
+        network: Says what is known of each pixel.
+        optimizer: Built from the matrices, and from vectors such as biases, whose weight decay is 0.
+        likelihood: What it says.
+        temperature: Of samples.
+        model: Arguments of every model; the average is the network's.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        pixels: DataSpec,
+        network: PixelNetworkFactory,
+        optimizer: OptimizerCallable,
+        likelihood: PixelLikelihood,
+        temperature: float,
+        **model: Any,
+    ) -> None:
+        super().__init__(spec, **model)
+        if not temperature > 0.0:
+            raise ValueError(f"temperature must be above 0, got {temperature}.")
+        self.likelihood = likelihood
+        self.network = network(pixels.told(self.given), likelihood.parameter_shape[0])
+        if likelihood.couples_channels and self.network.sees_channels:
+            raise ValueError(
+                f"{type(likelihood).__name__} couples the channels of a pixel, and so do the masks of "
+                f"{type(self.network).__name__}: take Softmax with it."
+            )
+        self.keep_average(self.network)
+        self.optimizer_factory = optimizer
+        self.temperature = temperature
+        self.passes = math.prod(pixels.shape[1:]) * (pixels.shape[0] if self.network.sees_channels else 1)
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, **given: Any) -> Tensor:
+        """Returns log p of each item in nats, (batch,): of the levels of images."""
+        with evaluating(self.sampling_network):
+            return self._log_prob(self.sampling_network, x, self.told(given))
+
+    def nats(self, batch: Batch) -> Tensor:
+        """Returns the mean of -log p over a batch's items."""
+        network = self.network if self.training else self.sampling_network
+        return -self._log_prob(network, observed(batch), self.given_of(batch)).mean()
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Returns items as the network sees them."""
+        return x
+
+    def _log_prob(self, network: Any, x: Tensor, told: dict[str, Any]) -> Tensor:
+        pixels = self.pixels(x)
+        return self.likelihood(network(pixels, **told), pixels)
+
+    def _draw(
+        self,
+        pixels: Tensor,
+        num_known: int,
+        index: Tensor,
+        seed: int,
+        temperature: float,
+        told: dict[str, Any],
+    ) -> Tensor:
+        """Returns the pixels after the first num_known, which are given, drawn in place."""
+        network = self.sampling_network
+        with evaluating(network):
+            rows = walk_pixels(network, self.likelihood, pixels, num_known, seed, index, temperature, **told)
+            for _ in self._shown(rows, len(pixels)):
+                pass
+        return pixels
+
+    def _shown(self, rows: Iterator[int], num_images: int) -> Iterable[int]:
+        """Shows on a terminal how far a drawing is, once it has taken a while."""
+        return tqdm(
+            rows,
+            f"drawing {num_images} image{'s' * (num_images > 1)}",
+            self.network.size[0],
+            unit="row",
+            delay=PATIENCE,
+            leave=False,
+            disable=True if self.global_rank else None,  # None: but on a terminal
+        )
+
+
+class AutoregressiveImages(PixelByPixel):
     """Learns the probability of each pixel given those before it, and draws images pixel by pixel.
 
         log p(x) = sum_i log p(x_i | x_0 ... x_(i-1), given)        rows from the top, each from the left
@@ -274,34 +358,13 @@ class AutoregressiveImages(ChainRule):
         temperature: float = 1.0,
         **model: Any,
     ) -> None:
-        super().__init__(spec, **model)
         if spec.kind != "image":
             raise ValueError(f"AutoregressiveImages models images, and {spec.name} holds {spec.kind}s.")
-        if not temperature > 0.0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
-        self.likelihood = likelihood(spec)
-        self.network = network(self.seen_spec, self.likelihood.parameter_shape[0])
-        if self.likelihood.couples_channels and self.network.sees_channels:
-            raise ValueError(
-                f"{type(self.likelihood).__name__} couples the channels of a pixel, and so do the masks of "
-                f"{type(self.network).__name__}: take Softmax with it."
-            )
-        self.keep_average(self.network)
-        self.optimizer_factory = optimizer
-        self.temperature = temperature
-        self.passes = math.prod(spec.shape[1:]) * (spec.shape[0] if self.network.sees_channels else 1)
+        super().__init__(spec, spec, network, optimizer, likelihood(spec), temperature, **model)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the negative log-likelihood of a pixel and channel in bits."""
-        network = self.network if self.training else self.sampling_network
-        log_prob = self.likelihood(network(batch["image"], **self.given_of(batch)), batch["image"])
-        return {"loss": -log_prob.mean() / (math.prod(self.spec.shape) * math.log(2))}
-
-    @torch.no_grad()
-    def log_prob(self, x: Tensor, **given: Any) -> Tensor:
-        """Returns log p of each image's levels in nats, (batch,)."""
-        with evaluating(self.sampling_network):
-            return self.likelihood(self.sampling_network(x, **self.told(given)), x)
+        return {"loss": self.nats(batch) / (math.prod(self.spec.shape) * math.log(2))}
 
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns sample i of the seed for every i in index, (batch, channels, height, width)."""
@@ -328,23 +391,64 @@ class AutoregressiveImages(ChainRule):
             temperature: Another one than the model's own.
             given: What the model is told.
         """
-        index, images = indices(index, self.device), start.clone()
-        told, heat = self.told(given), self.temperature if temperature is None else temperature
-        network = self.sampling_network
-        with evaluating(network):
-            rows = walk_pixels(network, self.likelihood, images, num_known, seed, index, heat, **told)
-            for _ in self._shown(rows, len(images)):
-                pass
-        return images
+        heat = self.temperature if temperature is None else temperature
+        index, told = indices(index, self.device), self.told(given)
+        return self._draw(start.clone(), num_known, index, seed, heat, told)
 
-    def _shown(self, rows: Iterator[int], num_images: int) -> Iterable[int]:
-        """Shows on a terminal how far a drawing is, once it has taken a while."""
-        return tqdm(
-            rows,
-            f"drawing {num_images} image{'s' * (num_images > 1)}",
-            self.spec.shape[1],
-            unit="row",
-            delay=PATIENCE,
-            leave=False,
-            disable=True if self.global_rank else None,  # None: but on a terminal
-        )
+
+class AutoregressiveMaps(PixelByPixel):
+    """Learns the probability of each code of a map given those before it, by a network over pixels.
+
+        log p(x) = sum_i log p(x_i | x_0 ... x_(i-1), given)        rows from the top, each from the left
+
+    The second stage of a VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937, section 3.3). The network sees
+    a code as a pixel with a channel for each number, 1 at its own and 0 elsewhere: numbers have no order.
+
+    The loss is in nats a code, and perplexity its exp; `Autoregressive` has the same of a text's network.
+
+    Args:
+        spec: The maps of codes.
+        network: Says what is known of each code, such as GatedPixelCNN.
+        optimizer: Built from the matrices, and from vectors such as biases, whose weight decay is 0.
+        temperature: Of samples: 1 draws what was learned, near 0 the likeliest.
+        model: Arguments of every model; the average is the network's.
+
+    Shapes:
+        x: (batch, height, width), int64.
+
+    Raises:
+        ValueError: The data are no maps of codes.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        network: PixelNetworkFactory,
+        optimizer: OptimizerCallable,
+        temperature: float = 1.0,
+        **model: Any,
+    ) -> None:
+        if spec.kind != "tokens" or len(spec.shape) != 2:
+            raise ValueError(
+                f"AutoregressiveMaps models maps of codes, of shape (height, width) and levels, and "
+                f"{spec.name} has shape {spec.shape} and levels {spec.levels}."
+            )
+        pixels = DataSpec(spec.name, (spec.levels, *spec.shape), spec.num_classes, 0, spec.source)
+        super().__init__(spec, pixels, network, optimizer, OneHot(pixels), temperature, **model)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the negative log-likelihood of a code in nats."""
+        return {"loss": self.nats(batch) / math.prod(self.spec.shape)}
+
+    def derived(self, means: dict[str, float], units: float, stage: str) -> dict[str, float]:
+        return {"perplexity": math.exp(min(means["loss"], 700.0))}
+
+    def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
+        """Returns sample i of the seed for every i in index, (batch, height, width)."""
+        index, told = indices(index, self.device), self.told(given)
+        nothing = self.pixels(index.new_zeros(len(index), *self.spec.shape))
+        return self._draw(nothing, 0, index, seed, self.temperature, told).argmax(dim=1)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Returns maps of codes with a channel for each number, (batch, levels, height, width)."""
+        return one_hot_map(x, self.spec.levels).to(self.dtype)

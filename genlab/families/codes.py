@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from genlab.families.base import Model
 from genlab.families.weights import evaluating
@@ -97,6 +98,11 @@ def code_shape(encoder: nn.Module, spec: DataSpec) -> torch.Size:
             f"{type(encoder).__name__} makes no map of its items, but {tuple(shape)}: use ConvMapEncoder."
         )
     return shape
+
+
+def one_hot_map(index: Tensor, num_codes: int) -> Tensor:
+    """Returns code numbers as indicators, (batch, height, width) to (batch, num_codes, height, width)."""
+    return one_hot(index, num_codes).movedim(-1, 1).float()
 
 
 def perplexity(counts: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from genlab.distributed import joined_counts
 from genlab.families.base import CodingFactory
-from genlab.families.codes import CodeNumbers, code_shape
+from genlab.families.codes import CodeNumbers, code_shape, one_hot_map
 from genlab.families.weights import evaluating
 from genlab.losses.divergences import kl_to_uniform
 from genlab.losses.likelihoods import LikelihoodFactory
@@ -167,8 +166,3 @@ def gumbel_softmax(logits: Tensor, u: Tensor, temperature: float, hard: bool = F
     if not hard:
         return soft
     return one_hot_map(soft.argmax(dim=1), logits.shape[1]) + (soft - soft.detach())
-
-
-def one_hot_map(index: Tensor, num_codes: int) -> Tensor:
-    """Returns code numbers as indicators, (batch, height, width) to (batch, num_codes, height, width)."""
-    return one_hot(index, num_codes).movedim(-1, 1).float()

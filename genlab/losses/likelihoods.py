@@ -154,12 +154,31 @@ class Softmax(PixelLikelihood):
         return torch.einsum("bk...,k->b...", self._split(parameters.float()).softmax(dim=1), self._values())
 
     def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
-        mass = (self._split(parameters).double() / temperature).softmax(dim=1).cumsum(dim=1)
-        level = (mass[:, :-1] < u * mass[:, -1:]).sum(dim=1)
-        return to_float(level, self.spec.levels)
+        return to_float(drawn_class(self._split(parameters), u, temperature), self.spec.levels)
 
     def _values(self) -> Tensor:
         return to_float(torch.arange(self.spec.levels), self.spec.levels)
+
+
+class OneHot(PixelLikelihood):
+    """Pixels of which one channel is 1 and the others 0, as of a code: p(channel k is 1) = softmax(logits)_k.
+
+    Args:
+        spec: The pixels, (classes, height, width).
+    """
+
+    couples_channels = True
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Returns the log-probability of each whole pixel, (batch, 1, height, width)."""
+        return -cross_entropy(parameters, x.argmax(dim=1), reduction="none")[:, None]
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return parameters.float().softmax(dim=1)
+
+    def draw(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+        drawn = drawn_class(parameters, u[:, 0, :1], temperature)
+        return torch.zeros_like(parameters).scatter_(1, drawn[:, None], 1.0)
 
 
 class Gaussian(PixelLikelihood):
@@ -355,6 +374,16 @@ class CoupledLogistics(PixelLikelihood):
         )
         means = means + centres.to(means).reshape(1, -1, *[1] * (means.dim() - 2))
         return logits[:, :, 0], means, (log_scales - 2.0).clamp(*LOG_SCALES), slopes.tanh()
+
+
+def drawn_class(logits: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+    """Returns the class in which a uniform number ends the running sum of softmax(logits / temperature).
+
+    Shapes:
+        logits: (batch, classes, ...); u: (batch, 1, ...), in (0, 1). Returns (batch, ...), int64.
+    """
+    mass = (logits.double() / temperature).softmax(dim=1).cumsum(dim=1)
+    return (mass[:, :-1] < u * mass[:, -1:]).sum(dim=1)
 
 
 def nearest_level(x: Tensor, num_levels: int) -> Tensor:

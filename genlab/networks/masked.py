@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, pad, unfold
 
+from genlab.shapes import DataSpec
+
 Sees = Literal["above", "before", "up to"]
 """What an output sees of its own row: all of it ("above", to be moved down by one row), what is before the
 pixel, or the pixel too."""
@@ -51,9 +53,11 @@ class PixelNetwork(nn.Module):
 
     Attributes:
         size: Height and width of the images.
+        sees_channels: Whether the channels of a pixel are told each other in turn; else they come at once.
     """
 
     size: tuple[int, ...]
+    sees_channels: bool
 
     def new_memory(self, num_images: int) -> Memory:
         """Returns an empty memory for drawing images."""
@@ -149,6 +153,14 @@ class CausalConv2d(nn.Conv2d):
         known[:, :, row + top, left : left + width] = features
         seen = known[:, :, row : row + top + 1, : left + width + right]
         return conv2d(seen, self.kernel(), self.bias, self.stride)[:, :, 0]
+
+
+def channels_in_turn(spec: DataSpec) -> int:
+    """Returns how many channels of a pixel are told each other in turn: those of an image, which have levels.
+
+    Numbers without levels, such as the indicators of a code, are one pixel that comes at once: 1.
+    """
+    return spec.shape[0] if spec.kind == "image" else 1
 
 
 def _mask(weight: Tensor, middle: int, sees: Sees, num_channels: int) -> Tensor:

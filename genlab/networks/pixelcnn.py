@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from genlab.networks.conditioning import required
-from genlab.networks.masked import CausalConv2d, Memory, PixelNetwork, Sees, moved_down
+from genlab.networks.masked import CausalConv2d, Memory, PixelNetwork, Sees, channels_in_turn, moved_down
 from genlab.shapes import DataSpec
 
 
@@ -18,7 +18,7 @@ class PixelCNN(PixelNetwork):
     spot that GatedPixelCNN has not.
 
     Args:
-        spec: The images.
+        spec: The images, or pixels without levels, whose channels come at once.
         num_outputs: Numbers for each pixel; output i belongs to channel i modulo the channels.
         features: Channels inside of the blocks; twice as many between them.
         num_blocks: Residual blocks.
@@ -31,8 +31,6 @@ class PixelCNN(PixelNetwork):
         what belongs to a channel follows from earlier channels and pixels alone.
     """
 
-    sees_channels = True
-
     def __init__(
         self,
         spec: DataSpec,
@@ -44,10 +42,10 @@ class PixelCNN(PixelNetwork):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        channels = spec.shape[0]
+        channels = channels_in_turn(spec)
         width = multiple(features, channels)
-        self.size = spec.shape[1:]
-        self.first = CausalConv2d(channels, 2 * width, around(first_size), "before", channels)
+        self.size, self.sees_channels = spec.shape[1:], channels > 1
+        self.first = CausalConv2d(spec.shape[0], 2 * width, around(first_size), "before", channels)
         self.blocks = nn.ModuleList(_Block(width, size, channels, dropout) for _ in range(num_blocks))
         self.last = Head(2 * width, num_outputs, channels)
 
@@ -111,7 +109,8 @@ class GatedPixelCNN(PixelNetwork):
     missed. A class adds a vector h to every gate, the same everywhere.
 
     Args:
-        spec: The images; its classes are what the network is told.
+        spec: The images, or pixels without levels, whose channels come at once; its classes are what the
+            network is told.
         num_outputs: Numbers for each pixel; output i belongs to channel i modulo the channels.
         features: Channels of both stacks.
         num_layers: Gated layers.
@@ -124,8 +123,6 @@ class GatedPixelCNN(PixelNetwork):
         width), where what belongs to a channel follows from earlier channels and pixels alone.
     """
 
-    sees_channels = True
-
     def __init__(
         self,
         spec: DataSpec,
@@ -137,11 +134,12 @@ class GatedPixelCNN(PixelNetwork):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        channels = spec.shape[0]
+        channels = channels_in_turn(spec)
         width = multiple(features, channels)
-        self.size, self.num_classes = spec.shape[1:], spec.num_classes
+        self.size, self.sees_channels = spec.shape[1:], channels > 1
+        self.num_classes = spec.num_classes
         more = channels, spec.num_classes, dropout
-        first = _GatedLayer(channels, width, first_size, "before", *more)
+        first = _GatedLayer(spec.shape[0], width, first_size, "before", *more)
         rest = (_GatedLayer(width, width, size, "up to", *more) for _ in range(num_layers - 1))
         self.layers = nn.ModuleList([first, *rest])
         self.last = Head(width, num_outputs, channels)

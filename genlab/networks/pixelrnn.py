@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from genlab.networks.masked import CausalConv2d, Memory, PixelNetwork, moved_down
+from genlab.networks.masked import CausalConv2d, Memory, PixelNetwork, channels_in_turn, moved_down
 from genlab.networks.pixelcnn import Head, around, multiple
 from genlab.shapes import DataSpec
 
@@ -20,7 +20,7 @@ class PixelRNN(PixelNetwork):
     a pixel and adds what its LSTM found to them.
 
     Args:
-        spec: The images.
+        spec: The images, or pixels without levels, whose channels come at once.
         num_outputs: Numbers for each pixel; output i belongs to channel i modulo the channels.
         features: Length of a state; the paper's 16 for digits.
         num_layers: Layers of LSTMs; the paper's 7 for digits.
@@ -32,8 +32,6 @@ class PixelRNN(PixelNetwork):
         what belongs to a channel follows from earlier channels and pixels alone.
     """
 
-    sees_channels = True
-
     def __init__(
         self,
         spec: DataSpec,
@@ -44,18 +42,24 @@ class PixelRNN(PixelNetwork):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        channels = spec.shape[0]
+        channels = channels_in_turn(spec)
         width = multiple(features, channels)
-        self.size = spec.shape[1:]
-        self.first = CausalConv2d(channels, 2 * width, around(first_size), "before", channels)
-        self.layers = nn.ModuleList(self.layer(width, channels) for _ in range(num_layers))
+        self.size, self.sees_channels = spec.shape[1:], channels > 1
+        self.first = CausalConv2d(spec.shape[0], 2 * width, around(first_size), "before", channels)
+        self.layers = nn.ModuleList(self.layer(width, channels, spec.shape[0]) for _ in range(num_layers))
         self.dropout = nn.Dropout(dropout)
         self.last = Head(2 * width, num_outputs, channels)
 
     @staticmethod
     @abstractmethod
-    def layer(width: int, channels: int) -> nn.Module:
-        """Returns a layer that maps (batch, 2 width, height, width), and the images, to the same."""
+    def layer(width: int, channels: int, numbers: int) -> nn.Module:
+        """Returns a layer that maps (batch, 2 width, height, width), and the images, to the same.
+
+        Args:
+            width: Length of a state.
+            channels: Of a pixel, told each other in turn.
+            numbers: That a pixel is read as.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
@@ -81,7 +85,7 @@ class RowLSTM(PixelRNN):
     """
 
     @staticmethod
-    def layer(width: int, channels: int) -> nn.Module:
+    def layer(width: int, channels: int, numbers: int) -> nn.Module:
         return _RowLayer(width, channels)
 
 
@@ -97,8 +101,8 @@ class DiagonalBiLSTM(PixelRNN):
     """
 
     @staticmethod
-    def layer(width: int, channels: int) -> nn.Module:
-        return _DiagonalLayer(width, channels)
+    def layer(width: int, channels: int, numbers: int) -> nn.Module:
+        return _DiagonalLayer(width, channels, numbers)
 
 
 class _RowLayer(nn.Module):
@@ -137,10 +141,10 @@ class _RowLayer(nn.Module):
 
 
 class _DiagonalLayer(nn.Module):
-    def __init__(self, width: int, channels: int) -> None:
+    def __init__(self, width: int, channels: int, numbers: int) -> None:
         super().__init__()
         self.from_left = CausalConv2d(2 * width, 4 * width, num_channels=channels)
-        self.from_right = nn.Conv2d(2 * width + channels, 4 * width, 1)
+        self.from_right = nn.Conv2d(2 * width + numbers, 4 * width, 1)
         self.left_states = nn.Conv1d(width, 4 * width, 2, bias=False)  # of the pixels above and beside
         self.right_states = nn.Conv1d(width, 4 * width, 2, bias=False)
         self.leaving = CausalConv2d(width, 2 * width, num_channels=channels)

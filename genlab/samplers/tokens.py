@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +45,59 @@ class NextToken(Protocol):
         """Returns an empty memory."""
 
 
+class GuidedText:
+    """A network whose scores are moved away from those of the same texts read without what guides them.
+
+        logits = logits_0 + scale (logits_told - logits_0)
+
+    Ho and Salimans 2022 (arXiv:2207.12598), for tokens Gafni et al. 2022 (arXiv:2203.13131).
+
+    Args:
+        network: Scores the next token.
+        scale: 1 is the network itself, 0 the one that is told nothing.
+        emptied: Takes what guides out of texts, token by token.
+    """
+
+    def __init__(self, network: NextToken, scale: float, emptied: Callable[[Tensor], Tensor]) -> None:
+        self.network, self.scale, self.emptied = network, scale, emptied
+        self.context = network.context
+
+    def __call__(self, tokens: Tensor, *, cache: Memories, **given: Tensor) -> Tensor:
+        told = self.network(tokens, cache=cache.parts[0], **given)
+        untold = self.network(self.emptied(tokens), cache=cache.parts[1], **given)
+        return torch.lerp(untold, told, self.scale)
+
+    def new_cache(self) -> Memories:
+        """Returns an empty memory of both readings."""
+        return Memories(self.network.new_cache(), self.network.new_cache())
+
+
+class Memories:
+    """Memories of several readings of the same texts.
+
+    Args:
+        parts: Equally full.
+    """
+
+    def __init__(self, *parts: Memory) -> None:
+        self.parts = parts
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no place for another token."""
+        return self.parts[0].is_full
+
+    def clear(self) -> None:
+        """Forgets the tokens."""
+        for part in self.parts:
+            part.clear()
+
+    def take(self, rows: Tensor) -> None:
+        """Takes rows of these numbers in place of all."""
+        for part in self.parts:
+            part.take(rows)
+
+
 class Reader:
     """A network that reads texts while they grow, each token once.
 
@@ -56,15 +109,18 @@ class Reader:
         network: Reads.
         end: The token that ends a text; None where none does.
         given: What the network is told beside, a row each.
+        choices: How many tokens may come, the first ones of the vocabulary; None for all.
     """
 
-    def __init__(self, network: NextToken, end: int | None, given: dict[str, Tensor]) -> None:
-        self.network, self.end, self.given = network, end, given
+    def __init__(
+        self, network: NextToken, end: int | None, given: dict[str, Tensor], choices: int | None = None
+    ) -> None:
+        self.network, self.end, self.given, self.choices = network, end, given, choices
         self.memory = network.new_cache()
         self._num_read = 0
 
     def logits(self, text: Tensor) -> Tensor:
-        """Returns what follows texts, (batch, vocabulary), that begin with those of the call before.
+        """Returns what follows texts, (batch, choices), that begin with those of the call before.
 
         Raises:
             ValueError: If a text has no token.
@@ -76,7 +132,7 @@ class Reader:
             self._num_read = max(0, text.shape[1] - self.network.context)
         logits = self.network(text[:, self._num_read :], cache=self.memory, **self.given)
         self._num_read = text.shape[1]
-        return logits[:, -1]
+        return logits[:, -1, : self.choices]
 
     def take(self, rows: Tensor) -> None:
         """Takes the texts of these numbers in place of all."""
@@ -99,6 +155,7 @@ class TextSampler(ABC):
         seed: int,
         index: Tensor,
         end: int | None = None,
+        choices: int | None = None,
         **given: Tensor,
     ) -> Iterator[Tensor]:
         """Returns token after token of the texts that go on from a start, (batch,) each.
@@ -110,12 +167,13 @@ class TextSampler(ABC):
             seed: Of the samples.
             index: Sample numbers, (batch,).
             end: The token that ends a text and is then repeated; None where none does.
+            choices: How many tokens may come, the first ones of the vocabulary; None for all.
             **given: What the network is told beside, a row each, such as `label`.
 
         Raises:
             ValueError: If there is no token to start from.
         """
-        return self.written(Reader(network, end, given), start, num_tokens, seed, index)
+        return self.written(Reader(network, end, given, choices), start, num_tokens, seed, index)
 
     @abstractmethod
     def written(
