@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 
 def distributed() -> bool:
@@ -30,6 +31,26 @@ def joined_sum(values: Tensor) -> Tensor:
 def joined_mean(values: Tensor) -> Tensor:
     """Returns the mean over all devices."""
     return joined_sum(values) / dist.get_world_size() if distributed() else values
+
+
+def joined_rows(rows: Tensor) -> Tensor:
+    """Returns the rows of all devices, one device's after another's, through which gradients pass.
+
+    Each must have as many. The gradient of a row is the sum of what all devices have for it.
+    """
+    return torch.cat(all_gather(rows.contiguous())) if distributed() else rows
+
+
+@torch.no_grad()
+def gathered(rows: Tensor) -> Tensor:
+    """Returns the rows of all devices, which may have unequally many, one device's after another's."""
+    if not distributed():
+        return rows
+    counts = joined_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = joined_rows(padded).split(max(counts))
+    return torch.cat([part[:num] for part, num in zip(parts, counts, strict=True)])
 
 
 def joined_counts(index: Tensor, num: int) -> Tensor:
