@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def distributed() -> bool:
@@ -38,7 +39,7 @@ def joined_rows(rows: Tensor) -> Tensor:
 
     Each must have as many. The gradient of a row is the sum of what all devices have for it.
     """
-    return torch.cat(all_gather(rows.contiguous())) if distributed() else rows
+    return _JoinedRows.apply(rows) if distributed() else rows
 
 
 @torch.no_grad()
@@ -56,3 +57,16 @@ def gathered(rows: Tensor) -> Tensor:
 def joined_counts(index: Tensor, num: int) -> Tensor:
     """Returns how often each number of 0 ... num - 1 occurs, over all devices, (num,)."""
     return joined_sum(torch.bincount(index.flatten(), minlength=num).float())
+
+
+class _JoinedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(place()[1])]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        rank, world_size = place()
+        return joined_sum(gradient).chunk(world_size)[rank]
