@@ -45,7 +45,8 @@ def pairs_of(source, width=5):
     images, captions = (
         normalize(torch.randn(len(source), width, generator=draw).double(), dim=1) for _ in range(2)
     )
-    return Pairs(images, captions, torch.tensor(source)[:, None])
+    tokens = torch.tensor([[2, number] for number in source])  # no two captions differ in all of their tokens
+    return Pairs(images, captions, tokens)
 
 
 # The loss
@@ -144,6 +145,15 @@ def test_similarity_is_the_cosine_of_what_is_encoded_and_asks_for_a_caption():
     assert found.shape == (6,) and torch.allclose(found, (vectors * captions).sum(dim=1))
     with pytest.raises(ValueError, match="compares images with their source, but got nothing"):
         model.similarity(batch["image"])
+
+
+def test_similarity_comes_from_the_averaged_encoders():
+    model, batch = model_of(half_life=8), batch_of()
+    found = model.similarity(batch["image"], source=batch["source"])
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(model.similarity(batch["image"], source=batch["source"]), found)
 
 
 def test_images_without_captions_are_refused():
