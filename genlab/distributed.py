@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,6 +34,39 @@ def joined_mean(values: Tensor) -> Tensor:
     return joined_sum(values) / dist.get_world_size() if distributed() else values
 
 
+def joined_rows(rows: Tensor) -> Tensor:
+    """Returns the rows of all devices, one device's after another's, through which gradients pass.
+
+    Each must have as many. The gradient of a row is the sum of what all devices have for it.
+    """
+    return _JoinedRows.apply(rows) if distributed() else rows
+
+
+@torch.no_grad()
+def gathered(rows: Tensor) -> Tensor:
+    """Returns the rows of all devices, which may have unequally many, one device's after another's."""
+    if not distributed():
+        return rows
+    counts = joined_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = joined_rows(padded).split(max(counts))
+    return torch.cat([part[:num] for part, num in zip(parts, counts, strict=True)])
+
+
 def joined_counts(index: Tensor, num: int) -> Tensor:
     """Returns how often each number of 0 ... num - 1 occurs, over all devices, (num,)."""
     return joined_sum(torch.bincount(index.flatten(), minlength=num).float())
+
+
+class _JoinedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(place()[1])]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        rank, world_size = place()
+        return joined_sum(gradient).chunk(world_size)[rank]

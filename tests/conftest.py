@@ -4,7 +4,10 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow each other down twentyfold
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job: it would stay so
@@ -119,6 +122,19 @@ def tiny_extractor(tmp_path_factory):
         return file
 
     return path
+
+
+@pytest.fixture(scope="session")
+def two_learners(tmp_path_factory):
+    """What each of two processes has that learn together; see `learning_processes`."""
+    import learning_processes
+
+    folder = tmp_path_factory.mktemp("learners")
+    root = Path(learning_processes.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, learning_processes.__file__, str(folder)]
+    subprocess.run(command, env=environment, check=True, timeout=240)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.fixture

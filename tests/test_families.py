@@ -31,6 +31,7 @@ from genlab.families.base import Schedule
 from genlab.families.capabilities import can
 from genlab.families.classifier import Classifier
 from genlab.families.codes import FirstStage
+from genlab.families.contrastive import Contrastive
 from genlab.families.cut import CUT
 from genlab.families.cyclegan import CycleGAN
 from genlab.families.dalle import DALLE
@@ -76,6 +77,7 @@ from genlab.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genlab.networks.quantizer import FSQ, EMACodebook, LearnedCodebook
 from genlab.networks.resnet_generator import PatchHeads, ResNetGenerator
 from genlab.networks.rnn import CausalRNN
+from genlab.networks.sentence_encoder import SentenceEncoder
 from genlab.networks.srresnet import SRResNet, VGGDiscriminator
 from genlab.networks.text_reader import TextReader
 from genlab.networks.transformer import BidirectionalTransformer, CausalTransformer
@@ -96,6 +98,7 @@ LABEL = ["label"]
 PROTOCOLS = (
     *("Samples", "HasLatent", "Reconstructs", "HasPosterior", "HasLikelihood"),
     *("Denoises", "HasScore", "Completes", "TellsReal", "TranslatesBack", "Classifies", "HasCode"),
+    "TellsMatch",
 )
 
 
@@ -137,6 +140,11 @@ def captioned_codes(batch_size=8):
 
 
 small_sources = partial(pairs, side=4)
+
+
+def captioned(batch_size=8):
+    source = DataSpec("captions", (6,), levels=5)
+    return RandomData((1, 8, 8), 0, 17, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
 
 
 def points(batch_size=8):
@@ -219,6 +227,11 @@ def adversarial_kl_autoencoder(spec, **options):
 
 def classifier(spec, **options):
     return Classifier(spec, partial(ConvClassifier, num_features=4, base_channels=4), ADAM, **options)
+
+
+def contrastive(spec, **options):
+    encoders = CONV_CODING[0], partial(SentenceEncoder, num_layers=1, num_heads=2, width=8)
+    return Contrastive(spec, *encoders, ADAM, width=8, **options)
 
 
 GPT = partial(CausalTransformer, num_layers=1, num_heads=2, width=8)
@@ -398,6 +411,7 @@ FAMILIES = {
         "Samples Reconstructs Denoises HasCode",
     ),
     "classifier": Family(classifier, "Classifies", draws=False),
+    "contrastive": Family(partial(contrastive, half_life=4), "TellsMatch", captioned, draws=False),
     "gpt": Family(
         partial(autoregressive, half_life=24), "Samples HasLikelihood Completes", texts, draws=False
     ),
@@ -540,7 +554,7 @@ def questions(model, batch):
     asked = {
         "Samples": {"sample": partial(model.sample, index, 1)} if can(model, capabilities.Samples) else {},
         "HasLatent": {"decode": lambda **told: model.decode(z, **told)},
-        "Reconstructs": {"encode": lambda **told: model.encode(x, **told)},
+        "Encodes": {"encode": lambda **told: model.encode(x, **told)},
         "HasPosterior": {"posterior": lambda **told: model.posterior(x, **told).mean},
         "HasLikelihood": {"log_prob": lambda **told: model.log_prob(x, **told)},
         "TellsReal": {"probability_real": lambda **told: model.probability_real(x, **told)},

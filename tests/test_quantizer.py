@@ -2,13 +2,9 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
-import codebook_process
+import learning_processes
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -163,13 +159,9 @@ def test_perplexity_counts_the_codes_in_even_use():
     assert perplexity(torch.tensor([0.0, 9.0])).item() == pytest.approx(1.0)
 
 
-def test_codebooks_are_equal_on_all_processes_and_equal_to_one_process(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, codebook_process.__file__, str(tmp_path)], env=environment, check=True, timeout=240
-    )
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    alone = codebook_process.learn_codes()
+def test_codebooks_are_equal_on_all_processes_and_equal_to_one_process(two_learners):
+    first, second = (learner["codes"] for learner in two_learners)
+    alone = learning_processes.learn_codes()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.allclose(alone[name].double(), first[name].double(), atol=1e-5) for name in alone)
 

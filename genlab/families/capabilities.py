@@ -191,6 +191,14 @@ class TellsReal(Protocol):
 
 
 @runtime_checkable
+class TellsMatch(Protocol):
+    """Says how well images go with what they come with: how samples can be ranked."""
+
+    def similarity(self, x: Tensor, **given: Any) -> Tensor:
+        """Returns the cosine of the angle between each image and its source, (batch,)."""
+
+
+@runtime_checkable
 class Classifies(Protocol):
     """Has a network whose features can measure images of its domain."""
 

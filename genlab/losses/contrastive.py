@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from genlab.distributed import joined_rows
 from genlab.losses.precision import at_least_float32
 
 
@@ -35,3 +38,68 @@ class PatchNCE:
         similarity = torch.bmm(queries, keys.transpose(1, 2))
         partner = torch.arange(similarity.shape[1], device=similarity.device).expand(len(similarity), -1)
         return cross_entropy(similarity.flatten(0, 1), partner.flatten())
+
+
+class Pairs(NamedTuple):
+    """Images and their captions as vectors, with the captions themselves, of which some may be equal.
+
+    Shapes:
+        images, captions: (..., pairs, width), rows of length 1.
+        source: (..., pairs, length), int64.
+    """
+
+    images: Tensor
+    captions: Tensor
+    source: Tensor
+
+    def joined(self) -> Pairs:
+        """Returns the pairs of all devices, as many of each, through which gradients pass."""
+        return Pairs(*map(joined_rows, self))
+
+
+def matched(pairs: Pairs, candidates: Pairs, scale: Tensor) -> dict[str, Tensor]:
+    """Returns how well images and captions find each other: the loss, and how often the nearest is right.
+
+        loss = 1/2 (info_nce(s I C'^T, same) + info_nce(s C I'^T, same)),    same_ij = [caption i = caption j]
+
+    Radford et al. 2021 (arXiv:2103.00020), figure 3, where all captions are taken for different. Here a
+    caption that several images have belongs to each of them: what is right cannot be counted as wrong.
+
+    Args:
+        pairs: The vectors I and C that look for their partners.
+        candidates: I' and C', among which they look; all of `pairs` are among them.
+        scale: s, the inverse of the temperature.
+
+    Returns:
+        "loss"; "image_to_text" and "text_to_image", the shares of images whose nearest caption is theirs, and
+        of captions whose nearest image has them.
+    """
+    same = (pairs.source[..., :, None, :] == candidates.source[..., None, :, :]).all(dim=-1)
+    with torch.autocast(pairs.images.device.type, enabled=False):  # in bfloat16 s I C^T is off by half a nat
+        to_text = scale * at_least_float32(pairs.images) @ at_least_float32(candidates.captions).mT
+        to_image = scale * at_least_float32(pairs.captions) @ at_least_float32(candidates.images).mT
+    return {
+        "loss": (info_nce(to_text, same) + info_nce(to_image, same)) / 2,
+        "image_to_text": _hits(to_text, same),
+        "text_to_image": _hits(to_image, same),
+    }
+
+
+def info_nce(logits: Tensor, partners: Tensor) -> Tensor:
+    """Returns the cross-entropy of finding one's partners, all of which are equally right.
+
+        -1/n  sum_i 1/|P_i| sum_{j in P_i} log softmax(logits_i)_j
+
+    Van den Oord et al. 2018 (arXiv:1807.03748), equation 4, for one partner each. Equal logits of m
+    candidates give log m; the least that can be reached is the mean of log |P_i|.
+
+    Shapes:
+        logits: (..., n, m); partners: (..., n, m), bool, at least one in each row. Returns a scalar.
+    """
+    shares = partners / partners.sum(dim=-1, keepdim=True)
+    return -(shares * at_least_float32(logits).log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def _hits(logits: Tensor, partners: Tensor) -> Tensor:
+    """Returns how often the likeliest candidate is a partner."""
+    return partners.gather(-1, logits.argmax(dim=-1, keepdim=True)).float().mean()

@@ -75,6 +75,8 @@ class ConvEncoder(nn.Module):
         condition_dim: Length of the condition; 0 for none. It shifts the channels of every block.
         base_channels: Channels of the first stage; each halving doubles them, up to four times.
         num_blocks: Residual blocks in each stage.
+        patch: Side of the squares of pixels that become the channels of one place before the first stage; the
+            stages then halve what is left, at a patch^2-th of the cost.
 
     Shapes:
         x: (batch, channels, height, width); condition: (batch, condition_dim). Returns (batch, num_outputs).
@@ -90,14 +92,17 @@ class ConvEncoder(nn.Module):
         condition_dim: int = 0,
         base_channels: int = 32,
         num_blocks: int = 1,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        (height, width), num_halvings = halved_down(spec)
-        self.stages = Downward(spec.shape[0], base_channels, num_halvings, num_blocks, condition_dim)
+        self.patches = nn.PixelUnshuffle(patch) if patch > 1 else nn.Identity()
+        places = _in_patches(spec, patch)
+        (height, width), num_halvings = halved_down(places)
+        self.stages = Downward(places.shape[0], base_channels, num_halvings, num_blocks, condition_dim)
         self.output = nn.Linear(self.stages.out_channels * height * width, num_outputs)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.output(self.stages(x, condition).flatten(1))
+        return self.output(self.stages(self.patches(x), condition).flatten(1))
 
 
 class ConvDecoder(nn.Module):
@@ -323,6 +328,16 @@ def require_halvings(spec: DataSpec, num_halvings: int) -> None:
             f"The network halves the sides {num_halvings} times, so they must be multiples of {factor}, but "
             f"{spec.name} has shape {spec.shape}; resize the images."
         )
+
+
+def _in_patches(spec: DataSpec, patch: int) -> DataSpec:
+    """Returns images whose places are squares of pixels; data that are no images as they are."""
+    if not spec.is_grid or patch == 1:
+        return spec
+    channels, *sides = spec.shape
+    if patch < 1 or any(side % patch for side in sides):
+        raise ValueError(f"patch must divide the sides of {spec.name}, {spec.shape[1:]}, got {patch}.")
+    return DataSpec(spec.name, (channels * patch**2, *(side // patch for side in sides)))
 
 
 def _widths(base_channels: int, num_halvings: int) -> list[int]:
