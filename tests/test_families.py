@@ -134,7 +134,7 @@ def pairs(batch_size=8, channels=2, side=8):
     return RandomData((1, 8, 8), 0, 17, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
 
 
-def captioned_codes(batch_size=8):
+def captioned_grids(batch_size=8):
     source = DataSpec("captions", (5,), levels=6, vocabulary='{"pad": 0}')
     return RandomData((2, 4, 4), 3, 0, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
 
@@ -382,7 +382,7 @@ FAMILIES = {
             guidance=Guidance(2.0, 0.2, interval=(0.1, 50.0)),
         ),
         WALKER,
-        captioned_codes,
+        captioned_grids,
     ),
     "diffusion of points": Family(partial(diffusion, process=VPSDE), WALKER, points),
     "flow of vectors": Family(

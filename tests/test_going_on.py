@@ -17,7 +17,7 @@ from genlab.callbacks.evaluate import Evaluate
 from genlab.callbacks.record import Resumption
 from genlab.cli.model import resolve_checkpoint
 from genlab.errors import CheckpointError, DataError, exit_code
-from genlab.evaluation.load import read_checkpoint, require_resumable
+from genlab.evaluation.checkpoint import read_checkpoint, require_resumable
 from genlab.files import digest
 from genlab.runs import checkpoint_files
 from genlab.runs.changes import TrainedWith, fixed_settings, setting_changes

@@ -10,7 +10,8 @@ from pytorch_lightning import Trainer
 from genlab.callbacks.budget import spent_limit
 from genlab.callbacks.record import Resumption
 from genlab.errors import CheckpointError
-from genlab.evaluation.load import check_weights, read_checkpoint, restoring
+from genlab.evaluation.checkpoint import read_checkpoint, restoring
+from genlab.evaluation.load import check_weights
 from genlab.families.base import Model
 from genlab.runs.changes import TrainedWith
 from genlab.runs.folder import Run, open_run, shown_path

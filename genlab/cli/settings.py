@@ -14,7 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 import genlab
 from genlab.cli.guests import check_precision
 from genlab.cli.parser import GROUPS
-from genlab.evaluation.first_stage import TrainedStage
+from genlab.evaluation.load import trained_stage
 from genlab.families.base import Model
 from genlab.runs.environment import secret_settings, without_secrets
 from genlab.runs.folder import Run
@@ -109,7 +109,7 @@ def keep_first_stage(model: Any, run: Run | None) -> None:
     arguments = model.get("init_args")
     if run is not None and arguments is not None and FIRST_STAGE in arguments:
         own = own_first_stage(run)
-        arguments[FIRST_STAGE] = arguments[FIRST_STAGE] if own is None else TrainedStage(str(own))
+        arguments[FIRST_STAGE] = arguments[FIRST_STAGE] if own is None else trained_stage(str(own))
 
 
 def with_absolute_paths(section: Any) -> Any:

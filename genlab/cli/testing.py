@@ -15,8 +15,9 @@ from genlab.callbacks.evaluate import Evaluate
 from genlab.configuration.messages import readable
 from genlab.data.base import DataModule
 from genlab.distributed import place
+from genlab.evaluation.checkpoint import read_checkpoint
 from genlab.evaluation.examine import Examination
-from genlab.evaluation.load import build_model, load_weights, mismatches, read_checkpoint, with_settings
+from genlab.evaluation.load import build_model, load_weights, mismatches, with_settings
 from genlab.families.base import Model
 from genlab.families.capabilities import can_be_sampled
 from genlab.report.table import MetricsTable

@@ -47,8 +47,8 @@ from genlab.configuration.messages import readable
 from genlab.configuration.trust import ROOMS, check_objects, check_places, lock_imports
 from genlab.data.base import DataModule
 from genlab.errors import exit_code
+from genlab.evaluation.checkpoint import require_resumable
 from genlab.evaluation.examine import entry_of
-from genlab.evaluation.load import require_resumable
 from genlab.families.base import Model
 from genlab.report.test_table import table_of
 from genlab.runs.folder import Run, create_run, open_run, shown_path

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genlab.errors import CheckpointError
+from genlab.evaluation.checkpoint import require_known_version
 from genlab.evaluation.functions import HEADER, NUM_STORED, functions_of, header, require_equal
-from genlab.evaluation.load import build_model, require_known_version
+from genlab.evaluation.load import build_model
 from genlab.families.base import Model
 from genlab.families.capabilities import HasFirstStage, can
 from genlab.files import parse_json, replacing

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from genlab.evaluation.checkpoint import PARTS, read_checkpoint
 from genlab.families.base import Model
 from genlab.families.codes import FirstStage
 from genlab.files import replacing, write_json, write_text
@@ -21,10 +23,11 @@ class TrainedStage(FirstStage):
 
     Args:
         name: A run's folder, or the name of an experiment: its newest finished run.
+        load: Takes a run and a checkpoint of it to the model.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = str(name)
+    def __init__(self, name: str, load: Callable[[Run, Path], Model]) -> None:
+        self.name, self.load = str(name), load
 
     def __str__(self) -> str:
         return self.name
@@ -48,9 +51,7 @@ class TrainedStage(FirstStage):
 
     @cached_property
     def model(self) -> Model:
-        from genlab.evaluation.load import load_run  # which reads configurations that name first stages
-
-        return load_run(self.run, self.checkpoint)
+        return self.load(self.run, self.checkpoint)
 
     def facts(self) -> dict[str, Any]:
         """Returns what a run's record says of the first stage it stands on."""
@@ -59,8 +60,6 @@ class TrainedStage(FirstStage):
 
     def copy_into(self, run: Run) -> None:
         """Copies configuration, record and weights into a run, which then needs no other folder."""
-        from genlab.evaluation.load import PARTS, read_checkpoint
-
         own = Run(run.output(FIRST_STAGE))
         if self.run.path == own.path:
             return

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from genlab.networks.seq2seq import padding_of
 from genlab.networks.transformer import BidirectionalTransformer
 from genlab.shapes import DataSpec
 
@@ -55,7 +54,7 @@ class MaskedTransformer(nn.Module):
                     f"MaskedTransformer reads a source of text, and {spec.source.name} has shape "
                     f"{spec.source.shape}: leave source out of model.given."
                 )
-            self.pad = padding_of(spec.source)
+            self.pad = spec.source.padding
             length, num_tokens = length + spec.source.shape[0], num_tokens + spec.source.levels
         read = DataSpec(spec.name, (length,), spec.num_classes, num_tokens)
         self.reader = BidirectionalTransformer(read, num_layers, num_heads, width, dropout)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from genlab.networks.seq2seq import padding_of
 from genlab.networks.transformer import BidirectionalTransformer
 from genlab.shapes import DataSpec
 
@@ -37,7 +36,7 @@ class SentenceEncoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.pad = padding_of(spec)
+        self.pad = spec.padding
         self.transformer = BidirectionalTransformer(spec, num_layers, num_heads, width, dropout)
         self.output = nn.Linear(width, num_outputs)
 
