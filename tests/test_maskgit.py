@@ -331,6 +331,17 @@ def test_the_noise_of_confidence_is_gumbel_s_and_fades_to_none():
         assert noise.std().item() == pytest.approx(3 * left * math.pi / math.sqrt(6), abs=0.05)
 
 
+def test_what_is_drawn_and_not_uncovered_is_drawn_anew_in_the_next_step():
+    class Coin(torch.nn.Module):
+        def forward(self, codes):
+            return torch.tensor([0.7, 0.3]).log().expand(*codes.shape, 2)
+
+    sampler = MaskedSampler(4, ConfidenceOrder(0.0))  # a 0 is uncovered wherever there is one
+    model = model_of(maps((2, 2), 2), lambda spec: Coin(), sampler=sampler)
+    share = (model.sample(4_000) == 0).flatten(1).all(dim=1).double().mean().item()
+    assert share == pytest.approx(math.prod(1 - 0.3**left for left in (1, 2, 3, 4)), abs=0.03)
+
+
 # What a sample depends on
 
 
@@ -437,7 +448,13 @@ def test_words_and_codes_of_one_number_have_vectors_of_their_own():
     net = SMALL(maps((2, 3), num_classes=4, source=WORDS))
     assert net.reader.token.weight.shape == (7 + 1 + 9, 8) and net.reader.position.weight.shape == (12, 8)
     assert net.reader.label.weight.shape == (5, 8) and SMALL(maps()).reader.label is None
-    assert net(codes_of(3, (2, 3)), torch.arange(3), codes_of(3, (6,))).shape == (3, 2, 3, 7)
+    codes, label = codes_of(1, (2, 3), 3), torch.tensor([2])
+    output = net(codes, label, torch.tensor([[4, 5, 8, 8, 8, 8]]))
+    read = []
+    net.reader.token.register_forward_hook(lambda *parts: read.append(parts[1][0]))
+    net(codes, label, torch.tensor([[4, 5, 8, 8, 8, 8]]))
+    assert output.shape == (1, 2, 3, 7) and read[0][0, :6].equal(codes[0].flatten())
+    assert read[0][0, 6:8].tolist() == [7 + 1 + 4, 7 + 1 + 5]
 
 
 # What it is not
