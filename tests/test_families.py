@@ -23,6 +23,7 @@ from genlab.callbacks.divergence import not_finite
 from genlab.data.random_data import RandomData
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import TwoMoons
+from genlab.evaluation.functions import functions_of
 from genlab.evaluation.given import given_for
 from genlab.families import capabilities
 from genlab.families.autoencoder import Autoencoder
@@ -587,6 +588,16 @@ def same_bits(a, b):
 
 
 # What it can do and what it is told
+
+
+@pytest.mark.parametrize(
+    "name, axis", [("autoregressive over codes", 3), ("dalle", 3), ("pixelcnn over codes", 1)]
+)
+def test_what_is_exported_of_a_model_of_codes_says_how_likely_they_are(name, axis, trained):
+    model, (function,) = trained(name), functions_of(trained(name))
+    x, told = function.inputs["x"], {each: function.inputs[each] for each in model.given}
+    log_p = function.outputs().log_softmax(dim=axis).gather(axis, x.unsqueeze(axis)).flatten(1).sum(dim=1)
+    torch.testing.assert_close(log_p, model.log_prob(x, **told))
 
 
 @ALL

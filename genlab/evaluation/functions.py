@@ -18,11 +18,10 @@ from genlab.evaluation.tiles import translating_network
 from genlab.families.base import Model
 from genlab.families.capabilities import (
     Classifies,
-    Completes,
-    CompletesImages,
     Denoises,
     HasFirstStage,
     HasLatent,
+    Predicts,
     Reconstructs,
     Samples,
     TranslatesBack,
@@ -88,10 +87,10 @@ class Function:
 def functions_of(model: Model) -> list[Function]:
     """Returns what can be exported of a model, by what it is able to do.
 
-    `denoiser`: the network F(x_t, t) of a diffusion model. `predictor`: of tokens or pixels, what is known of
-    each from those before it. `translator`: from source to image, and `translator_back` where the model knows
-    both ways. `decoder` and `encoder`: between codes and images, those of a flow as numbers in (0, 1).
-    `classifier`: logits. Of two stages, what the prior has, and what is between its codes and images.
+    `denoiser`: the network F(x_t, t) of a diffusion model. `predictor`: of tokens, pixels or codes, what is
+    known of each from those before it. `translator`: from source to image, and `translator_back` where the
+    model knows both ways. `decoder` and `encoder`: between codes and images, those of a flow as numbers in
+    (0, 1). `classifier`: logits. Of two stages, what the prior has, and what is between its codes and images.
 
     Raises:
         ValueError: Nothing can.
@@ -103,8 +102,8 @@ def functions_of(model: Model) -> list[Function]:
         return [*functions_of(model.prior), decoder, Function("encoder", model.to_codes, {"x": inputs.x()})]
     if can(model, Denoises):
         found.append(Function("denoiser", _network(model), inputs.of("x", "t")))
-    elif can(model, Completes) or can(model, CompletesImages):
-        found.append(Function("predictor", _network(model), inputs.of("x")))
+    elif isinstance(model, Predicts):
+        found.append(Function("predictor", model.predict, inputs.of("x")))
     elif "source" in model.given and can(model, Samples):
         found.append(_translator("translator", model))
         if can(model, TranslatesBack):
@@ -166,8 +165,8 @@ class _Inputs:
 
 
 def _network(model: Any) -> Callable[..., Tensor]:
-    def call(x: Tensor, **told: Tensor) -> Tensor:
-        return model.sampling_network(x, **({"t": told.pop("t")} if "t" in told else {}), **told)
+    def call(x: Tensor, t: Tensor, **told: Tensor) -> Tensor:
+        return model.sampling_network(x, t, **told)
 
     return call
 

@@ -121,11 +121,23 @@ class Autoregressive(EqualUnits, ChainRule):
     def derived(self, means: dict[str, float], units: float, stage: str) -> dict[str, float]:
         nats = means["loss"]
         found = {"perplexity": math.exp(min(nats, 700.0))}
+        if not self.spec.vocabulary:  # codes stand for no bytes
+            return found
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        # Codes stand for no bytes, and a part of the split for some that nobody counted.
-        if self.spec.vocabulary and units == data.num_tokens(stage):
+        if units == data.num_tokens(stage):  # a part of the split has bytes that nobody counted
             found["bits_per_byte"] = nats * units / math.log(2) / data.num_bytes(stage)
         return found
+
+    def predict(self, x: Tensor, **given: Any) -> Tensor:
+        """Returns the logits of what follows each token of texts, (batch, length, vocabulary).
+
+        Of maps those of each code, (batch, height, width, codes).
+        """
+        network, told = self.sampling_network, self.told(given)
+        if x.dim() == 2:
+            return network(x, **told)
+        logits = network(self._behind_start(x)[:, :-1], **told)[..., : self.spec.levels]
+        return logits.unflatten(1, self.spec.shape)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, **given: Any) -> Tensor:
@@ -271,6 +283,10 @@ class PixelByPixel(ChainRule):
         self.optimizer_factory = optimizer
         self.temperature = temperature
         self.passes = math.prod(pixels.shape[1:]) * (pixels.shape[0] if self.network.sees_channels else 1)
+
+    def predict(self, x: Tensor, **given: Any) -> Tensor:
+        """Returns the parameters of each pixel, (batch, parameters, height, width)."""
+        return self.sampling_network(self.pixels(x), **self.told(given))
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, **given: Any) -> Tensor:

@@ -136,6 +136,14 @@ class HasScore(Protocol):
 
 
 @runtime_checkable
+class Predicts(Protocol):
+    """Is made of what it says of each part of an item, those before it being known."""
+
+    def predict(self, x: Tensor, **given: Any) -> Tensor:
+        """Returns the network's numbers for each part, such as logits."""
+
+
+@runtime_checkable
 class Completes(Protocol):
     """Can go on from a beginning, token by token."""
 

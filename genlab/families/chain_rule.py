@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
 
 from genlab.families.base import Model
 from genlab.families.optimizers import decay_groups
@@ -31,3 +33,7 @@ class ChainRule(Model):
     def sampling_network(self) -> Any:
         """The network that samples and scores come from."""
         return self.network if self.average is None else self.average.module
+
+    @abstractmethod
+    def predict(self, x: Tensor, **given: Any) -> Tensor:
+        """Returns what the network says of each part of items, those before it being known."""

@@ -106,6 +106,11 @@ class DALLE(ChainRule):
     def derived(self, means: dict[str, float], units: float, stage: str) -> dict[str, float]:
         return {"perplexity": math.exp(min(means["image_nats"], 700.0))}
 
+    def predict(self, x: Tensor, **given: Any) -> Tensor:
+        """Returns the logits of each code given its caption, (batch, height, width, codes)."""
+        caption = self._numbers(self.told(given)["source"])
+        return self._logits(self.sampling_network, caption, x)[1].unflatten(1, self.spec.shape)
+
     @torch.no_grad()
     def log_prob(self, x: Tensor, **given: Any) -> Tensor:
         """Returns log p of each map of codes given its caption in nats, (batch,)."""
@@ -125,13 +130,16 @@ class DALLE(ChainRule):
 
     def _nats(self, network: Any, caption: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns -log p of each token of captions, 0 where there is none, and of each code."""
-        codes = x.flatten(1)
-        logits = network(torch.cat([self._behind_start(caption), codes[:, :-1]], dim=1)).float()
-        of_words = logits[:, : self.length, self.num_codes : self.start]
-        of_codes = logits[:, self.length :, : self.num_codes]
+        of_words, of_codes = self._logits(network, caption, x)
         words = (caption - self.num_codes).masked_fill(caption == self.start, IGNORED)
         text = cross_entropy(of_words.mT, words, reduction="none", ignore_index=IGNORED)
-        return text, cross_entropy(of_codes.mT, codes, reduction="none")
+        return text, cross_entropy(of_codes.mT, x.flatten(1), reduction="none")
+
+    def _logits(self, network: Any, caption: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what the network says of each token of captions, and of each code."""
+        logits = network(torch.cat([self._behind_start(caption), x.flatten(1)[:, :-1]], dim=1)).float()
+        words = logits[:, : self.length, self.num_codes : self.start]
+        return words, logits[:, self.length :, : self.num_codes]
 
     def _numbers(self, source: Tensor) -> Tensor:
         """Returns captions in the numbers of the joint vocabulary, filled up to one length with the start."""
