@@ -14,7 +14,7 @@ SLOW = {
     *("realnvp_cifar10", "glow_cifar10", "dcgan_cifar10", "classifier_cifar10"),
     *("cyclegan_vangogh2photo", "cyclegan_monet2photo", "cut_monet2photo", "srresnet_t91"),
     *("edm_cifar10", "vesde_cifar10", "ddpm_cifar10", "spline_checkerboard"),
-    *("ncsn_mnist", "colourise_celeba"),
+    *("ncsn_mnist", "colourise_celeba", "dalle_shapes"),
 }
 """Experiments whose classes others have, too."""
 
@@ -92,6 +92,7 @@ MOST = {
     "channels": 8,
     "num_groups": 4,
     "latent_dim": 8,
+    "head_dim": 8,
 }
 """The largest sizes of networks: what is tested are their kinds and connections."""
 
@@ -127,9 +128,25 @@ def shortened(config):
     return config
 
 
+def first_stage_of(path):
+    """The experiment that an experiment of two stages stands on."""
+    return (yaml.safe_load(path.read_text())["model"].get("init_args") or {}).get("first_stage")
+
+
+ONE_STEP = (
+    *("--budget.examples", "2", "--budget.evaluate_every", "null", "--trainer.accelerator", "cpu"),
+    *("--samples.num", "0", "--evaluate.at_start", "false", "--trainer.callbacks", "[]"),
+)
+"""What a first stage has to learn for there to be one."""
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS)
 def test_experiment_trains_and_tests_for_one_batch(path, tmp_path, tiny_extractor, genlab_command):
     config = small_version(path, tmp_path, tiny_extractor)
+    if (stage := first_stage_of(path)) is not None:
+        before = small_version(path.with_name(f"{stage}.yaml"), tmp_path, tiny_extractor)
+        code, _, error = genlab_command("fit", "--config", before, *ONE_STEP)
+        assert code == 0, error
     trial = ("--config", config, "--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu")
     code, _, error = genlab_command("fit", *trial)
     assert code == 0, error
