@@ -151,6 +151,7 @@ def test_hidden_captions_are_empty_ones_in_training_alone_and_their_text_is_not_
     model, num = model_of(text_dropout=0.5), 64
     batch = {"tokens": torch.randint(NUM_CODES, (num, 2, 2)), "source": CAPTIONS[:1].expand(num, -1)}
     told = model.losses(batch)
+    torch.testing.assert_close(told, model_of().losses(batch))
     empty = model.losses({**batch, "source": torch.zeros(num, LENGTH, dtype=torch.int64)})
     assert empty["text_nats"] == 0 and not torch.equal(told["image_nats"], empty["image_nats"])
     is_hidden = model.draw_uniform("hide text", num) < 0.5
