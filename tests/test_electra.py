@@ -96,6 +96,22 @@ def test_a_reader_sees_both_sides_and_only_its_own_text():
     assert found.tolist() == [[True] * 6 + [False] * 2, [False] * 8]
 
 
+def test_rotary_positions_know_distances_and_order_but_no_place():
+    torch.manual_seed(0)
+    tokens = batch_of(2)["tokens"][:, 1:9]
+    later = torch.cat([torch.zeros(2, 3, dtype=torch.int64), tokens], dim=1)
+    seen = torch.ones(2, 11, dtype=torch.bool)
+    seen[:, :3] = False
+    for positions, is_same in (("rotary", True), ("learned", False)):
+        net = SMALL(SPEC, positions=positions)
+        torch.nn.init.normal_(net.token.weight)
+        h = net(tokens)
+        assert torch.allclose(net(later, seen)[:, 3:], h, atol=1e-5) == is_same
+        assert not torch.allclose(net(tokens.flip(1)).flip(1), h, atol=1e-3)
+    with pytest.raises(ValueError, match="must be even for rotary positions, got 3"):
+        BidirectionalTransformer(SPEC, num_heads=2, width=6, positions="rotary")
+
+
 def test_a_bad_share_and_images_are_refused():
     with pytest.raises(ValueError, match="masked must be in"):
         model_of(masked=1.0)

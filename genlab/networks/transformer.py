@@ -73,10 +73,6 @@ class CausalTransformer(nn.Module):
         super().__init__()
         require_text(spec, "CausalTransformer")
         require_heads(num_heads, width)
-        if positions == "rotary" and width // num_heads % 2:
-            raise ValueError(
-                f"width / num_heads must be even for rotary positions, got {width // num_heads}."
-            )
         if logit_cap is not None and not logit_cap > 0.0:
             raise ValueError(f"logit_cap must be above 0, got {logit_cap}; leave it out for no cap.")
         self.num_classes, self.context, self.logit_cap = spec.num_classes, spec.shape[0], logit_cap
@@ -85,7 +81,7 @@ class CausalTransformer(nn.Module):
         self.label = nn.Embedding(spec.num_classes, width) if spec.num_classes else None
         self.dropout = nn.Dropout(dropout)
         new_norm = partial(nn.LayerNorm, bias=bias) if norm == "layer" else nn.RMSNorm
-        rotation = Rotation(self.context, width // num_heads) if positions == "rotary" else None
+        rotation = rotation_of(positions, self.context, width // num_heads)
         blocks = [
             Block(
                 SelfAttention(width, num_heads, dropout, bias, True, rotation, qk_norm), new_norm, activation
@@ -146,6 +142,8 @@ class BidirectionalTransformer(nn.Module):
         num_heads: Attention heads of a block; must divide the width.
         width: Length of a token's vector.
         dropout: Share of numbers set to 0 in training.
+        positions: As of a CausalTransformer: "learned", or "rotary", by which a gap knows its neighbours from
+            the first step on, where learned ones long leave it with what tokens are frequent.
 
     Attributes:
         width: Length of a token's vector.
@@ -159,29 +157,53 @@ class BidirectionalTransformer(nn.Module):
     """
 
     def __init__(
-        self, spec: DataSpec, num_layers: int = 4, num_heads: int = 4, width: int = 128, dropout: float = 0.0
+        self,
+        spec: DataSpec,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        width: int = 128,
+        dropout: float = 0.0,
+        positions: Literal["learned", "rotary"] = "learned",
     ) -> None:
         super().__init__()
         require_text(spec, "BidirectionalTransformer")
         require_heads(num_heads, width)
         self.width, self.num_classes = width, spec.num_classes
         self.token = nn.Embedding(spec.levels, width)
-        self.position = nn.Embedding(spec.shape[0], width)
+        self.position = nn.Embedding(spec.shape[0], width) if positions == "learned" else None
         self.label = nn.Embedding(spec.num_classes + 1, width) if spec.num_classes else None
         self.dropout = nn.Dropout(dropout)
-        attentions = [SelfAttention(width, num_heads, dropout, True, causal=False) for _ in range(num_layers)]
+        rotation = rotation_of(positions, spec.shape[0], width // num_heads)
+        attentions = [
+            SelfAttention(width, num_heads, dropout, True, False, rotation) for _ in range(num_layers)
+        ]
         self.blocks = nn.ModuleList(Block(each, nn.LayerNorm, "gelu") for each in attentions)
         self.norm = nn.LayerNorm(width)
         self.apply(initialise)
 
     def forward(self, tokens: Tensor, seen: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        h = self.token(tokens) + self.position.weight[: tokens.shape[1]]
+        h = self.token(tokens)
+        if self.position is not None:
+            h = h + self.position.weight[: tokens.shape[1]]
         if self.label is not None:
             h = h + self.label(required(label, self.num_classes))[:, None]
         h = self.dropout(h)
         for block in self.blocks:
             h = block(h, seen=None if seen is None else seen[:, None, None])
         return self.norm(h)
+
+
+def rotation_of(positions: str, length: int, head_dim: int) -> Rotation | None:
+    """Returns what turns queries and keys where positions are rotary.
+
+    Raises:
+        ValueError: Their length is odd.
+    """
+    if positions != "rotary":
+        return None
+    if head_dim % 2:
+        raise ValueError(f"width / num_heads must be even for rotary positions, got {head_dim}.")
+    return Rotation(length, head_dim)
 
 
 class Block(nn.Module):
