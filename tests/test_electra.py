@@ -104,7 +104,8 @@ def test_rotary_positions_know_distances_and_order_but_no_place():
     seen[:, :3] = False
     for positions, is_same in (("rotary", True), ("learned", False)):
         net = SMALL(SPEC, positions=positions)
-        torch.nn.init.normal_(net.token.weight)
+        for weight in net.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
         h = net(tokens)
         assert torch.allclose(net(later, seen)[:, 3:], h, atol=1e-5) == is_same
         assert not torch.allclose(net(tokens.flip(1)).flip(1), h, atol=1e-3)
