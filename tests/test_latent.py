@@ -12,12 +12,16 @@ import yaml
 from short_training import train
 
 from genlab.callbacks.codes import CodeCache, cached
+from genlab.cli.model import given_on_the_command_line
 from genlab.data.random_images import RandomImages
+from genlab.data.scenes import Scenes
+from genlab.data.tokenizers import tokenizer_of
 from genlab.errors import CheckpointError
 from genlab.evaluation.export import export_weights
 from genlab.evaluation.functions import functions_of
 from genlab.evaluation.given import item_batch
 from genlab.evaluation.pictures import captioned
+from genlab.evaluation.prompts import prompt_sources
 from genlab.families import latent as module
 from genlab.families.capabilities import HasLikelihood, can
 from genlab.families.codes import FirstStage
@@ -353,6 +357,43 @@ def test_a_run_of_two_stages_needs_no_other_folder(genlab_command, tmp_path):
     assert genlab_command("resume", moved, "--budget.examples", "192")[0] == 0
     code, said, _ = genlab_command("runs")
     assert code == 0 and "first" not in said
+
+
+def reader_of_captions(**spec):
+    """What commands ask of a model that draws images of captions."""
+    spec = Scenes().spec if not spec else DataSpec("other", **spec)
+    return SimpleNamespace(
+        spec=spec, seen_spec=spec, given=("source",), device=torch.device("cpu"), uses_labels=False
+    )
+
+
+def test_prompts_are_told_as_captions_are_each_for_its_share_of_the_samples():
+    data = Scenes(num_train=8, num_test=8, num_zero_shot=0, val_fraction=0.5, batch_size=1)
+    model, rows = reader_of_captions(), data.split("test")["source"][:2]
+    words = tokenizer_of(model.spec.source.vocabulary)
+    prompts = [words.decode(row) for row in rows.tolist()]
+    given = given_on_the_command_line(model, torch.arange(6), None, prompts=prompts)
+    assert given.keys() == {"source"}
+    np.testing.assert_array_equal(given["source"].numpy(), rows.repeat(3, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a red elephant", "The prompt 'a red elephant' holds .*which this model has never read"),
+        ("a " * 11, "has 11 tokens: this model reads 1 to 10"),
+        (" ", "has 0 tokens: this model reads 1 to 10"),
+    ],
+)
+def test_a_prompt_that_is_no_caption_is_refused(prompt, message):
+    with pytest.raises(ValueError, match=message):
+        prompt_sources(reader_of_captions(), [prompt])
+
+
+def test_prompts_of_a_model_that_reads_none_are_refused():
+    model = reader_of_captions(shape=(1, 8, 8))
+    with pytest.raises(ValueError, match="--prompt: this SimpleNamespace of other reads no texts"):
+        given_on_the_command_line(model, torch.arange(2), None, prompts=["a"])
 
 
 def test_captioned_images_stand_above_their_captions():
