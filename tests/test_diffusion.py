@@ -382,6 +382,7 @@ def test_guidance_changes_samples_and_one_is_the_conditional_model(told):
 def of_codes(**options):
     """A model of codes that is told labels and captions, its layers far from zero."""
     options = {"given": ["label", "source"], "guidance": Guidance(dropout=0.1), "sampler": SHORT, **options}
+    torch.manual_seed(0)
     model = Diffusion(CODES, READING, VPSDE(), ADAM, **options)
     filled(model.network)
     return model.eval()
@@ -404,7 +405,7 @@ def test_guidance_of_one_is_the_conditional_model_and_of_zero_the_one_told_nothi
     plain, free = captioned.sample(3, **told), captioned.sample(3, **nothing(CODES, told))
     assert torch.equal(guided_by(captioned, Guidance(1.0, 0.1, interval=(0.1, 9.0))).sample(3, **told), plain)
     found = guided_by(captioned, Guidance(0.0, 0.1)).sample(3, **told)
-    assert torch.allclose(found, free, atol=1e-4) and not torch.allclose(found, plain, atol=1e-2)
+    assert torch.allclose(found, free, rtol=1e-3, atol=1e-2) and not torch.allclose(found, plain, rtol=0.1)
 
 
 @pytest.mark.parametrize("given", [["label"], ["source"]])
