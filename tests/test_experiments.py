@@ -14,7 +14,9 @@ SLOW = {
     *("realnvp_cifar10", "glow_cifar10", "dcgan_cifar10", "classifier_cifar10"),
     *("cyclegan_vangogh2photo", "cyclegan_monet2photo", "cut_monet2photo", "srresnet_t91"),
     *("edm_cifar10", "vesde_cifar10", "ddpm_cifar10", "spline_checkerboard"),
-    *("ncsn_mnist", "colourise_celeba", "dalle_shapes"),
+    *("ncsn_mnist", "colourise_celeba", "dalle_shapes", "ldm_shapes", "vqprior_digits", "pix2pix_facades"),
+    *("autoencoder_mnist", "classifier_mnist", "glow_mnist", "vqvae_cifar10", "cvae_digits", "vpsde_digits"),
+    *("crealnvp_digits", "ddpm_gaussian2d"),
 }
 """Experiments whose classes others have, too."""
 
