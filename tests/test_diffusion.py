@@ -671,6 +671,7 @@ def test_the_score_is_that_of_the_noise_the_network_sees(process):
     assert torch.allclose(model.score(x_t, level), -noise / level.sigma, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_network_compiles_as_one_graph():
     network = READING(CODES)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
