@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +76,7 @@ class DALLE(ChainRule):
             raise ValueError(f"text_dropout must be in [0, 1), got {text_dropout}.")
         if guidance != 1.0 and not text_dropout:
             raise ValueError(f"guidance {guidance} needs text_dropout above 0, as 0.1.")
-        self.pad = json.loads(source.vocabulary).get("pad", IGNORED) if source.vocabulary else IGNORED
+        self.pad = source.padding
         self.num_codes, self.num_words, self.length = spec.levels, source.levels, source.shape[0]
         self.start = self.num_codes + self.num_words
         num_read = self.length + math.prod(spec.shape)  # the last code is predicted alone

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
+from genlab.distributed import distributed
 from genlab.files import cache_folder, digest_of, replacing
 from genlab.metrics.base import Drawn, Reference, checked, chosen_rows, features_of
 from genlab.metrics.features import Extractor
@@ -124,7 +125,7 @@ def cached_reference(*key_parts: str | int, build: Callable[[], Reference]) -> R
 
 def _everywhere(found: bool) -> bool:
     # Building is collective: a process that found its file must join the others that did not.
-    if not (dist.is_available() and dist.is_initialized()):
+    if not distributed():
         return found
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     flag = torch.tensor(int(found), device=device)
