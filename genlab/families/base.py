@@ -354,6 +354,20 @@ class Model(pl.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, logger=False)
 
 
+def hidden(given: Mapping[str, Any], rows: Tensor, nothing: Mapping[str, int]) -> dict[str, Any]:
+    """Returns what is told, with nothing said of some items: neither label nor source, for guidance.
+
+    Args:
+        given: By name, a row for each item.
+        rows: Of which items nothing is said, (batch,), bool.
+        nothing: What stands for it, by name.
+    """
+    return {
+        name: value.masked_fill(rows.reshape(-1, *(1 for _ in value.shape[1:])), nothing[name])
+        for name, value in given.items()
+    }
+
+
 def batch_length(batch: Batch) -> int:
     """Returns the number of items in a batch."""
     return next(len(value) for value in batch.values() if isinstance(value, Tensor))

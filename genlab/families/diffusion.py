@@ -12,7 +12,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from genlab import randomness
-from genlab.families.base import Model, NetworkFactory, indices
+from genlab.families.base import Model, NetworkFactory, hidden, indices
 from genlab.families.weights import Snapshot, evaluating
 from genlab.processes.base import Denoiser, Level, Process, score_of
 from genlab.processes.chain import DiscreteChain
@@ -353,11 +353,7 @@ class Diffusion(Model):
         if not (self.training and given and self.guidance.dropout):
             return given
         num = len(next(iter(given.values())))
-        hidden = self.draw_uniform("hidden", num) < self.guidance.dropout
-        return {
-            name: value.masked_fill(hidden.reshape(-1, *(1 for _ in value.shape[1:])), self._nothing[name])
-            for name, value in given.items()
-        }
+        return hidden(given, self.draw_uniform("hidden", num) < self.guidance.dropout, self._nothing)
 
     def _bounded(self, x: Tensor) -> Tensor:
         return x.clamp(-1.0, 1.0) if self.spec.kind == "image" else x

@@ -11,7 +11,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from genlab.families.base import NetworkFactory, indices
+from genlab.families.base import NetworkFactory, hidden, indices
 from genlab.families.optimizers import decay_groups
 from genlab.families.units import EqualUnits
 from genlab.families.weights import evaluating
@@ -199,15 +199,14 @@ class MaskGIT(EqualUnits):
         """Returns what the network is told in training, where all is hidden of some items."""
         if not (given and self.guidance.dropout):
             return given
-        free = self._without(given)
         num = len(next(iter(given.values())))
-        hidden = self.draw_uniform("hide conditions", num) < self.guidance.dropout
-        return {
-            name: torch.where(hidden.view(-1, *[1] * (value.dim() - 1)), free[name], value)
-            for name, value in given.items()
-        }
+        rows = self.draw_uniform("hide conditions", num) < self.guidance.dropout
+        return hidden(given, rows, self._nothing)
 
     def _without(self, given: dict[str, Any]) -> dict[str, Any]:
         """Returns what stands for "anything" in place of what the network is told."""
-        anything = {"label": self.spec.num_classes, "source": IGNORED}
-        return {name: torch.full_like(value, anything[name]) for name, value in given.items()}
+        return {name: torch.full_like(value, self._nothing[name]) for name, value in given.items()}
+
+    @property
+    def _nothing(self) -> dict[str, int]:
+        return {"label": self.spec.num_classes, "source": IGNORED}
