@@ -23,6 +23,7 @@ class ChainRule(Model):
     network: Any
     optimizer_factory: OptimizerCallable
 
+    can_compile = True
     likelihood_kind = "exact"
     likelihood_estimator = "chain rule"
 

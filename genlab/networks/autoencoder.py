@@ -151,9 +151,12 @@ class ConvMapEncoder(nn.Module):
         num_halvings: How often the sides are halved: 2 makes 8 x 8 places of 32 x 32 pixels.
         base_channels: Channels of the first stage.
         num_blocks: Residual blocks in each stage.
+        patch: Side of the squares of pixels that become one place before the first stage, as in
+            `ConvEncoder`; the stages halve what is left.
 
     Shapes:
-        x: (batch, channels, height, width). Returns (batch, num_outputs, height / 2^n, width / 2^n).
+        x: (batch, channels, height, width). Returns (batch, num_outputs, height / (patch 2^n), width / (patch
+        2^n)).
 
     Raises:
         ValueError: If the data are not images, or the sides cannot be halved so often.
@@ -167,14 +170,17 @@ class ConvMapEncoder(nn.Module):
         num_halvings: int = 2,
         base_channels: int = 64,
         num_blocks: int = 1,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        require_halvings(spec, num_halvings)
-        self.stages = Downward(spec.shape[0], base_channels, num_halvings, num_blocks, condition_dim)
+        places = _in_patches(spec, patch)
+        require_halvings(places, num_halvings)
+        self.patches = nn.PixelUnshuffle(patch) if patch > 1 else nn.Identity()
+        self.stages = Downward(places.shape[0], base_channels, num_halvings, num_blocks, condition_dim)
         self.output = nn.Conv2d(self.stages.out_channels, num_outputs, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.output(self.stages(x, condition))
+        return self.output(self.stages(self.patches(x), condition))
 
 
 class ConvMapDecoder(nn.Module):
@@ -187,9 +193,11 @@ class ConvMapDecoder(nn.Module):
         num_halvings: As in the encoder.
         base_channels: Channels of the last stage.
         num_blocks: Residual blocks in each stage.
+        patch: As in the encoder: the last stage makes squares of pixels at once.
 
     Shapes:
-        z: (batch, latent_dim, height / 2^n, width / 2^n). Returns (batch, *spec.shape), unbounded.
+        z: (batch, latent_dim, height / (patch 2^n), width / (patch 2^n)). Returns (batch, *spec.shape),
+        unbounded.
 
     Raises:
         ValueError: As in `ConvMapEncoder`.
@@ -203,10 +211,13 @@ class ConvMapDecoder(nn.Module):
         num_halvings: int = 2,
         base_channels: int = 64,
         num_blocks: int = 1,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        require_halvings(spec, num_halvings)
-        self.stages = Upward(spec.shape[0], base_channels, num_halvings, num_blocks, condition_dim)
+        places = _in_patches(spec, patch)
+        require_halvings(places, num_halvings)
+        self.stages = Upward(places.shape[0], base_channels, num_halvings, num_blocks, condition_dim)
+        self.pixels = nn.PixelShuffle(patch) if patch > 1 else nn.Identity()
         self.input = nn.Conv2d(latent_dim, self.stages.in_channels, 1)
 
     @property
@@ -215,7 +226,7 @@ class ConvMapDecoder(nn.Module):
         return self.stages.output
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.stages(self.input(z), condition)
+        return self.pixels(self.stages(self.input(z), condition))
 
 
 class Downward(nn.Module):
