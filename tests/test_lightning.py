@@ -25,6 +25,7 @@ from pytorch_lightning.callbacks import (
     ProgressBar,
     StochasticWeightAveraging,
 )
+from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.utilities.model_summary import summarize
 
 from genlab.callbacks import checkpoints
@@ -42,6 +43,7 @@ from genlab.networks.classifier import ConvClassifier
 from genlab.runs.folder import Run, list_runs
 from genlab.runs.metrics_file import read_metrics
 from genlab.shapes import DataSpec
+from short_training import train
 
 POINTS = (
     *("fit", "--config", "experiments/gan_gaussian1d.yaml", "--trainer.accelerator", "cpu"),
@@ -168,6 +170,20 @@ def test_a_precision_that_models_do_not_train_in_names_those_that_do(precision):
     with pytest.raises(ValueError, match=f"one of 32-true, bf16-mixed, 16-mixed, got {precision}"):
         check_precision(precision)
     assert [check_precision(p) for p in (32, "16", "bf16")] == ["32-true", "16-mixed", "bf16-mixed"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_clipped_in_every_precision_for_fused_optimisers_too(fused, precision):
+    data = RandomImages((1, 8, 8), num_classes=2, num_train=32, num_test=8, batch_size=8)
+    optimizer = partial(torch.optim.SGD, lr=1.0, fused=fused)
+    model = Classifier(data.spec, partial(ConvClassifier, num_features=4, base_channels=4), optimizer)
+    before = [p.detach().clone() for p in model.parameters()]
+    scaled = [MixedPrecision("16-mixed", "cpu")] if precision == "16-mixed" else []
+    options = {"plugins": scaled} if scaled else {"precision": precision}
+    train(model, data, max_steps=1, gradient_clip_val=1e-3, **options)
+    moved = torch.stack([(p - b).norm() for p, b in zip(model.parameters(), before, strict=True)]).norm()
+    assert moved.item() == pytest.approx(1e-3, rel=1e-2)
 
 
 REFUSED = {

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.utilities.enums import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -235,6 +237,22 @@ class Model(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         # Here and not after each batch: with accumulation a step has several batches.
         self.update_average()
+
+    def clip_gradients(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Lightning refuses to clip for fused optimisers, which undo the scale of 16 bits in their step.
+            if precision.scaler is not None:
+                precision.scaler.unscale_(optimizer)  # the step then leaves it out
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            super().clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # Steps
 
