@@ -11,6 +11,7 @@ import torch
 from short_training import train
 from torch.nn.functional import normalize
 
+from genlab.cli.sample import draw, parser, ranker_of
 from genlab.data.random_data import RandomData
 from genlab.data.scenes import Scenes
 from genlab.evaluation.reranking import best_of
@@ -274,3 +275,19 @@ def test_models_of_other_captions_and_no_candidates_are_refused():
         best_of(Likes(), Likes(), INDEX, GIVEN, 2)
     with pytest.raises(ValueError, match="num_candidates must be at least 1, got 0"):
         best_of(Painter(), Likes(), INDEX, GIVEN, 0)
+
+
+def options_of(*arguments):
+    return parser().parse_args(["run", *arguments])
+
+
+def test_the_command_line_keeps_the_best_of_as_many_as_are_asked_for():
+    drawn = draw(Painter(), INDEX, GIVEN, options_of("--best_of", "6", "--seed", "3"), Likes())
+    assert torch.equal(drawn, best_of(Painter(), Likes(), INDEX, GIVEN, 6, 3))
+
+
+@pytest.mark.parametrize("alone", [("--best_of", "2"), ("--ranker", "run")])
+def test_how_many_and_who_chooses_are_given_together(alone):
+    with pytest.raises(ValueError, match="give both"):
+        ranker_of(options_of(*alone))
+    assert ranker_of(options_of()) is None

@@ -27,6 +27,7 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.utilities.model_summary import summarize
+from short_training import train
 
 from genlab.callbacks import checkpoints
 from genlab.callbacks.example import ExampleInput
@@ -43,7 +44,6 @@ from genlab.networks.classifier import ConvClassifier
 from genlab.runs.folder import Run, list_runs
 from genlab.runs.metrics_file import read_metrics
 from genlab.shapes import DataSpec
-from short_training import train
 
 POINTS = (
     *("fit", "--config", "experiments/gan_gaussian1d.yaml", "--trainer.accelerator", "cpu"),

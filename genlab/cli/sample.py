@@ -41,14 +41,26 @@ def sample(arguments: list[str]) -> int:
     if model.spec.kind == "tokens":
         told = "source" in model.given
         return (write_translations if told else write_texts)(model, run, options)
+    ranker = ranker_of(options)
     folder = options.output or run.output("samples", f"seed{options.seed}")
     prompted = bool(options.prompt or options.prompts)
-    shown = write_files(model, folder, options, None if prompted else data_of(model, run))
+    shown = write_files(model, folder, options, None if prompted else data_of(model, run), ranker)
     print(shown_path(shown))
     return 0
 
 
-def write_files(model: Any, folder: Path, options: argparse.Namespace, data: Any) -> Path:
+def ranker_of(options: argparse.Namespace) -> Any:
+    """Returns the contrastive model that chooses among the samples of a caption; None where none does."""
+    if (options.best_of is None) != (options.ranker is None):
+        raise ValueError("--best_of and --ranker: give both, how many samples a caption and who chooses.")
+    if options.ranker is None:
+        return None
+    if options.image:
+        raise ValueError("--ranker chooses among samples from noise: leave --image out.")
+    return load(argparse.Namespace(**{**vars(options), "checkpoint": None}), options.ranker)[0]
+
+
+def write_files(model: Any, folder: Path, options: argparse.Namespace, data: Any, ranker: Any = None) -> Path:
     """Writes the samples as single files and, of images, one grid; returns what to look at first."""
     import torch
     from PIL import Image
@@ -60,7 +72,7 @@ def write_files(model: Any, folder: Path, options: argparse.Namespace, data: Any
     start = time.monotonic()
     given = given_on_the_command_line(model, index, options.label, data=data, prompts=prompts)
     drawn = torch.cat(
-        [draw(model, rows, rows_of(given, rows), options) for rows in index.split(options.batch_size)]
+        [draw(model, rows, rows_of(given, rows), options, ranker) for rows in index.split(options.batch_size)]
     )
     tell_pace(len(index), time.monotonic() - start, model)
     write_samples(folder, index.tolist(), drawn, model.spec)
@@ -80,8 +92,14 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
     return [line for line in lines_from([options.prompts]) if line.strip()]
 
 
-def draw(model: Any, index: Any, given: dict[str, Any], options: argparse.Namespace) -> Any:
+def draw(
+    model: Any, index: Any, given: dict[str, Any], options: argparse.Namespace, ranker: Any = None
+) -> Any:
     """Returns one batch of samples on the CPU."""
+    if ranker is not None:
+        from genlab.evaluation.reranking import best_of
+
+        return best_of(model, ranker, index, given, options.best_of, options.seed).cpu()
     if options.image is None:
         return model.sample(index, seed=options.seed, **given).cpu()
     from genlab.evaluation.latents import read_images
@@ -230,6 +248,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompts", type=read.file_or_input, help="file with a prompt a line (-: standard input); -n of each"
     )
+    parser.add_argument("--best_of", type=read.count(), help="draw so many for each, keep what fits best")
+    parser.add_argument("--ranker", type=read.path, help="contrastive run that tells what fits")
     text = parser.add_argument_group("texts, printed as they are drawn")
     text.add_argument("--length", type=read.count(), help="tokens to draw (500); translations end themselves")
     text.add_argument(
