@@ -16,7 +16,8 @@ SLOW = {
     *("edm_cifar10", "vesde_cifar10", "ddpm_cifar10", "spline_checkerboard"),
     *("ncsn_mnist", "colourise_celeba", "dalle_shapes", "ldm_shapes", "vqprior_digits", "pix2pix_facades"),
     *("autoencoder_mnist", "classifier_mnist", "glow_mnist", "vqvae_cifar10", "cvae_digits", "vpsde_digits"),
-    *("crealnvp_digits", "ddpm_gaussian2d"),
+    *("crealnvp_digits", "ddpm_gaussian2d", "gpt_large_shakespeare", "vqprior_cifar10", "ldm_celeba"),
+    *("kl_autoencoder_flickr8k", "ldm_flickr8k"),
 }
 """Experiments whose classes others have, too."""
 
@@ -66,12 +67,13 @@ def small_version(path, folder, tiny_extractor):
     config = yaml.safe_load(path.read_text())
     if config["data"]["class_path"].rsplit(".", 1)[-1] in {*STAND_INS, *STAND_INS.values()}:
         config["data"] = made_text(config["data"])
+    elif config["data"]["class_path"] in ("Scenes", "CaptionedImages"):
+        # Made as well, with captions that their judge can read.
+        few = {"num_train": 16, "num_test": 8, "num_zero_shot": 4, "val_fraction": 0.5, "batch_size": 2}
+        config["data"] = {"class_path": "Scenes", "init_args": few}
+        config.setdefault("evaluate", {})["extractor"] = str(tiny_extractor(3))
     elif (spec := data_spec(config["data"])).kind == "point":
         config["data"].setdefault("init_args", {}).update(num_train=8, num_test=8, batch_size=2)
-    elif config["data"]["class_path"] == "Scenes":  # made as well, with captions that their judge can read
-        few = {"num_train": 16, "num_test": 8, "num_zero_shot": 4, "val_fraction": 0.5, "batch_size": 2}
-        config["data"]["init_args"].update(few)
-        config.setdefault("evaluate", {})["extractor"] = str(tiny_extractor(3))
     else:
         arguments = {**spec.to_dict(), "num_train": 8, "num_test": 8, "batch_size": 2}
         if config["model"]["class_path"] == "AutoregressiveImages":  # drawn pixel by pixel
@@ -114,6 +116,7 @@ def shortened(config):
     config = {name: small_size(name, shortened(part)) for name, part in config.items()}
     kind = config.get("class_path")
     arguments = config.setdefault("init_args", {}) if kind else {}
+    arguments.pop("compile", None)  # minutes on a processor
     if kind == "UNet":
         arguments |= {"num_blocks": 1, "num_groups": 4}
     if str(kind).endswith("Grid") or kind in ("ProbabilityFlow", "AnnealedLangevin", "Glow"):
