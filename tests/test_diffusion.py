@@ -477,6 +477,11 @@ def test_an_earlier_network_is_told_what_the_model_is(captioned):
     assert torch.equal(model.sample(3, **told), captioned.sample(3, **told))
 
 
+def test_a_training_that_ends_before_there_is_a_guide_says_so():
+    with pytest.warns(UserWarning, match="after 16 examples, before guidance.guide_after 99"):
+        fit(diffusion(guidance=Guidance(2.0, guide_after=99)), max_steps=2)
+
+
 def test_the_errors_of_a_validation_are_the_networks_own(captioned):
     x, _, told = inputs(CODES)
     with captioned.numbered(torch.arange(3)):

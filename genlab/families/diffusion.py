@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +155,13 @@ class Diffusion(Model):
 
     def configure_optimizers(self) -> Any:
         return self.scheduled(self.optimizer_factory(self.network.parameters()))
+
+    def on_train_end(self) -> None:
+        if self.earlier is not None and not self.earlier.is_taken:
+            warnings.warn(
+                f"The training ended after {self.examples_seen:,} examples, before guidance.guide_after "
+                f"{self.guidance.guide_after:,}: samples are not guided."
+            )
 
     def update_average(self) -> None:
         super().update_average()
