@@ -246,7 +246,8 @@ def test_codes_are_encoded_once_and_are_those_that_a_step_would_find(stage):
         assert torch.allclose(model.coded(batch)[key].double(), model.coded(bare)[key].double(), atol=1e-5)
         assert model.coded(batch)[key].dtype == model.coded(bare)[key].dtype
         assert data.fingerprint(split) == plain.fingerprint(split)
-    model.first_stage.model.encode = None  # nobody is asked a second time
+    model.first_stage.model.encode = None  # nobody is asked a second time, in a step neither
+    assert model.coded(batch)[key].shape[0] == len(index)
     again = images()
     CodeCache().on_fit_start(fitting(again), model)
     np.testing.assert_array_equal(again.split("train")["code"], data.split("train")["code"])
