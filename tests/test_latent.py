@@ -259,6 +259,15 @@ def test_another_first_stage_and_other_images_have_other_files():
     assert len(files) == 4
 
 
+def test_a_change_of_any_weight_makes_another_first_stage():
+    stage = autoencoder()
+    digests = {FirstStage(stage).digest}
+    for weights in stage.state_dict().values():
+        weights.view(-1)[0] += 1.0
+        digests.add(FirstStage(stage).digest)
+    assert len(digests) == 1 + len(stage.state_dict())
+
+
 def test_images_that_move_are_encoded_in_every_step():
     data = images(flip=True)
     CodeCache().on_fit_start(fitting(data), two_stages())
