@@ -655,6 +655,15 @@ def test_a_schedule_rises_evenly_and_falls_along_a_cosine():
     assert Schedule(100, 300).factor(49) == pytest.approx(0.5 * fall(49)) and Schedule().factor(10**9) == 1.0
 
 
+def test_a_learning_rate_falls_to_its_floor_and_stays_there():
+    for fall in ("cosine", "linear"):
+        factor = Schedule(decay=200, fall=fall, floor=0.1).factor
+        assert [factor(n) for n in (0, 100, 200, 900)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    assert Schedule(100, floor=0.1).factor(49) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match=r"schedule.floor must be in \[0, 1\], got 1.5"):
+        Schedule(floor=1.5)
+
+
 def test_a_schedule_may_be_constant_first_and_fall_evenly():
     factor = Schedule(hold=100, decay=300, fall="linear").factor
     assert [factor(seen) for seen in (0, 100, 150, 200, 300, 900)] == [1.0, 1.0, 0.75, 0.5, 0.0, 0.0]

@@ -1,6 +1,7 @@
 """Two stages: what the prior sees, how its codes are scaled and kept, and what the run needs afterwards."""
 
 import shutil
+import textwrap
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,10 @@ from genlab.data.scenes import Scenes
 from genlab.data.tokenizers import tokenizer_of
 from genlab.errors import CheckpointError
 from genlab.evaluation.export import export_weights
+from genlab.evaluation.first_stage import TrainedStage
 from genlab.evaluation.functions import functions_of
 from genlab.evaluation.given import item_batch
-from genlab.evaluation.pictures import captioned
+from genlab.evaluation.pictures import CHARACTER, GAP, LINE, captioned
 from genlab.evaluation.prompts import prompt_sources
 from genlab.families import latent as module
 from genlab.families.capabilities import HasLikelihood, can
@@ -38,7 +40,7 @@ from genlab.networks.unet import UNet
 from genlab.processes.grids import UniformGrid
 from genlab.processes.prediction import PredictVelocity
 from genlab.processes.sde import RectifiedFlow
-from genlab.samplers.conditioning import Blur, Codes, RePaint, Through
+from genlab.samplers.conditioning import Blur, RePaint, Through
 from genlab.samplers.ode import Euler
 from genlab.shapes import DataSpec
 
@@ -81,6 +83,12 @@ def diffusion(spec, **options):
 
 def two_stages(stage=None, prior=diffusion, family=LatentDiffusion, spec=None):
     return family(spec or images().spec, FirstStage(stage or autoencoder()), prior)
+
+
+def scaled(model):
+    """With a scale far from 1, as if it had been measured."""
+    model.scale.copy_(torch.tensor([0.25, 3.0])[: len(model.scale), None, None])
+    return model
 
 
 # What the prior sees
@@ -236,6 +244,7 @@ def fitting(data):
 @pytest.mark.parametrize("stage", [autoencoder, scalar_codes])
 def test_codes_are_encoded_once_and_are_those_that_a_step_would_find(stage):
     model = two_stages(stage(), diffusion if stage is autoencoder else Numbers, Latent)
+    model = scaled(model) if stage is autoencoder else model
     key = model.code_spec.kind
     data, plain = images(), images()
     CodeCache().on_fit_start(fitting(data), model)
@@ -268,6 +277,14 @@ def test_a_change_of_any_weight_makes_another_first_stage():
     assert len(digests) == 1 + len(stage.state_dict())
 
 
+def test_the_best_checkpoint_of_a_first_stage_is_taken_where_one_was_chosen():
+    best, last = Path("best.ckpt"), Path("last.ckpt")
+    chosen = [TrainedStage("", print) for _ in range(2)]
+    for stage, found in zip(chosen, (best, None), strict=True):
+        stage.run = SimpleNamespace(best_checkpoint=found, checkpoint=lambda: last)
+    assert [stage.checkpoint for stage in chosen] == [best, last]
+
+
 def test_images_that_move_are_encoded_in_every_step():
     data = images(flip=True)
     CodeCache().on_fit_start(fitting(data), two_stages())
@@ -278,10 +295,11 @@ def test_images_that_move_are_encoded_in_every_step():
 
 
 def test_inpainting_keeps_the_codes_of_known_pixels_and_fills_the_others():
-    model, x = two_stages(), batch_of(3)["image"]
+    model, x = scaled(two_stages()), batch_of(3)["image"]
     mask = torch.ones(1, 8, 8)
     mask[:, 3:] = 0.0
     known, inside = model.space.known(mask), model.space.inside(x)
+    assert torch.equal(inside, model.first_stage.model.encode(x) * model.scale)
     assert known.shape == (1, 4, 4) and known[0, 0].all() and not known[0, 1:].any()
     z = model.prior.sample_with(RePaint(inside, known, UniformGrid(4), 2), torch.arange(3))
     assert torch.equal(z[:, :, 0], inside[:, :, 0]) and not torch.equal(z[:, :, 1:], inside[:, :, 1:])
@@ -290,16 +308,20 @@ def test_inpainting_keeps_the_codes_of_known_pixels_and_fills_the_others():
 
 
 def test_a_measurement_through_a_decoder_has_the_jacobian_as_its_derivative():
-    model = two_stages()
+    model = scaled(two_stages())
     z, blur = torch.randn(1, 2, 4, 4), Blur(1.0)
-    through = Codes(model.code_spec, model.encode, model.first_stage.model.decoded).measured(blur)
+    through = model.space.measured(blur)
     assert isinstance(through, Through)
-    jacobian = torch.autograd.functional.jacobian(lambda z: blur(model.first_stage.model.decoded(z)), z)
+
+    def decoded(z):
+        return blur(model.first_stage.model.decoded(z / model.scale))
+
+    jacobian = torch.autograd.functional.jacobian(decoded, z)
     jacobian = jacobian.reshape(64, 32)
     at, u, y = through.at(z), torch.randn_like(z), torch.randn(1, 1, 8, 8)
     assert torch.allclose(at(u).flatten(), jacobian @ u.flatten(), atol=1e-5)
     assert torch.allclose(at.adjoint(y).flatten(), jacobian.T @ y.flatten(), atol=1e-5)
-    assert torch.equal(through(z), blur(model.first_stage.model.decoded(z)))
+    assert torch.equal(through(z), decoded(z))
 
 
 # From the command line
@@ -415,3 +437,8 @@ def test_captioned_images_stand_above_their_captions():
     first = picture[4 : 4 + 128 : 16, 4 : 4 + 128 : 16]
     expected = ((x[0] + 1) * 127.5).round().permute(1, 2, 0).numpy().astype("uint8")
     np.testing.assert_array_equal(first, expected)
+    num_lines = len(textwrap.wrap("a very long caption of many words that must be wrapped", 128 // CHARACTER))
+    under = LINE * num_lines + GAP
+    below = picture[-128 - under - GAP : -under - GAP : 16, 4 : 4 + 128 : 16]
+    expected = ((x[2] + 1) * 127.5).round().permute(1, 2, 0).numpy().astype("uint8")
+    np.testing.assert_array_equal(below, expected)

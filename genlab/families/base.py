@@ -38,23 +38,28 @@ Condition = Literal["label", "source"]
 class Schedule:
     """How a learning rate follows the examples seen.
 
-    It grows evenly over the first `warmup`, is constant up to `hold` and falls to 0 at `decay`: along a
+    It grows evenly over the first `warmup`, is constant up to `hold` and falls to `floor` at `decay`: along a
     cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts) or evenly, as adversarial networks
     are usually brought to rest.
 
     Attributes:
         warmup: Examples over which it grows from 0; 0 for none.
-        decay: Examples at which it has fallen to 0, usually the budget's; 0 for no fall.
+        decay: Examples at which it has fallen to `floor`, usually the budget's; 0 for no fall.
         hold: Examples at which the fall begins.
         fall: Its form, "cosine" or "linear".
+        floor: Share of it that is left in the end. Short trainings gain by one: the tenth that nanoGPT keeps
+            is worth 0.02 nats a character in 2,000 steps (`experiments/gpt_shakespeare.yaml`).
     """
 
     warmup: int = 0
     decay: int = 0
     hold: int = 0
     fall: Literal["cosine", "linear"] = "cosine"
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.floor <= 1.0:
+            raise ValueError(f"schedule.floor must be in [0, 1], got {self.floor}.")
         if self.hold and not 0 < self.hold < self.decay:
             raise ValueError(
                 f"schedule.hold must lie between 0 and schedule.decay, got {self.hold} and {self.decay}."
@@ -65,7 +70,8 @@ class Schedule:
         rise = min(1.0, (examples + 1) / self.warmup) if self.warmup else 1.0
         fallen = max(0, examples - self.hold) / (self.decay - self.hold) if self.decay else 0.0
         done = min(1.0, fallen)
-        return rise * (1.0 - done if self.fall == "linear" else 0.5 * (1.0 + math.cos(math.pi * done)))
+        left = 1.0 - done if self.fall == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return rise * (self.floor + (1.0 - self.floor) * left)
 
 
 class Model(pl.LightningModule):
