@@ -55,10 +55,10 @@ def test_scoring_predicts_every_token_of_a_split_exactly_once(file, kind, contex
 def test_the_splits_follow_each_other_and_the_token_before_is_the_first_input(file, kind):
     data = text_of(file, tokenizer=kind, fraction=0.7)
     text = file.read_text(encoding="utf-8")
-    assert "".join(data.parts[name] for name in ("train", "rest", "val", "test")) == text
+    assert "".join(data.parts[name] for name in ("val", "train", "rest", "test")) == text
     assert data.parts["test"] == text[int(len(text) * 0.9) :]
     before = data.tokenizer.start
-    for name in ("train", "rest", "val", "test"):
+    for name in ("val", "train", "rest", "test"):
         rows = data.split(name)["tokens"]
         assert rows[0, 0] == before
         assert (rows[1:, 0] == rows[:-1, -1]).all()
