@@ -27,7 +27,7 @@ SCORED_WINDOWS = 64
 
 
 class TextData(DataModule):
-    """A text in windows of `context` tokens: the beginning validates, then comes what is learned, last the test.
+    """A text in windows of `context` tokens: its beginning validates, what follows is learned, its end tests.
 
     What is learned so reaches up to the test part, whose names and topics it shares, as where nothing is kept
     for validation. To leave out the last percent of Shakespeare's plays instead costs 0.012 nats a character.
