@@ -247,7 +247,9 @@ def first_stage(spec, build):
 
 
 def latent(spec, build=kl_autoencoder, prior=diffusion, family=LatentDiffusion, **options):
-    return family(spec, first_stage(spec, build), partial(prior, **options))
+    stage = first_stage(spec, build)
+    torch.manual_seed(2)  # whether the stage was there already or is made now
+    return family(spec, stage, partial(prior, **options))
 
 
 def autoregressive(spec, network=GPT, **options):
