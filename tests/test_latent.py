@@ -430,15 +430,12 @@ def test_prompts_of_a_model_that_reads_none_are_refused():
 
 def test_captioned_images_stand_above_their_captions():
     x = torch.rand(3, 3, 8, 8) * 2 - 1
-    picture = captioned(
-        x, ["one", "a very long caption of many words that must be wrapped", "three"], columns=2
-    )
+    longest = "a very long caption of many words that must be wrapped"
+    picture = captioned(x, ["one", longest, "three"], columns=2)
     assert picture.shape[2] == 3 and picture.shape[1] == 2 * (128 + 4) + 4
+    under = LINE * len(textwrap.wrap(longest, 128 // CHARACTER)) + GAP
     first = picture[4 : 4 + 128 : 16, 4 : 4 + 128 : 16]
-    expected = ((x[0] + 1) * 127.5).round().permute(1, 2, 0).numpy().astype("uint8")
-    np.testing.assert_array_equal(first, expected)
-    num_lines = len(textwrap.wrap("a very long caption of many words that must be wrapped", 128 // CHARACTER))
-    under = LINE * num_lines + GAP
     below = picture[-128 - under - GAP : -under - GAP : 16, 4 : 4 + 128 : 16]
-    expected = ((x[2] + 1) * 127.5).round().permute(1, 2, 0).numpy().astype("uint8")
-    np.testing.assert_array_equal(below, expected)
+    expected = ((x + 1) * 127.5).round().permute(0, 2, 3, 1).numpy().astype("uint8")
+    np.testing.assert_array_equal(first, expected[0])
+    np.testing.assert_array_equal(below, expected[2])
