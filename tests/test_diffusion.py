@@ -16,10 +16,12 @@ from genlab.data.toy import Gaussian1D
 from genlab.evaluation.given import given_for
 from genlab.families.base import Schedule
 from genlab.families.diffusion import Diffusion, Guidance, Objective
+from genlab.families.optimizers import Float32Muon
+from genlab.networks.attention import CrossAttention
 from genlab.networks.dit import DiT, MLPDenoiser
 from genlab.networks.embeddings import sinusoids
 from genlab.networks.text_reader import TextReader
-from genlab.networks.unet import TextAttention, UNet
+from genlab.networks.unet import UNet
 from genlab.processes.base import CLEAN, Denoiser, Level
 from genlab.processes.chain import DiscreteChain
 from genlab.processes.grids import UniformGrid
@@ -49,7 +51,10 @@ PAD = 4
 CAPTION = DataSpec("caption", (6,), levels=5, vocabulary='{"pad": 4}')
 CODES = DataSpec("codes", (2, 8, 8), 3, 0, CAPTION)
 PICTURES = DataSpec("pictures", (1, 8, 8), source=DataSpec("sketches", (2, 8, 8)))
-READING = partial(UNET, text=partial(TextReader, num_layers=1, num_heads=2, width=8))
+READER = partial(TextReader, num_layers=1, num_heads=2, width=8)
+READING = partial(UNET, text=READER)
+DIT = partial(DiT, width=16, depth=2, num_heads=2, qk_norm=True)
+READING_DIT = partial(DIT, text=partial(READER, positions="rotary"))
 
 
 def images(num_classes=3, batch_size=8):
@@ -76,6 +81,7 @@ NETWORKS = [
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), GRAY),
     (partial(MLPDenoiser, hidden=(16, 16), time_dim=8), DataSpec("points", (2,))),
     (READING, CODES), (READING, CODES.told(["source"])), (UNET, PICTURES),
+    (READING_DIT, CODES), (READING_DIT, CODES.told(["source"])),
 ]  # fmt: skip
 
 
@@ -132,7 +138,7 @@ def test_each_row_has_its_own_noise_level_and_is_told_its_own(factory, spec):
         assert not torch.allclose(whole, network(x, t, **{**told, name: value}), atol=1e-5), name
 
 
-@pytest.mark.parametrize(("factory", "spec"), [*NETWORKS[:6], *NETWORKS[-3:]])
+@pytest.mark.parametrize(("factory", "spec"), [*NETWORKS[:6], *NETWORKS[-5:]])
 def test_image_networks_begin_at_zero(factory, spec):
     x, t, told = inputs(spec)
     assert not factory(spec)(x, t, **told).any()
@@ -175,17 +181,17 @@ def test_time_embeddings_are_distinct_for_all_levels_and_alike_for_integers_and_
     assert torch.cdist(code.double(), code.double()).fill_diagonal_(9).min() > 1e-3
 
 
-# A text in a U-Net
+# A text in a U-Net and in a transformer
 
 
-@pytest.fixture(scope="module")
-def reading():
+@pytest.fixture(scope="module", params=[READING, READING_DIT], ids=["UNet", "DiT"])
+def reading(request):
     """A network that reads captions, its layers far from zero; read it only."""
-    return filled(READING(CODES))
+    return filled(request.param(CODES))
 
 
 def looks_of(network):
-    return [module.across.output for module in network.modules() if isinstance(module, TextAttention)]
+    return [module.output for module in network.modules() if isinstance(module, CrossAttention)]
 
 
 def test_a_text_reaches_the_output_by_cross_attention_alone(reading):
@@ -200,11 +206,26 @@ def test_a_text_reaches_the_output_by_cross_attention_alone(reading):
     assert all(layer.weight.grad.any() for layer in looks_of(network))
 
 
-def test_there_is_a_look_at_the_text_wherever_there_is_attention(reading):
-    # Down, in the middle and twice on the way up, at the side 4 alone; each begins at nothing.
-    assert len(looks_of(reading)) == 4
-    assert not any(layer.weight.any() for layer in looks_of(READING(CODES)))
-    assert not looks_of(UNET(GRAY)) and not looks_of(UNET(PICTURES))
+@pytest.mark.parametrize(("factory", "num_looks"), [(READING, 4), (READING_DIT, 2)])
+def test_there_is_a_look_at_the_text_wherever_there_is_attention(factory, num_looks):
+    # The U-Net's: down, in the middle and twice on the way up, at the side 4 alone; each begins at nothing.
+    looks = looks_of(factory(CODES))
+    assert len(looks) == num_looks and not any(layer.weight.any() for layer in looks)
+    assert not any(looks_of(network) for network in (UNET(GRAY), UNET(PICTURES), DIT(GRAY)))
+
+
+def test_normalised_queries_and_keys_bound_the_scores_of_attention():
+    network, (x, t, told) = filled(DIT(GRAY)), inputs(GRAY)
+    with torch.no_grad():
+        for block in network.blocks:
+            block.to_qkv.weight[:32] *= 1e4  # queries and keys, not values
+            block.to_qkv.bias[:32] *= 1e4
+    expected = network(x, t, **told)
+    with torch.no_grad():
+        for block in network.blocks:
+            block.to_qkv.weight[:32] *= 1e4
+            block.to_qkv.bias[:32] *= 1e4
+    assert torch.allclose(network(x, t, **told), expected, atol=1e-4)
 
 
 def test_a_caption_alone_is_the_same_caption_in_a_padded_batch(reading):
@@ -220,7 +241,7 @@ def test_a_caption_alone_is_the_same_caption_in_a_padded_batch(reading):
 def test_no_attention_is_paid_to_padding(reading):
     words = reading.text(torch.tensor([[0, 1, PAD, PAD]]))
     assert words.seen.flatten().tolist() == [True, True, True, False, False]
-    across = next(module.across for module in reading.modules() if isinstance(module, TextAttention))
+    across = next(module for module in reading.modules() if isinstance(module, CrossAttention))
     queries = torch.randn(1, 9, across.output.in_features)
     weights = across.weights(queries, across.read(words.vectors), words.seen)
     assert not weights[..., 3:].any() and torch.allclose(weights.sum(-1), torch.ones(1, 1, 9))
@@ -254,10 +275,10 @@ def test_a_source_that_is_neither_a_text_nor_an_image_of_the_same_sides_is_refus
         UNET(DataSpec("gray", (1, 8, 8), source=source))
 
 
-@pytest.mark.parametrize("network", [DiT, MLPDenoiser])
-def test_networks_that_read_no_source_say_so(network):
-    with pytest.raises(ValueError, match=f"{network.__name__} reads no source.*model.given, or use UNet"):
-        network(CODES)
+@pytest.mark.parametrize(("network", "spec"), [(DiT, PICTURES), (MLPDenoiser, CODES)])
+def test_networks_that_read_no_such_source_say_so(network, spec):
+    with pytest.raises(ValueError, match=f"{network.__name__} reads no.* source.*model.given, or use UNet"):
+        network(spec)
 
 
 def test_a_network_that_was_built_for_a_source_says_that_it_is_missing(reading):
@@ -276,6 +297,21 @@ def test_sides_that_cannot_be_halved_are_refused_with_the_remedy():
 
 
 # The family
+
+
+def test_muon_takes_a_transformers_matrices_and_the_other_optimiser_the_rest():
+    model = diffusion(
+        partial(DiT, width=16, depth=1, num_heads=2), given=["label"], matrix_optimizer=Float32Muon
+    )
+    muon, adam = model.configure_optimizers()["optimizer"].parts
+    names = {id(p): name for name, p in model.network.named_parameters()}
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    left = {names[id(p)] for group in adam.param_groups for p in group["params"]}
+    assert {"blocks.0.to_qkv.weight", "blocks.0.modulation.1.weight", "condition.layers.0.weight"} <= taken
+    assert {"input.weight", "output.weight", "condition.label.weight", "blocks.0.to_qkv.bias"} <= left
+    assert len(taken) + len(left) == len(names)
+    assert not any(group.get("weight_decay") for group in muon.param_groups)
+
 
 PAIRS = [
     (DiscreteChain(), PredictNoise()), (DiscreteChain(), PredictV()), (DiscreteChain(), PredictData()),

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from genlab.families.base import NetworkFactory, indices
 from genlab.families.chain_rule import ChainRule
 from genlab.families.codes import one_hot_map
-from genlab.families.optimizers import Joined, decay_groups
 from genlab.families.streams import Streams
 from genlab.families.units import EqualUnits
 from genlab.families.weights import evaluating
@@ -87,13 +86,6 @@ class Autoregressive(EqualUnits, ChainRule):
         # Every map begins anew, whatever its number.
         carries = getattr(self.network, "carries_state", False) and not is_map
         self.streams = Streams(self.network.new_cache()) if carries else None
-
-    def configure_optimizers(self) -> Any:
-        if self.matrix_optimizer_factory is None:
-            return super().configure_optimizers()
-        between, others = _matrices_and_others(self.network)
-        rest = self.optimizer_factory(decay_groups(others))
-        return self.scheduled(Joined([self.matrix_optimizer_factory(between), rest]))
 
     def on_fit_start(self) -> None:
         if self.streams is None and getattr(self.trainer.datamodule, "streams", False):  # type: ignore[attr-defined]
@@ -226,17 +218,6 @@ class Autoregressive(EqualUnits, ChainRule):
 def _as_text(spec: DataSpec) -> DataSpec:
     """Returns maps of codes as texts of them; the last number of their vocabulary is the start."""
     return DataSpec(spec.name, (math.prod(spec.shape),), spec.num_classes, spec.levels + 1, spec.source)
-
-
-def _matrices_and_others(network: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the matrices that map vectors to vectors, and all others: tables of tokens, norms, biases."""
-    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
-    tables.add(id(getattr(network, "output_weight", None)))
-    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parts[parameter.dim() != 2 or id(parameter) in tables].append(parameter)
-    return parts
 
 
 PATIENCE = 2.0

@@ -9,7 +9,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from genlab.families.base import Model
-from genlab.families.optimizers import decay_groups
+from genlab.families.optimizers import optimizer_of
 
 
 class ChainRule(Model):
@@ -22,13 +22,16 @@ class ChainRule(Model):
 
     network: Any
     optimizer_factory: OptimizerCallable
+    matrix_optimizer_factory: OptimizerCallable | None = None
 
     can_compile = True
     likelihood_kind = "exact"
     likelihood_estimator = "chain rule"
 
     def configure_optimizers(self) -> Any:
-        return self.scheduled(self.optimizer_factory(decay_groups(self.network.parameters())))
+        return self.scheduled(
+            optimizer_of(self.network, self.optimizer_factory, self.matrix_optimizer_factory)
+        )
 
     @property
     def sampling_network(self) -> Any:

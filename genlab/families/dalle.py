@@ -42,6 +42,8 @@ class DALLE(ChainRule):
         network: Scores the successor of each token, seeing no later one, such as CausalTransformer.
         optimizer: Built from the matrices, and from vectors such as norms and biases, whose weight decay is
             0.
+        matrix_optimizer: Another one for the matrices between vectors, such as Float32Muon; embeddings and
+            the output's matrix stay with the first one.
         sampler: How codes are drawn; each by its probability without it.
         text_weight: w above: the paper's 1/8; 0 learns no captions.
         text_dropout: Share of captions that are left empty in training, each on its own.
@@ -62,6 +64,7 @@ class DALLE(ChainRule):
         spec: DataSpec,
         network: NetworkFactory,
         optimizer: OptimizerCallable,
+        matrix_optimizer: OptimizerCallable | None = None,
         sampler: TextSampler | None = None,
         text_weight: float = 0.125,
         text_dropout: float = 0.0,
@@ -82,7 +85,7 @@ class DALLE(ChainRule):
         num_read = self.length + math.prod(spec.shape)  # the last code is predicted alone
         self.network = network(DataSpec(spec.name, (num_read,), levels=self.start + 1))
         self.keep_average(self.network)
-        self.optimizer_factory = optimizer
+        self.optimizer_factory, self.matrix_optimizer_factory = optimizer, matrix_optimizer
         self.sampler = sampler or Categorical()
         self.text_weight, self.text_dropout, self.guidance = text_weight, text_dropout, guidance
         self.passes = math.prod(spec.shape) * (1 if guidance == 1.0 else 2)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genlab import randomness
 from genlab.families.base import Model, NetworkFactory, hidden, indices
+from genlab.families.optimizers import optimizer_of
 from genlab.families.weights import Snapshot, evaluating
 from genlab.processes.base import Denoiser, Level, Process, score_of
 from genlab.processes.chain import DiscreteChain
@@ -107,6 +108,8 @@ class Diffusion(Model):
         network: From (x, t) and what it is told by name to F; with `learned_variance`, twice the channels.
         process: How data become noise.
         optimizer: Optimiser without its parameters.
+        matrix_optimizer: Another one for the matrices between vectors, such as Float32Muon: all of a
+            transformer but its convolution, embeddings and output.
         objective: What F is, and how its errors are weighed.
         sampler: How samples are drawn.
         likelihood: How log p(x) is estimated; the flow for vectors, the bound of 100 steps for images.
@@ -127,6 +130,7 @@ class Diffusion(Model):
         network: NetworkFactory,
         process: Process,
         optimizer: OptimizerCallable,
+        matrix_optimizer: OptimizerCallable | None = None,
         objective: Objective = Objective(),
         sampler: Sampler | None = None,
         likelihood: Likelihood | None = None,
@@ -147,14 +151,18 @@ class Diffusion(Model):
         # The decoder tells levels apart from noise of about half their distance on; below it steps cost bits.
         bound = VariationalBound(RatioGrid(100, smallest=0.6 / max(1, spec.levels - 1)))
         self.likelihood = likelihood or (bound if spec.kind == "image" else ProbabilityFlow())
-        self.optimizer_factory = optimizer
+        self.optimizer_factory, self.matrix_optimizer_factory = optimizer, matrix_optimizer
         self.guidance, self._nothing = guidance, _nothing_of(spec)
         self.clip = guidance.clip and spec.kind == "image"
         self.dequantise = objective.dequantise and spec.kind == "image"
         self.variance_weight = objective.variance_weight
 
     def configure_optimizers(self) -> Any:
-        return self.scheduled(self.optimizer_factory(self.network.parameters()))
+        if self.matrix_optimizer_factory is None:  # all parameters as one group, as they always were
+            return self.scheduled(self.optimizer_factory(self.network.parameters()))
+        return self.scheduled(
+            optimizer_of(self.network, self.optimizer_factory, self.matrix_optimizer_factory)
+        )
 
     def on_train_end(self) -> None:
         if self.earlier is not None and not self.earlier.is_taken:

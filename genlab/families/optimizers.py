@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -16,6 +17,30 @@ def decay_groups(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
     matrices = {"params": [p for p in learned if p.dim() > 1]}
     vectors = {"params": [p for p in learned if p.dim() < 2], "weight_decay": 0.0}
     return [group for group in (matrices, vectors) if group["params"]]
+
+
+def optimizer_of(
+    network: nn.Module, optimizer: OptimizerCallable, matrix_optimizer: OptimizerCallable | None
+) -> Optimizer:
+    """Returns the optimiser of a network: one of all, or another one of its matrices between vectors.
+
+    Those are what Muon is for; tables of tokens and what makes the output are not (Jordan et al. 2024).
+    """
+    if matrix_optimizer is None:
+        return optimizer(decay_groups(network.parameters()))  # type: ignore[arg-type]
+    between, others = _matrices_and_others(network)
+    return Joined([matrix_optimizer(between), optimizer(decay_groups(others))])  # type: ignore[arg-type]
+
+
+def _matrices_and_others(network: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the matrices that map vectors to vectors, and all others: tables, the output, norms, biases."""
+    apart = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    apart.add(id(getattr(network, "output_weight", None)))
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parts[parameter.dim() != 2 or id(parameter) in apart].append(parameter)
+    return parts
 
 
 class Joined(Optimizer):

@@ -68,10 +68,10 @@ def required_source(source: Tensor | None) -> Tensor:
     return source
 
 
-def refuse_source(spec: DataSpec, name: str) -> None:
-    """Refuses data whose source would be told to the network of a name, which reads none."""
+def refuse_source(spec: DataSpec, name: str, reads: str = "no source") -> None:
+    """Refuses data whose source would be told to the network of a name, which reads none such."""
     if spec.source is not None:
         raise ValueError(
-            f"{name} reads no source, and {spec.name} is told with one: leave source out of model.given, or "
+            f"{name} reads {reads}, and {spec.name} is told with one: leave source out of model.given, or "
             "use UNet."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -36,6 +36,7 @@ class TextReader(nn.Module):
         num_heads: Attention heads of a block; must divide the width.
         width: Length of a token's vector.
         dropout: Share of numbers set to 0 in training.
+        positions: "learned" or "rotary", as of a BidirectionalTransformer.
 
     Attributes:
         width: Length of a token's vector.
@@ -48,12 +49,18 @@ class TextReader(nn.Module):
     """
 
     def __init__(
-        self, spec: DataSpec, num_layers: int = 2, num_heads: int = 4, width: int = 128, dropout: float = 0.0
+        self,
+        spec: DataSpec,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        width: int = 128,
+        dropout: float = 0.0,
+        positions: Literal["learned", "rotary"] = "learned",
     ) -> None:
         super().__init__()
         self.padding, self.mark, self.width = spec.padding, spec.levels, width
         marked = DataSpec(spec.name, (spec.shape[0] + 1, *spec.shape[1:]), levels=spec.levels + 1)
-        self.transformer = BidirectionalTransformer(marked, num_layers, num_heads, width, dropout)
+        self.transformer = BidirectionalTransformer(marked, num_layers, num_heads, width, dropout, positions)
 
     def forward(self, text: Tensor) -> Words:
         seen = pad(text != self.padding, (1, 0), value=True)
