@@ -102,7 +102,7 @@ def test_rotary_positions_know_distances_and_order_but_no_place():
     later = torch.cat([torch.zeros(2, 3, dtype=torch.int64), tokens], dim=1)
     seen = torch.ones(2, 11, dtype=torch.bool)
     seen[:, :3] = False
-    for positions, is_same in (("rotary", True), ("learned", False)):
+    for positions, is_same in (("rotary", True), ("learned", False), ("both", False)):
         net = SMALL(SPEC, positions=positions)
         for weight in net.parameters():
             torch.nn.init.normal_(weight, std=0.5)

@@ -235,17 +235,20 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 # What later models changed
 
 MODERN = {"positions": "rotary", "norm": "rms", "qk_norm": True, "activation": "relu2", "tied": False}
+BOTH = MODERN | {"positions": "both"}
 
 
+@pytest.mark.parametrize("options", [MODERN, BOTH], ids=["rotary", "both"])
 @pytest.mark.parametrize("sizes", [[1] * 8, [3, 5]])
-def test_reading_in_pieces_equals_reading_at_once_with_all_options(sizes):
-    net, x = network(**MODERN, logit_cap=5.0), tokens()
+def test_reading_in_pieces_equals_reading_at_once_with_all_options(sizes, options):
+    net, x = network(**options, logit_cap=5.0), tokens()
     with torch.no_grad():
         torch.testing.assert_close(in_pieces(net, x, sizes), net(x), rtol=0, atol=1e-5)
 
 
-def test_all_options_together_see_no_later_token_and_teach_every_parameter():
-    net = network(**MODERN, logit_cap=5.0)
+@pytest.mark.parametrize("options", [MODERN, BOTH], ids=["rotary", "both"])
+def test_all_options_together_see_no_later_token_and_teach_every_parameter(options):
+    net = network(**options, logit_cap=5.0)
     earlier = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).tril()
     expected = torch.eye(BATCH, dtype=torch.bool)[:, None, :, None] & earlier[None, :, None, :]
     assert torch.equal(influence(net, tokens()), expected)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from genlab.networks.transformer import BidirectionalTransformer
+from genlab.networks.transformer import BidirectionalTransformer, Positions
 from genlab.shapes import DataSpec
 
 
@@ -36,7 +36,7 @@ class TextReader(nn.Module):
         num_heads: Attention heads of a block; must divide the width.
         width: Length of a token's vector.
         dropout: Share of numbers set to 0 in training.
-        positions: "learned" or "rotary", as of a BidirectionalTransformer.
+        positions: "learned", "rotary" or "both", as of a BidirectionalTransformer.
 
     Attributes:
         width: Length of a token's vector.
@@ -55,7 +55,7 @@ class TextReader(nn.Module):
         num_heads: int = 4,
         width: int = 128,
         dropout: float = 0.0,
-        positions: Literal["learned", "rotary"] = "learned",
+        positions: Positions = "learned",
     ) -> None:
         super().__init__()
         self.padding, self.mark, self.width = spec.padding, spec.levels, width

@@ -16,6 +16,9 @@ from genlab.networks.attention import Cache, Memory, Rotation, SelfAttention
 from genlab.networks.conditioning import required
 from genlab.shapes import DataSpec
 
+Positions = Literal["learned", "rotary", "both"]
+"""How tokens know where they are; see `CausalTransformer`."""
+
 
 class CausalTransformer(nn.Module):
     """Blocks of attention and perceptron that see only earlier tokens: p(x_i | x_0 ... x_{i-1}) at every i.
@@ -34,7 +37,8 @@ class CausalTransformer(nn.Module):
         dropout: Share of numbers set to 0 in training: of the vectors read, the attention and each branch.
         bias: Whether linear maps and norms also add a learned vector, as GPT-2's do; little is lost without.
         positions: "learned" vectors, or "rotary": queries and keys turned by angles that grow with their
-            position, so that attention knows distances only (RoFormer, Su et al. 2021, arXiv:2104.09864).
+            position, so that attention knows distances only (RoFormer, Su et al. 2021, arXiv:2104.09864); or
+            "both", for what depends on places as well, such as the codes of an image.
         norm: "layer", or "rms", which neither centres nor shifts (Zhang and Sennrich 2019, arXiv:1910.07467).
         qk_norm: Whether queries and keys are brought to the length sqrt(width / num_heads), so that no
             attention score exceeds that (Henry et al. 2020, arXiv:2010.04245).
@@ -63,7 +67,7 @@ class CausalTransformer(nn.Module):
         width: int = 128,
         dropout: float = 0.0,
         bias: bool = False,
-        positions: Literal["learned", "rotary"] = "learned",
+        positions: Positions = "learned",
         norm: Literal["layer", "rms"] = "layer",
         qk_norm: bool = False,
         activation: Literal["gelu", "relu2"] = "gelu",
@@ -77,7 +81,7 @@ class CausalTransformer(nn.Module):
             raise ValueError(f"logit_cap must be above 0, got {logit_cap}; leave it out for no cap.")
         self.num_classes, self.context, self.logit_cap = spec.num_classes, spec.shape[0], logit_cap
         self.token = nn.Embedding(spec.levels, width)
-        self.position = nn.Embedding(self.context, width) if positions == "learned" else None
+        self.position = nn.Embedding(self.context, width) if positions != "rotary" else None
         self.label = nn.Embedding(spec.num_classes, width) if spec.num_classes else None
         self.dropout = nn.Dropout(dropout)
         new_norm = partial(nn.LayerNorm, bias=bias) if norm == "layer" else nn.RMSNorm
@@ -142,8 +146,8 @@ class BidirectionalTransformer(nn.Module):
         num_heads: Attention heads of a block; must divide the width.
         width: Length of a token's vector.
         dropout: Share of numbers set to 0 in training.
-        positions: As of a CausalTransformer: "learned", or "rotary", by which a gap knows its neighbours from
-            the first step on, where learned ones long leave it with what tokens are frequent.
+        positions: As of a CausalTransformer: "learned", "both", or "rotary", by which a gap knows its
+            neighbours from the first step on, where learned ones long leave it with what tokens are frequent.
 
     Attributes:
         width: Length of a token's vector.
@@ -163,14 +167,14 @@ class BidirectionalTransformer(nn.Module):
         num_heads: int = 4,
         width: int = 128,
         dropout: float = 0.0,
-        positions: Literal["learned", "rotary"] = "learned",
+        positions: Positions = "learned",
     ) -> None:
         super().__init__()
         require_text(spec, "BidirectionalTransformer")
         require_heads(num_heads, width)
         self.width, self.num_classes = width, spec.num_classes
         self.token = nn.Embedding(spec.levels, width)
-        self.position = nn.Embedding(spec.shape[0], width) if positions == "learned" else None
+        self.position = nn.Embedding(spec.shape[0], width) if positions != "rotary" else None
         self.label = nn.Embedding(spec.num_classes + 1, width) if spec.num_classes else None
         self.dropout = nn.Dropout(dropout)
         rotation = rotation_of(positions, spec.shape[0], width // num_heads)
@@ -199,7 +203,7 @@ def rotation_of(positions: str, length: int, head_dim: int) -> Rotation | None:
     Raises:
         ValueError: Their length is odd.
     """
-    if positions != "rotary":
+    if positions == "learned":
         return None
     if head_dim % 2:
         raise ValueError(f"width / num_heads must be even for rotary positions, got {head_dim}.")
