@@ -314,6 +314,16 @@ def test_muon_is_torchs_apart_from_the_precision():
         torch.testing.assert_close(a, b, rtol=0, atol=0.01)
 
 
+def test_the_filters_of_a_convolution_are_a_matrix_with_a_row_for_each_output():
+    torch.manual_seed(0)
+    filters = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
+    matrix = torch.nn.Parameter(filters.detach().flatten(1).clone())
+    for weight in (filters, matrix):
+        weight.grad = torch.linspace(-1, 1, 48).sin().reshape(weight.shape)
+        Float32Muon([weight], lr=0.1).step()
+    torch.testing.assert_close(filters.flatten(1), matrix, rtol=0, atol=1e-6)
+
+
 def test_muon_refuses_a_vector():
     with pytest.raises(ValueError, match=r"moves matrices, got a parameter of shape \(3,\)"):
         Float32Muon([torch.nn.Parameter(torch.zeros(3))])

@@ -307,8 +307,8 @@ def test_muon_takes_a_transformers_matrices_and_the_other_optimiser_the_rest():
     names = {id(p): name for name, p in model.network.named_parameters()}
     taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     left = {names[id(p)] for group in adam.param_groups for p in group["params"]}
-    assert {"blocks.0.to_qkv.weight", "blocks.0.modulation.1.weight", "condition.layers.0.weight"} <= taken
-    assert {"input.weight", "output.weight", "condition.label.weight", "blocks.0.to_qkv.bias"} <= left
+    assert {"blocks.0.to_qkv.weight", "input.weight", "condition.layers.0.weight"} <= taken
+    assert {"output.weight", "condition.label.weight", "blocks.0.to_qkv.bias"} <= left
     assert len(taken) + len(left) == len(names)
     assert not any(group.get("weight_decay") for group in muon.param_groups)
 

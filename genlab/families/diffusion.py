@@ -108,8 +108,8 @@ class Diffusion(Model):
         network: From (x, t) and what it is told by name to F; with `learned_variance`, twice the channels.
         process: How data become noise.
         optimizer: Optimiser without its parameters.
-        matrix_optimizer: Another one for the matrices between vectors, such as Float32Muon: all of a
-            transformer but its convolution, embeddings and output.
+        matrix_optimizer: Another one for matrices and filters, such as Float32Muon: all of a network but
+            embeddings, norms, biases and what makes its output.
         objective: What F is, and how its errors are weighed.
         sampler: How samples are drawn.
         likelihood: How log p(x) is estimated; the flow for vectors, the bound of 100 steps for images.

@@ -24,7 +24,8 @@ def optimizer_of(
 ) -> Optimizer:
     """Returns the optimiser of a network: one of all, or another one of its matrices between vectors.
 
-    Those are what Muon is for; tables of tokens and what makes the output are not (Jordan et al. 2024).
+    Those, and the filters of convolutions, are what Muon is for; tables of tokens and what makes the output
+    are not (Jordan et al. 2024).
     """
     if matrix_optimizer is None:
         return optimizer(decay_groups(network.parameters()))  # type: ignore[arg-type]
@@ -33,13 +34,13 @@ def optimizer_of(
 
 
 def _matrices_and_others(network: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the matrices that map vectors to vectors, and all others: tables, the output, norms, biases."""
+    """Returns what maps vectors to vectors, and all others: tables, the output, norms, biases."""
     apart = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     apart.add(id(getattr(network, "output_weight", None)))
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])
     for parameter in network.parameters():
         if parameter.requires_grad:
-            parts[parameter.dim() != 2 or id(parameter) in apart].append(parameter)
+            parts[parameter.dim() < 2 or id(parameter) in apart].append(parameter)
     return parts
 
 
@@ -89,8 +90,10 @@ class Float32Muon(Optimizer):
     with A = X X^T, from U over its Frobenius norm. The same as torch.optim.Muon (torch 2.9), which computes O
     in bfloat16: on a processor without it, that takes many times as long as the rest of a small model's step.
 
+    The filters of a convolution are a matrix with a row for each output, as in its author's program.
+
     Args:
-        params: Matrices.
+        params: Matrices and filters.
         lr: Learning rate.
         weight_decay: d.
         momentum: m.
@@ -103,7 +106,7 @@ class Float32Muon(Optimizer):
         self, params: Any, lr: float = 0.02, weight_decay: float = 0.0, momentum: float = 0.95
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.dim() != 2]
+        shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.dim() < 2]
         if shapes:
             raise ValueError(f"Float32Muon moves matrices, got a parameter of shape {shapes[0]}.")
 
@@ -131,10 +134,11 @@ class Float32Muon(Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             buffer = state["momentum_buffer"].lerp_(gradient, 1.0 - momentum)
-            updates.append(gradient.lerp(buffer, momentum))
-        rows, columns = parameters[0].shape
+            updates.append(gradient.lerp(buffer, momentum).flatten(1))
+        rows, columns = updates[0].shape
         rate = group["lr"] * max(1.0, rows / columns) ** 0.5
         for parameter, direction in zip(parameters, orthogonalised(torch.stack(updates)), strict=True):
+            direction = direction.view_as(parameter)
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=rate)
 
 

@@ -105,6 +105,11 @@ class UNet(nn.Module):
             group_norm(now, num_groups), nn.SiLU(), zeroed(nn.Conv2d(now, outputs, 3, padding=1))
         )
 
+    @property
+    def output_weight(self) -> Tensor:
+        """The filters that make the output."""
+        return self.output[-1].weight  # type: ignore[return-value]
+
     def forward(
         self, x: Tensor, t: Tensor, label: Tensor | None = None, source: Tensor | None = None
     ) -> Tensor:
