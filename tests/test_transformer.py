@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.genlab_jobs import gpt_train
-from genlab.networks.attention import Rotation
+from genlab.networks.attention import Cosine, Rotation
 from genlab.networks.transformer import CausalTransformer
 from genlab.shapes import DataSpec
 
@@ -282,9 +282,25 @@ def test_an_infinite_cap_is_none_and_a_finite_one_bounds():
 
 def test_queries_and_keys_of_one_length_bound_every_score():
     attention = network(qk_norm=True).blocks[0].attention
-    q, k, v = attention._placed(100 * torch.randn(3, 2, 2, 8, 8), 0)
-    torch.testing.assert_close(q.norm(dim=3), torch.full((2, 2, 8), math.sqrt(8)))
-    assert (q @ k.mT / math.sqrt(8)).abs().max() <= math.sqrt(8) + 1e-4 and v.norm() > 100
+    with torch.no_grad():
+        attention.cosine.gain.copy_(torch.tensor([0.5, 2.0]))
+    qkv = 100 * torch.randn(3, 2, 2, 8, 8)
+    q, k, v = attention._placed(qkv, 0)
+    expected = torch.tensor([0.5, 2.0])[:, None, None] * math.sqrt(8)  # g = gain sqrt(head_dim)
+    cosines = torch.nn.functional.cosine_similarity(qkv[0, :, :, :, None], qkv[1, :, :, None], dim=-1)
+    torch.testing.assert_close(q @ k.mT / math.sqrt(8), expected * cosines)
+    assert torch.equal(v, qkv[2])
+
+
+@pytest.mark.parametrize("length", [8, 256])
+def test_from_the_start_a_token_can_give_nearly_all_of_its_attention_to_one(length):
+    cosine = Cosine(2, 8, length)
+    q = torch.eye(8)[:1].expand(2, 1, 2, length, 8).clone()
+    q[1, :, :, 1:] = torch.eye(8)[1]  # one key alone is as the query
+    queries, keys = cosine(q)
+    share = (queries @ keys.mT / math.sqrt(8)).softmax(dim=-1)[..., 0]
+    assert share.min() > 0.9
+    assert cosine.gain.dim() == 1  # a vector, which neither decays nor is orthogonalised
 
 
 def test_squared_relu_and_untied_matrices_are_what_they_say():

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-from genlab.networks.attention import CrossAttention
+from genlab.networks.attention import Cosine, CrossAttention
 from genlab.networks.conditioning import refuse_source, required_source
 from genlab.networks.embeddings import ConditionEmbedding, sinusoids
 from genlab.networks.text_reader import TextReader, Words
@@ -33,7 +33,7 @@ class DiT(nn.Module):
         depth: Number of blocks.
         num_heads: Attention heads.
         learned_variance: Also return the v of a learned variance, in as many channels again.
-        qk_norm: Whether queries and keys of patches are brought to the length sqrt(width / num_heads).
+        qk_norm: Whether scores of patches are the cosines of queries and keys, times what each head learns.
         text: Makes the reader of a source that is a text, of its spec.
 
     Shapes:
@@ -69,7 +69,8 @@ class DiT(nn.Module):
         self.register_buffer("place", _places(rows, columns, width), persistent=False)
         self.text = None if spec.source is None else text(spec.source)
         text_width = None if self.text is None else self.text.width
-        self.blocks = nn.ModuleList([_Block(width, num_heads, qk_norm, text_width) for _ in range(depth)])
+        longest = rows * columns if qk_norm else None
+        self.blocks = nn.ModuleList([_Block(width, num_heads, longest, text_width) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 2 * width)))
         self.output = zeroed(nn.Linear(width, patch_size**2 * self.outputs))
@@ -96,9 +97,10 @@ class DiT(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, num_heads: int, qk_norm: bool, text_width: int | None) -> None:
+    def __init__(self, width: int, num_heads: int, qk_norm: int | None, text_width: int | None) -> None:
         super().__init__()
-        self.num_heads, self.qk_norm = num_heads, qk_norm
+        self.num_heads = num_heads
+        self.cosine = None if qk_norm is None else Cosine(num_heads, width // num_heads, qk_norm)
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.to_qkv, self.to_output = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.perceptron = nn.Sequential(
@@ -122,9 +124,8 @@ class _Block(nn.Module):
     def _attend(self, h: Tensor) -> Tensor:
         batch, length, width = h.shape
         qkv = self.to_qkv(h).reshape(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        if self.qk_norm:
-            q, k = rms_norm(q, q.shape[-1:]), rms_norm(k, k.shape[-1:])
+        q, k = qkv[:2] if self.cosine is None else self.cosine(qkv[:2])
+        v = qkv[2]
         h = scaled_dot_product_attention(q, k, v)
         return self.to_output(h.transpose(1, 2).reshape(batch, length, width))
 

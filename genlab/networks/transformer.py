@@ -40,8 +40,8 @@ class CausalTransformer(nn.Module):
             position, so that attention knows distances only (RoFormer, Su et al. 2021, arXiv:2104.09864); or
             "both", for what depends on places as well, such as the codes of an image.
         norm: "layer", or "rms", which neither centres nor shifts (Zhang and Sennrich 2019, arXiv:1910.07467).
-        qk_norm: Whether queries and keys are brought to the length sqrt(width / num_heads), so that no
-            attention score exceeds that (Henry et al. 2020, arXiv:2010.04245).
+        qk_norm: Whether scores of attention are the cosines of queries and keys, times what each head learns
+            (Henry et al. 2020, arXiv:2010.04245).
         activation: Of the perceptrons: "gelu", or "relu2", max(x, 0)^2 (So et al. 2021, arXiv:2109.08668).
         logit_cap: Logits become cap tanh(logit / cap) (Gemma 2, arXiv:2408.00118); None leaves them.
         tied: Whether one matrix reads tokens and scores them.
@@ -86,9 +86,10 @@ class CausalTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         new_norm = partial(nn.LayerNorm, bias=bias) if norm == "layer" else nn.RMSNorm
         rotation = rotation_of(positions, self.context, width // num_heads)
+        longest = self.context if qk_norm else None
         blocks = [
             Block(
-                SelfAttention(width, num_heads, dropout, bias, True, rotation, qk_norm), new_norm, activation
+                SelfAttention(width, num_heads, dropout, bias, True, rotation, longest), new_norm, activation
             )
             for _ in range(num_layers)
         ]
