@@ -8,6 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from genlab.families.dalle import DALLE
+from genlab.families.optimizers import Float32Muon
 from genlab.networks.transformer import CausalTransformer
 from genlab.samplers.tokens import Categorical, Greedy
 from genlab.shapes import DataSpec
@@ -145,6 +146,16 @@ def test_an_untrained_model_knows_nothing():
     losses = model_of(spec, sharpness=0.0).losses({"tokens": x, "source": source})
     assert losses["text_nats"].item() == pytest.approx(math.log(30), rel=0.02)
     assert losses["image_nats"].item() == pytest.approx(math.log(40), rel=0.02)
+
+
+def test_another_optimiser_takes_the_matrices_between_vectors():
+    model = model_of(matrix_optimizer=Float32Muon)
+    muon, adam = model.configure_optimizers()["optimizer"].parts
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    left = {id(p) for group in adam.param_groups for p in group["params"]}
+    assert id(model.network.blocks[0].widen.weight) in taken
+    assert {id(model.network.output_weight), id(model.network.token.weight)} <= left
+    assert len(taken) + len(left) == len(list(model.network.parameters()))
 
 
 def test_hidden_captions_are_empty_ones_in_training_alone_and_their_text_is_not_scored():
