@@ -214,18 +214,14 @@ def test_there_is_a_look_at_the_text_wherever_there_is_attention(factory, num_lo
     assert not any(looks_of(network) for network in (UNET(GRAY), UNET(PICTURES), DIT(GRAY)))
 
 
-def test_normalised_queries_and_keys_bound_the_scores_of_attention():
+def test_normalised_queries_and_keys_make_their_lengths_irrelevant():
     network, (x, t, told) = filled(DIT(GRAY)), inputs(GRAY)
-    with torch.no_grad():
-        for block in network.blocks:
-            block.to_qkv.weight[:32] *= 1e4  # queries and keys, not values
-            block.to_qkv.bias[:32] *= 1e4
     expected = network(x, t, **told)
     with torch.no_grad():
         for block in network.blocks:
-            block.to_qkv.weight[:32] *= 1e4
-            block.to_qkv.bias[:32] *= 1e4
-    assert torch.allclose(network(x, t, **told), expected, atol=1e-4)
+            block.to_qkv.weight[:32] *= 10  # queries and keys, not values
+            block.to_qkv.bias[:32] *= 10
+    assert torch.allclose(network(x, t, **told), expected, atol=1e-5)
 
 
 def test_a_caption_alone_is_the_same_caption_in_a_padded_batch(reading):
@@ -236,6 +232,15 @@ def test_a_caption_alone_is_the_same_caption_in_a_padded_batch(reading):
     for i, length in enumerate((2, 4, 6)):
         alone = {"label": told["label"][i : i + 1], "source": text[i : i + 1, :length]}
         assert torch.allclose(reading(x[i : i + 1], t[i : i + 1], **alone), whole[i : i + 1], atol=1e-6)
+
+
+def test_a_reader_s_positions_are_those_that_it_is_given():
+    kinds = {kind: READER(CAPTION, positions=kind).transformer for kind in ("learned", "rotary", "both")}
+    assert {kind: each.position is not None for kind, each in kinds.items()} == {
+        "learned": True, "rotary": False, "both": True
+    }  # fmt: skip
+    rotations = {kind: each.blocks[0].attention.rotation for kind, each in kinds.items()}
+    assert rotations["learned"] is None and None not in (rotations["rotary"], rotations["both"])
 
 
 def test_no_attention_is_paid_to_padding(reading):
@@ -299,18 +304,34 @@ def test_sides_that_cannot_be_halved_are_refused_with_the_remedy():
 # The family
 
 
-def test_muon_takes_a_transformers_matrices_and_the_other_optimiser_the_rest():
-    model = diffusion(
-        partial(DiT, width=16, depth=1, num_heads=2), given=["label"], matrix_optimizer=Float32Muon
-    )
+MUONS = [
+    (
+        partial(DiT, width=16, depth=1, num_heads=2),
+        {
+            "blocks.0.to_qkv.weight",
+            "blocks.0.modulation.1.weight",
+            "input.weight",
+            "condition.layers.0.weight",
+        },
+        {"output.weight", "condition.label.weight", "blocks.0.to_qkv.bias"},
+    ),
+    (
+        UNET,
+        {"input.weight", "middle.0.attention.to_qkv.weight", "down.0.block.first.2.weight"},
+        {"output.2.weight", "condition.label.weight", "input.bias", "down.0.block.first.0.weight"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("network", "matrices", "others"), MUONS, ids=["DiT", "UNet"])
+def test_muon_takes_matrices_and_filters_and_the_other_optimiser_the_rest(network, matrices, others):
+    model = diffusion(network, given=["label"], matrix_optimizer=Float32Muon)
     muon, adam = model.configure_optimizers()["optimizer"].parts
     names = {id(p): name for name, p in model.network.named_parameters()}
     taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     left = {names[id(p)] for group in adam.param_groups for p in group["params"]}
-    assert {"blocks.0.to_qkv.weight", "input.weight", "condition.layers.0.weight"} <= taken
-    assert {"output.weight", "condition.label.weight", "blocks.0.to_qkv.bias"} <= left
+    assert matrices <= taken and others <= left
     assert len(taken) + len(left) == len(names)
-    assert not any(group.get("weight_decay") for group in muon.param_groups)
 
 
 PAIRS = [

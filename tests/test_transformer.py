@@ -256,6 +256,14 @@ def test_all_options_together_see_no_later_token_and_teach_every_parameter(optio
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
 
 
+def test_both_kinds_of_positions_are_rotary_ones_with_a_vector_for_each_place():
+    both, rotary, x = network(positions="both"), network(positions="rotary"), tokens()
+    rotary.load_state_dict({k: v for k, v in both.state_dict().items() if k != "position.weight"})
+    assert not torch.allclose(both(x), rotary(x), atol=1e-2)
+    torch.nn.init.zeros_(both.position.weight)
+    torch.testing.assert_close(both(x), rotary(x))
+
+
 def test_rotated_scores_depend_on_the_distance_alone():
     torch.manual_seed(0)
     rotation, q, k = Rotation(50, 8), torch.randn(8), torch.randn(8)
