@@ -217,9 +217,10 @@ def test_what_has_changed_is_measured_and_the_rest_is_kept(change, run, genlab_c
     assert measured(run, genlab_command) == []
 
 
-def test_other_options_are_another_test(run, genlab_command):
+def test_other_options_are_another_test(run, genlab_command, capsys):
     options = ("--evaluate.num_test_samples", "20")
     assert measured(run, genlab_command, *options) == ["test", *VARIANTS]
+    assert capsys.readouterr().err.endswith("run.json: scores of last.ckpt\n")
     assert run.read()["test"]["arguments"] == list(options)
     assert measured(run, genlab_command, *options) == []
 

@@ -262,7 +262,8 @@ class GenlabCLI(LightningCLI):
         if self.trainer.is_global_zero:
             tested.table().show()
             if self.run is not None:
-                print(f"Written to {shown_path(self.run.record)}", file=sys.stderr)
+                of = "" if tested.checkpoint is None else f": scores of {tested.checkpoint.name}"
+                print(f"Written to {shown_path(self.run.record)}{of}", file=sys.stderr)
 
     def _trial_entry(self) -> dict[str, Any]:
         """Returns the values of a few items, none of which mean anything."""
