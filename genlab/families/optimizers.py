@@ -28,9 +28,9 @@ def optimizer_of(
     are not (Jordan et al. 2024).
     """
     if matrix_optimizer is None:
-        return optimizer(decay_groups(network.parameters()))  # type: ignore[arg-type]
+        return optimizer(decay_groups(network.parameters()))
     between, others = _matrices_and_others(network)
-    return Joined([matrix_optimizer(between), optimizer(decay_groups(others))])  # type: ignore[arg-type]
+    return Joined([matrix_optimizer(between), optimizer(decay_groups(others))])
 
 
 def _matrices_and_others(network: Any) -> tuple[list[Tensor], list[Tensor]]:
