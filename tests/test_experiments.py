@@ -19,6 +19,7 @@ SLOW = {
     *("crealnvp_digits", "ddpm_gaussian2d", "gpt_large_shakespeare", "vqprior_cifar10", "ldm_celeba"),
     *("kl_autoencoder_flickr8k", "ldm_flickr8k", "pixelcnnpp_cifar10", "diagonal_bilstm_mnist"),
     *("rowlstm_mnist", "pixelcnn_mnist", "autoencoder_digits", "gan_digits", "gpt_modern_shakespeare"),
+    "srgan_t91",
 }
 """Experiments whose classes others have, too."""
 
