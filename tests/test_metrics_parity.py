@@ -127,7 +127,7 @@ def our_scores(fake, real, weights):
 @pytest.mark.parametrize(
     ("their_way", "num_fake", "num_real"),
     [
-        pytest.param(their_scores_without_eigenvalues, 10, 8, marks=pytest.mark.slow),
+        (their_scores_without_eigenvalues, 10, 8),
         pytest.param(their_scores, 131, 109, marks=pytest.mark.slow),
     ],
 )

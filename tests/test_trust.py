@@ -342,7 +342,7 @@ def assert_harmless(number, marker, genlab_command):
 
 
 def test_random_configurations_run_no_foreign_code(marker, genlab_command, no_training):
-    for number in range(12):
+    for number in range(25):
         assert_harmless(number, marker, genlab_command)
 
 
