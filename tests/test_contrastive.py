@@ -11,15 +11,19 @@ import torch
 from short_training import train
 from torch.nn.functional import normalize
 
+from genlab.callbacks.evaluate import Drawing
 from genlab.cli.sample import draw, parser, ranker_of
 from genlab.data.random_data import RandomData
 from genlab.data.scenes import Scenes
-from genlab.evaluation.reranking import best_of
+from genlab.evaluation.given import given_for
+from genlab.evaluation.reranking import Ranking, best_of
+from genlab.evaluation.score import score
 from genlab.families.contrastive import Contrastive, retrieval
-from genlab.losses.contrastive import Pairs, info_nce, matched
+from genlab.losses.contrastive import Near, Pairs, info_nce, matched, near_captions
+from genlab.metrics.base import SampleMetric
 from genlab.networks.autoencoder import ConvEncoder
 from genlab.networks.sentence_encoder import SentenceEncoder
-from genlab.shapes import DataSpec
+from genlab.shapes import DataSpec, to_levels
 
 VOCABULARY = '{"pad": 0}'
 SPEC = DataSpec("captioned", (1, 8, 8), source=DataSpec("captions", (6,), levels=9, vocabulary=VOCABULARY))
@@ -96,6 +100,54 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one_on_the_joined_batc
         assert alone.keys() == learner["matches"].keys()
         for name, value in alone.items():
             torch.testing.assert_close(learner["matches"][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_near_captions_are_further_candidates_of_their_own_image_alone():
+    pairs, scale = pairs_of([0, 1, 2]), torch.tensor(4.0).double()
+    without = matched(pairs, pairs, scale)
+    vectors = normalize(torch.ones(3, 2, 5).double(), dim=2)
+    vectors[1, 0] = pairs.images[1]  # nearer than its own caption
+    other = torch.tensor([[True, True], [True, False], [False, False]])
+    found = matched(pairs, pairs, scale, Near(vectors, other))
+    added = 0.0
+    for i in range(3):
+        own = [float(scale * pairs.images[i] @ caption) for caption in pairs.captions]
+        near = [float(scale * pairs.images[i] @ vectors[i, j]) for j in range(2) if other[i, j]]
+        added += math.log(sum(map(math.exp, own + near)) / sum(map(math.exp, own))) / 6
+    assert float(found["loss"] - without["loss"]) == pytest.approx(added) and added > 0.1
+    hits = (pairs.images @ pairs.captions.T).argmax(dim=1) == torch.arange(3)
+    hits[1] = False
+    hits[0] &= pairs.images[0] @ pairs.captions[0] > pairs.images[0] @ vectors[0, 0]
+    assert float(found["image_to_text"]) == pytest.approx(hits.double().mean())
+
+
+def test_near_captions_are_the_caption_with_two_tokens_exchanged_or_one_replaced():
+    source = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 7, 0, 0, 0]])
+    words = torch.tensor([[8, 0, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0]])
+    u = torch.rand(2, 4000, 3, generator=torch.Generator().manual_seed(0))
+    near = near_captions(source, u, 0, words)
+    exchanged, replaced = near[:, ::2], near[:, 1::2]
+    assert torch.equal(exchanged.sort(dim=2).values, source[:, None].sort(dim=2).values.expand_as(exchanged))
+    for row, length in ((0, 4), (1, 3)):
+        assert len(exchanged[row].unique(dim=0)) == 1 + math.comb(length, 2)
+        places = exchanged[row] != source[row]
+        assert set(places.sum(dim=1).tolist()) == {0, 2}
+        assert places[:, :length].float().mean() == pytest.approx(2 * (1 - 1 / length) / length, abs=0.03)
+        places = replaced[row] != source[row]
+        assert set(places.sum(dim=1).tolist()) <= {0, 1} and not places[:, length:].any()
+        new = replaced[row][places]
+        assert set(new.tolist()) == {7, 8} and (places.any(dim=1)).float().mean() > 0.8
+    assert torch.equal(source[0], torch.tensor([1, 2, 3, 4, 0, 0]))  # as it was
+
+
+def test_near_captions_teach_what_stands_where_in_a_caption():
+    batch = {"image": torch.zeros(2, 1, 8, 8), "source": torch.tensor([[1, 2, 3, 0, 0, 0]] * 2)}
+    for num_near, is_taught in ((0, False), (4, True)):
+        model = model_of(num_near=num_near).train()
+        model.losses(batch)["loss"].backward()
+        taught = model.network.caption.output.weight.grad
+        assert bool(taught.abs().max() > 1e-6) == is_taught  # one caption alone has nothing to differ from
+        assert model.eval().losses(batch)["loss"].item() == pytest.approx(math.log(2), abs=1e-5)
 
 
 # The family
@@ -227,7 +279,7 @@ class Painter:
         return torch.Generator().manual_seed(hash((number, seed)) % 2**31)
 
 
-class Likes:
+class Likes(torch.nn.Module):
     """An image is the better the nearer its grey is to what its caption says."""
 
     spec = SPEC
@@ -291,3 +343,48 @@ def test_how_many_and_who_chooses_are_given_together(alone):
     with pytest.raises(ValueError, match="give both"):
         ranker_of(options_of(*alone))
     assert ranker_of(options_of()) is None
+    key, value = alone[0].removeprefix("--"), alone[1]
+    with pytest.raises(ValueError, match="give both"):
+        Drawing(**{key: int(value) if key == "best_of" else value})
+    assert Drawing().ranking is None
+
+
+class Keeps(SampleMetric):
+    """What it was given."""
+
+    def update(self, drawn):
+        self.index.append(drawn.index)
+        self.images = drawn.x
+
+    def compute(self):
+        return {}
+
+    def protocol(self):
+        return {}
+
+
+def test_scores_are_of_the_chosen_samples_and_their_protocol_says_who_chose():
+    source = {"name": "captions", "shape": [6], "levels": 9, "vocabulary": VOCABULARY}
+    data = RandomData((1, 8, 8), source=source, num_test=12)
+    data.setup("test")
+
+    class Scored(Painter):
+        spec = seen_spec = data.spec
+        device, sampling_weights = torch.device("cpu"), "own"
+
+        def given_of(self, batch):
+            return {"source": batch["source"]}
+
+    likes = Likes()
+    likes.spec = data.spec
+    found, metric = {}, Keeps()
+    for name, ranking in (("plain", None), ("best", Ranking(likes, 4))):
+        protocol = score(Scored(), data, None, [metric], 12, seed=3, ranking=ranking).protocol
+        found[name] = metric.images, protocol
+    index = torch.arange(12)
+    given = given_for(Scored(), index, data, "test")
+    assert torch.equal(found["best"][0], to_levels(best_of(Scored(), likes, index, given, 4, 3)))
+    assert not torch.equal(found["best"][0], found["plain"][0])
+    added = {name: value for name, value in found["best"][1].items() if name not in found["plain"][1]}
+    assert added == {"best_of": 4, "ranker_digest": Ranking(likes, 4).protocol()["ranker_digest"]}
+    assert len(added["ranker_digest"]) == 16

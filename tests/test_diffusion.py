@@ -164,14 +164,30 @@ def test_attention_mixes_all_pixels_and_convolution_alone_does_not():
     moved[..., 0, 0] += 1
 
     def touched(attention):
-        network = filled(UNet(DataSpec("wide", (1, 32, 32)), (8,), 1, attention, num_groups=1))
-        network.middle = torch.nn.ModuleList()
-        for module in network.modules():
-            if isinstance(module, torch.nn.GroupNorm):
-                module.forward = lambda h: h
+        network = local_unet(attention=attention)
         return bool((network(x, t)[..., -1, -1] != network(moved, t)[..., -1, -1]).any())
 
     assert touched([32]) and not touched([])
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+@pytest.mark.parametrize("coordinates", [False, True])
+def test_far_from_the_edges_a_place_is_known_by_its_coordinates_alone(coordinates, axis):
+    network = local_unet(attention=[], coordinates=coordinates)
+    x, t = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5])
+    there = network(x.roll(3, axis), t).roll(-3, axis)
+    middle = (..., slice(13, 19), slice(13, 19))
+    assert torch.allclose(there[middle], network(x, t)[middle], atol=1e-4) != coordinates
+
+
+def local_unet(**options):
+    """Returns a U-Net without the norms, and the middle, that let every pixel know of all others."""
+    network = filled(UNet(DataSpec("wide", (1, 32, 32)), (8,), 1, num_groups=1, **options))
+    network.middle = torch.nn.ModuleList()
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.forward = lambda h: h
+    return network
 
 
 def test_time_embeddings_are_distinct_for_all_levels_and_alike_for_integers_and_floats():

@@ -123,6 +123,23 @@ def test_edm_draws_its_noise_log_normally():
     assert t.mean().item() == pytest.approx(-1.2, abs=1e-3) and t.std().item() == pytest.approx(1.2, abs=0.01)
 
 
+def test_the_straight_path_trains_as_much_where_the_noise_is_as_its_spread_and_its_shift_say():
+    u = torch.arange(1, 10_000) / 10_000
+    uniform = RectifiedFlow().training_time(u)
+    assert torch.allclose(uniform, 1e-3 + 0.999 * u.double())
+    logit = torch.logit(RectifiedFlow(t_spread=0.5).training_time(u))
+    assert float(logit.mean()) == pytest.approx(0.0, abs=1e-6) and float(logit.std()) == pytest.approx(
+        0.5, rel=2e-3
+    )
+    for spread in (None, 0.5):
+        plain, moved = (RectifiedFlow(spread, shift).training_time(u) for shift in (1.0, 4.0))
+        assert torch.allclose(moved / (1 - moved), 4.0 * plain / (1 - plain))
+    ends = RectifiedFlow(3.0, 50.0).training_time(torch.tensor([1e-9, 1 - 1e-9]))
+    assert ends.min() >= RectifiedFlow().start and ends.max() <= RectifiedFlow().end
+    with pytest.raises(ValueError, match=r"shift must be positive, got -1.0"):
+        RectifiedFlow(shift=-1.0)
+
+
 @pytest.mark.parametrize("process", [VPSDE(), SubVPSDE(), VESDE()], ids=named)
 def test_drift_and_diffusion_are_the_derivatives_of_alpha_and_sigma(process):
     t = inside(process).requires_grad_()

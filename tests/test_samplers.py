@@ -10,7 +10,7 @@ from gaussian_oracle import MEAN, STD, GaussianDenoiser, UnitNoise, moments, rel
 
 from genlab.processes.base import CLEAN, Denoiser, posterior, score_of, transition_variance
 from genlab.processes.chain import DiscreteChain
-from genlab.processes.grids import GivenGrid, QuadraticGrid, RatioGrid, UniformGrid
+from genlab.processes.grids import GivenGrid, QuadraticGrid, RatioGrid, ShiftedGrid, UniformGrid
 from genlab.processes.schedules import CosineSchedule, SigmoidSchedule
 from genlab.processes.sde import EDM, VESDE, VPSDE, NoiseLadder, RectifiedFlow, SubVPSDE
 from genlab.samplers.ancestral import DDIM, Ancestral
@@ -216,7 +216,7 @@ def test_one_langevin_step_adds_half_the_step_times_the_score():
 
 @pytest.mark.parametrize("process", PROCESSES, ids=named)
 @pytest.mark.parametrize(
-    "grid", [UniformGrid(9), UniformGrid(9, leading=True), QuadraticGrid(9), RatioGrid(9)]
+    "grid", [UniformGrid(9), UniformGrid(9, leading=True), QuadraticGrid(9), RatioGrid(9), ShiftedGrid(9)]
 )
 def test_grids_fall_from_noise_to_data_without_repeating_a_level(process, grid):
     levels = grid.levels(process)
@@ -234,6 +234,20 @@ def test_the_uniform_grids_of_a_chain_are_the_published_ones():
     assert times(UniformGrid(1000)) == [*range(1000, 0, -1), 0]
     assert times(UniformGrid(4)) == [1000, 667, 334, 1, 0]
     assert times(QuadraticGrid(3))[0] == 800
+
+
+def test_a_shifted_grid_has_so_many_times_the_noise_at_each_step_and_both_ends_of_the_uniform_one():
+    process = RectifiedFlow()
+    process.start = 0.0
+    uniform, moved = (grid.times(process) for grid in (UniformGrid(21), ShiftedGrid(21, shift=3.0)))
+    assert torch.equal(moved[[0, -1]], uniform[[0, -1]])
+    ratio = [t[1:-1] / (1.0 - t[1:-1]) for t in (moved, uniform)]
+    assert torch.allclose(ratio[0] / ratio[1], torch.tensor(3.0).double())
+    for process in (RectifiedFlow(), VPSDE(), EDM()):
+        same = ShiftedGrid(9, shift=1.0).times(process)
+        assert torch.allclose(same, UniformGrid(9).times(process), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"shift must be positive, got 0.0"):
+        ShiftedGrid(9, shift=0.0)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from genlab.data.base import DataModule
 from genlab.distributed import distributed
 from genlab.errors import MetricError
 from genlab.evaluation.examine import Examination
+from genlab.evaluation.first_stage import found_run
+from genlab.evaluation.reranking import Ranking
 from genlab.evaluation.score import Scores
 from genlab.families.base import Model
 from genlab.families.capabilities import can_be_sampled
@@ -45,10 +48,33 @@ class Drawing:
     Attributes:
         seed: Their seed; another one gives other samples of the same model.
         batch_size: Samples at a time on each device; no score depends on it.
+        best_of: Samples of each caption, of which the ranker chooses one (Ramesh et al. 2021,
+            arXiv:2102.12092, section 2.6).
+        ranker: A contrastive model's run, or its experiment, on the same data.
     """
 
     seed: int = 0
     batch_size: int = 100
+    best_of: int = 1
+    ranker: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.best_of < 1:
+            raise ValueError(f"evaluate.drawing.best_of must be at least 1, got {self.best_of}.")
+        if (self.best_of > 1) != (self.ranker is not None):
+            raise ValueError(
+                "evaluate.drawing.best_of and ranker: give both, how many samples a caption and who chooses."
+            )
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        """Who chooses among several samples, loaded once; None without."""
+        if self.ranker is None:
+            return None
+        from genlab.evaluation.load import load_run  # not before it is asked for
+
+        run = found_run(self.ranker, "evaluate.drawing.ranker")
+        return Ranking(load_run(run, run.best_checkpoint), self.best_of)
 
 
 class Evaluate(Callback):
@@ -195,6 +221,7 @@ class Evaluate(Callback):
             self.drawing.seed,
             SMALLEST if is_trial else self.num_likelihood,
             run,
+            self.drawing.ranking,
         )
 
     def add_noise(self) -> None:

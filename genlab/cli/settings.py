@@ -32,7 +32,7 @@ COMMAND_KEYS = (
 )
 """Keys of one command that a run's stored configuration leaves out: another command would refuse them."""
 
-PATHS = ("path", "source_path", FIRST_STAGE)
+PATHS = ("path", "source_path", "ranker", FIRST_STAGE)
 """Settings that are looked up from the folder where a command is typed."""
 
 _FINDING = {"auto": "ddp", **{name: name for name in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")}}

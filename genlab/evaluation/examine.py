@@ -18,6 +18,7 @@ from genlab.evaluation.latent_space import measure_latent
 from genlab.evaluation.likelihood import Likelihood, score_likelihood
 from genlab.evaluation.passages import NUM_SAMPLES, Passages, drawn_texts, find_passages
 from genlab.evaluation.probing import bigram_shift
+from genlab.evaluation.reranking import Ranking
 from genlab.evaluation.score import KeptSamples, Scores, reference_of, score
 from genlab.evaluation.speed import measure_speed
 from genlab.families.base import Model
@@ -42,6 +43,7 @@ class Examination:
         seed: Of everything that is drawn.
         num_likelihood: Items of the split whose likelihood is estimated; None for all.
         run: The run's folder, for pictures; None draws none.
+        ranking: Who chooses each scored sample among several; speed is that of one candidate.
     """
 
     data: DataModule
@@ -53,6 +55,7 @@ class Examination:
     seed: int = 0
     num_likelihood: int | None = None
     run: Path | None = None
+    ranking: Ranking | None = None
 
     def of_model(self, model: Model, means: Mapping[str, float], folder: str = "test") -> dict[str, Any]:
         """Returns the whole test entry of a model; every process is to ask, and the first one's counts.
@@ -86,7 +89,7 @@ class Examination:
         if not can_be_sampled(model) or not (usable or self.extractor):
             return None
         batch_size = min(self.batch_size, self.num_samples)
-        arguments = (usable, self.num_samples, self.split, self.seed, batch_size, keep)
+        arguments = (usable, self.num_samples, self.split, self.seed, batch_size, keep, self.ranking)
         return score(model, self.data, self.extractor, *arguments)
 
     def likelihood(self, model: Model) -> Likelihood | None:

@@ -42,7 +42,7 @@ class TrainedStage(FirstStage):
         Raises:
             ValueError: There is none.
         """
-        return found_run(self.name)
+        return found_run(self.name, FIRST_STAGE)
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -70,8 +70,12 @@ class TrainedStage(FirstStage):
         write_json(own.record, self.run.read())
 
 
-def found_run(name: str) -> Run:
+def found_run(name: str, setting: str) -> Run:
     """Returns the run of a path, or the newest finished one of an experiment of this name.
+
+    Args:
+        name: The path or the experiment.
+        setting: What it was given as, for the message.
 
     Raises:
         ValueError: There is none.
@@ -80,12 +84,12 @@ def found_run(name: str) -> Run:
         return open_run(name)
     except NotARun as error:
         if "/" in name or not name:
-            raise ValueError(f"first_stage: {error}") from None
+            raise ValueError(f"{setting}: {error}") from None
     folder = outputs_root() / folder_name(name)
     runs = [run for run in list_runs(folder) if run.status == "finished"] if folder.is_dir() else []
     if not runs:
         raise ValueError(
-            f"first_stage: {name} is neither a run nor an experiment with a finished run in "
+            f"{setting}: {name} is neither a run nor an experiment with a finished run in "
             f"{shown_path(outputs_root())}. Train it first: genlab fit --config experiments/{name}.yaml"
         )
     return runs[-1]

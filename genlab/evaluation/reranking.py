@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,28 @@ from torch import Tensor
 from genlab import randomness
 from genlab.families.base import Model
 from genlab.families.capabilities import Samples, TellsMatch
+from genlab.families.codes import weights_digest
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Who chooses among how many samples of each caption.
+
+    Attributes:
+        contrastive: Has the capability `TellsMatch`.
+        num_candidates: Samples of each caption.
+    """
+
+    contrastive: Any
+    num_candidates: int
+
+    def sample(self, model: Any, index: Tensor, given: dict[str, Any], seed: int) -> Tensor:
+        """Returns the chosen samples; see `best_of`."""
+        return best_of(model, self.contrastive.to(index.device), index, given, self.num_candidates, seed)
+
+    def protocol(self) -> dict[str, Any]:
+        """Returns what the chosen samples depend on."""
+        return {"best_of": self.num_candidates, "ranker_digest": weights_digest(self.contrastive)[:16]}
 
 
 @torch.no_grad()

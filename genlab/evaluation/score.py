@@ -16,6 +16,7 @@ from genlab.data.reversed import WayBackData
 from genlab.data.tokenizers import tokenizer_of
 from genlab.distributed import place
 from genlab.evaluation.given import given_for
+from genlab.evaluation.reranking import Ranking
 from genlab.families.base import Model
 from genlab.families.capabilities import Samples, TranslatesBack
 from genlab.metrics.base import PAIRED, Drawn, Reference, SampleMetric, needs_extractor
@@ -39,18 +40,20 @@ class KeptSamples:
         seed: Their seed.
         levels: Of samples drawn on this device, by number, as far as they fit into memory.
         given: What numbered samples are told.
+        ranking: Who has chosen them among several.
     """
 
     features: Reference
     seed: int
     levels: dict[int, Tensor]
     given: Callable[[Tensor], dict[str, Any]]
+    ranking: Ranking | None = None
 
     def images(self, model: Model, numbers: Sequence[int]) -> Tensor:
         """Returns numbered samples as levels, drawn again where they were not kept."""
         missing = torch.tensor([number for number in numbers if number not in self.levels])
         if len(missing):
-            again = sample_levels(model, missing, self.seed, self.given(missing)).cpu()
+            again = sample_levels(model, missing, self.seed, self.given(missing), self.ranking).cpu()
             self.levels.update(zip(missing.tolist(), again, strict=True))
         return torch.stack([self.levels[number] for number in numbers])
 
@@ -83,6 +86,7 @@ def score(
     seed: int = 0,
     batch_size: int = 100,
     keep: bool = False,
+    ranking: Ranking | None = None,
 ) -> Scores:
     """Draws samples, extracts features once and gives every metric a share of them.
 
@@ -103,8 +107,9 @@ def score(
         seed: Seed of the samples.
         batch_size: Samples drawn at a time on each device.
         keep: Return the samples of the way there and their features, too.
+        ranking: Who chooses each sample among several that fit its source; None for the first one.
     """
-    there = _Pass(model, data, extractor, metrics, num_samples, split, seed, batch_size)
+    there = _Pass(model, data, extractor, metrics, num_samples, split, seed, batch_size, ranking)
     found = there.scores(keep)
     if not isinstance(model, TranslatesBack):
         return found
@@ -131,6 +136,7 @@ class _Pass:
     split: str
     seed: int
     batch_size: int
+    ranking: Ranking | None = None
 
     def scores(self, keep: bool = False) -> Scores:
         check_scorable(self.model, self.extractor, self.metrics)
@@ -148,7 +154,7 @@ class _Pass:
         samples = None
         if collector is not None:
             given = partial(given_for, self.model, data=self.data, split=self.split)
-            samples = KeptSamples(collector.reference_of_all(), self.seed, kept, given)
+            samples = KeptSamples(collector.reference_of_all(), self.seed, kept, given, self.ranking)
         return Scores(self._values(), self._protocol(), time.monotonic() - start, samples)
 
     @cached_property
@@ -177,7 +183,7 @@ class _Pass:
         compares = any("target" in metric.needs for metric in self.metrics)
         for index in batches_of(self.num_fake, self.batch_size):
             given = given_for(model, index, data, split)
-            x = sample_levels(model, index, self.seed, given)
+            x = sample_levels(model, index, self.seed, given, self.ranking)
             features = None if self.extractor is None else self.extractor(x, model.spec.levels)
             target = targets_of(data, split, index) if compares else None
             yield Drawn(index, x, features, target, given.get("source"))
@@ -202,6 +208,7 @@ class _Pass:
             "data_fingerprint": self.data.fingerprint(self.split)[:16],
             "levels": self.model.spec.levels,
             "metrics": {type(metric).__name__: metric.protocol() for metric in self.metrics},
+            **({} if self.ranking is None else self.ranking.protocol()),
         }
 
 
@@ -256,7 +263,13 @@ def full_name(metric: SampleMetric, name: str, num_real: int, num_fake: int) -> 
     return score_name(name, num_real, num_fake)
 
 
-def sample_levels(model: Model, index: Tensor, seed: int, given: dict[str, Any] | None = None) -> Tensor:
+def sample_levels(
+    model: Model,
+    index: Tensor,
+    seed: int,
+    given: dict[str, Any] | None = None,
+    ranking: Ranking | None = None,
+) -> Tensor:
     """Returns the numbered samples as the data's own levels (uint8), points and tokens as they are.
 
     Args:
@@ -264,10 +277,15 @@ def sample_levels(model: Model, index: Tensor, seed: int, given: dict[str, Any] 
         index: Numbers of the samples.
         seed: Their seed.
         given: What they are told; None for what `given_for` invents without data.
+        ranking: Who chooses each among several.
     """
     given = given_for(model, index) if given is None else given
     with torch.autocast(model.device.type, enabled=False):
-        x = model.sample(index.to(model.device), seed=seed, **given)  # type: ignore[operator]
+        index = index.to(model.device)
+        if ranking is not None:
+            x = ranking.sample(model, index, given, seed)
+        else:
+            x = model.sample(index, seed=seed, **given)  # type: ignore[operator]
     return to_levels(x, model.spec.levels) if model.spec.kind == "image" else x
 
 

@@ -34,6 +34,7 @@ class Autoencoder(Model):
         noise_std: Standard deviation of the noise that is added to the input in training.
         sampler: The distribution that is fitted to the codes.
         num_codes: Training images whose codes it is fitted to.
+        model: Arguments of every model.
 
     Shapes:
         z: (batch, latent_dim).
@@ -53,8 +54,9 @@ class Autoencoder(Model):
         noise_std: float = 0.0,
         sampler: Callable[[int], MixtureOfCodes] = MixtureOfCodes,
         num_codes: int = 10_000,
+        **model: Any,
     ) -> None:
-        super().__init__(spec)
+        super().__init__(spec, **model)
         if noise_std < 0:
             raise ValueError(f"noise_std must not be negative, got {noise_std}.")
         self.latent_dim = latent_dim
@@ -67,7 +69,7 @@ class Autoencoder(Model):
         self._fitted_at = -1
 
     def configure_optimizers(self) -> Any:
-        return self.optimizer(self.parameters())
+        return self.scheduled(self.optimizer(self.parameters()))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the mean squared error of a pixel and the variance of the codes."""

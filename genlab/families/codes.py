@@ -31,13 +31,18 @@ class FirstStage:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights and of what they are weights of: other codes have another one."""
-        digest = hashlib.sha256(type(self.model).__name__.encode())
-        for name, value in sorted(self.model.state_dict().items()):
-            values = value.detach().cpu().contiguous()
-            digest.update(repr((name, tuple(values.shape), str(values.dtype))).encode())
-            digest.update(values.numpy().tobytes())
-        return digest.hexdigest()
+        """`weights_digest` of the model: other codes have another one."""
+        return weights_digest(self.model)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Returns the SHA-256 of a model's weights and of what they are weights of."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, value in sorted(model.state_dict().items()):
+        values = value.detach().cpu().contiguous()
+        digest.update(repr((name, tuple(values.shape), str(values.dtype))).encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
 
 
 class CodeNumbers(Model):

@@ -15,7 +15,7 @@ from genlab.distributed import gathered
 from genlab.families.base import CodingFactory, Condition, Model
 from genlab.families.optimizers import decay_groups
 from genlab.families.weights import evaluating
-from genlab.losses.contrastive import Pairs, matched
+from genlab.losses.contrastive import Near, Pairs, matched, near_captions
 from genlab.shapes import Batch, DataSpec
 
 NUM_CANDIDATES = 100
@@ -40,11 +40,15 @@ class PairEncoders(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(1.0 / 0.07).log())
 
     def forward(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        return self.image_vectors(x), normalize(self.caption(source).float(), dim=1)
+        return self.image_vectors(x), self.caption_vectors(source)
 
     def image_vectors(self, x: Tensor) -> Tensor:
         """Returns the vectors of images."""
         return normalize(self.image(x).float(), dim=1)
+
+    def caption_vectors(self, source: Tensor) -> Tensor:
+        """Returns the vectors of captions."""
+        return normalize(self.caption(source).float(), dim=1)
 
     @property
     def scale(self) -> Tensor:
@@ -78,6 +82,9 @@ class Contrastive(Model):
         caption_encoder: From sentences to vectors, such as SentenceEncoder.
         optimizer: Built from the matrices of both, and from their vectors, whose weight decay is 0.
         width: Length of the vectors in which images and captions are compared.
+        num_near: Captions beside its own, almost like it, that each image is compared with in training; see
+            `losses.contrastive.near_captions`. Without any, the captions of a batch differ in so much that
+            little is learned of which colour is whose and of what is where.
         model: Arguments of every model.
 
     Shapes:
@@ -100,9 +107,12 @@ class Contrastive(Model):
         caption_encoder: SentenceFactory,
         optimizer: OptimizerCallable,
         width: int = 128,
+        num_near: int = 0,
         **model: Any,
     ) -> None:
         super().__init__(spec, **model)
+        if num_near < 0:
+            raise ValueError(f"num_near must not be negative, got {num_near}.")
         if spec.kind != "image" or spec.source is None or spec.source.kind != "tokens":
             raise ValueError(
                 f"Contrastive compares images with captions, and {spec.name} has none: use data such as "
@@ -112,6 +122,7 @@ class Contrastive(Model):
         self.network = PairEncoders(encoder(spec.unconditional(), width, 0), captions)
         self.keep_average(self.network)
         self.optimizer = optimizer
+        self.num_near = num_near
         self._kept: list[tuple[Tensor, ...]] = []
 
     @property
@@ -129,8 +140,18 @@ class Contrastive(Model):
         network = self.network if self.training else self.answering_network
         images, captions = network(batch["image"], batch["source"])
         pairs = Pairs(images, captions, batch["source"])
-        found = matched(pairs, pairs.joined(), network.scale)
+        candidates = pairs.joined()
+        near = (
+            self._near(network, pairs.source, candidates.source) if self.training and self.num_near else None
+        )
+        found = matched(pairs, candidates, network.scale, near)
         return {**found, "temperature": 1.0 / network.scale}
+
+    def _near(self, network: PairEncoders, source: Tensor, words: Tensor) -> Near:
+        u = self.draw_uniform("near captions", len(source), (self.num_near, 3))
+        near = near_captions(source, u, self.spec.source.padding, words)  # type: ignore[union-attr]
+        vectors = network.caption_vectors(near.flatten(0, 1)).unflatten(0, near.shape[:2])
+        return Near(vectors, (near != source[:, None]).any(dim=2))
 
     @torch.no_grad()
     def encode(self, x: Tensor, **given: Any) -> Tensor:

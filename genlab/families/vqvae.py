@@ -38,6 +38,7 @@ class VQVAE(CodeNumbers):
         optimizer: Built from all parameters.
         code_dim: Length of the vectors; for FSQ the number of its levels.
         data_variance: Variance of the pixels in [-1, 1]; puts the reconstruction on a scale of 0 to 1.
+        model: Arguments of every model.
 
     Shapes:
         z: (batch, code_dim, height, width) of the map; code numbers: (batch, height, width).
@@ -55,8 +56,9 @@ class VQVAE(CodeNumbers):
         optimizer: OptimizerCallable,
         code_dim: int = 64,
         data_variance: float = 1.0,
+        **model: Any,
     ) -> None:
-        super().__init__(spec)
+        super().__init__(spec, **model)
         if data_variance <= 0:
             raise ValueError(f"data_variance must be positive, got {data_variance}.")
         unconditional = spec.unconditional()
@@ -68,7 +70,7 @@ class VQVAE(CodeNumbers):
         self.data_variance = data_variance
 
     def configure_optimizers(self) -> Any:
-        return self.optimizer(self.parameters())
+        return self.scheduled(self.optimizer(self.parameters()))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss, its parts, and in training how many codes the batch uses."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from genlab.distributed import joined_rows
 from genlab.losses.precision import at_least_float32
@@ -57,7 +57,23 @@ class Pairs(NamedTuple):
         return Pairs(*map(joined_rows, self))
 
 
-def matched(pairs: Pairs, candidates: Pairs, scale: Tensor) -> dict[str, Tensor]:
+_NEVER = -1e4
+"""A logit that no candidate is chosen by; finite, since its log share is multiplied by 0."""
+
+
+class Near(NamedTuple):
+    """For each image, captions that are almost its own and wrong.
+
+    Shapes:
+        captions: (pairs, captions of each, width), rows of length 1.
+        is_other: (pairs, captions of each), False for one that has come out as the image's own.
+    """
+
+    captions: Tensor
+    is_other: Tensor
+
+
+def matched(pairs: Pairs, candidates: Pairs, scale: Tensor, near: Near | None = None) -> dict[str, Tensor]:
     """Returns how well images and captions find each other: the loss, and how often the nearest is right.
 
         loss = 1/2 (info_nce(s I C'^T, same) + info_nce(s C I'^T, same)),    same_ij = [caption i = caption j]
@@ -69,6 +85,8 @@ def matched(pairs: Pairs, candidates: Pairs, scale: Tensor) -> dict[str, Tensor]
         pairs: The vectors I and C that look for their partners.
         candidates: I' and C', among which they look; all of `pairs` are among them.
         scale: s, the inverse of the temperature.
+        near: Further captions among which each image alone looks for its own (NegCLIP, Yuksekgonul et al.
+            2023, arXiv:2210.01936, section 5).
 
     Returns:
         "loss"; "image_to_text" and "text_to_image", the shares of images whose nearest caption is theirs, and
@@ -78,9 +96,14 @@ def matched(pairs: Pairs, candidates: Pairs, scale: Tensor) -> dict[str, Tensor]
     with torch.autocast(pairs.images.device.type, enabled=False):  # in bfloat16 s I C^T is off by half a nat
         to_text = scale * at_least_float32(pairs.images) @ at_least_float32(candidates.captions).mT
         to_image = scale * at_least_float32(pairs.captions) @ at_least_float32(candidates.images).mT
+        if near is not None:
+            beside = scale * at_least_float32(near.captions) @ at_least_float32(pairs.images)[:, :, None]
+            beside = beside.squeeze(-1).masked_fill(~near.is_other, _NEVER)
+            to_text = torch.cat([to_text, beside], dim=1)
+    own = same if near is None else pad(same, (0, near.is_other.shape[1]))
     return {
-        "loss": (info_nce(to_text, same) + info_nce(to_image, same)) / 2,
-        "image_to_text": _hits(to_text, same),
+        "loss": (info_nce(to_text, own) + info_nce(to_image, same)) / 2,
+        "image_to_text": _hits(to_text, own),
         "text_to_image": _hits(to_image, same),
     }
 
@@ -98,6 +121,34 @@ def info_nce(logits: Tensor, partners: Tensor) -> Tensor:
     """
     shares = partners / partners.sum(dim=-1, keepdim=True)
     return -(shares * at_least_float32(logits).log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def near_captions(source: Tensor, u: Tensor, padding: int, words: Tensor) -> Tensor:
+    """Returns captions that differ from each caption in one place or two.
+
+    In every other one, two tokens are exchanged (whose colour is whose, what is left of what); in the rest
+    one is replaced by a token of some caption (another colour, another relation). Many are no sentences and
+    soon told apart; what then remains to be learned are the others.
+
+    Args:
+        source: The captions.
+        u: What is drawn, uniform in [0, 1).
+        padding: The token that fills up a caption.
+        words: The captions that tokens are taken from.
+
+    Shapes:
+        source: (batch, length), int64; u: (batch, near, 3); words: (captions, length). Returns (batch, near,
+        length).
+    """
+    near = source[:, None].expand(-1, u.shape[1], -1).clone()
+    lengths = (source != padding).sum(dim=1).clamp_min(1)[:, None]
+    first, second = ((u[..., i] * lengths).long()[..., None] for i in (0, 1))
+    spoken = words[words != padding]
+    drawn = spoken[(u[..., 2:] * len(spoken)).long()]
+    is_exchange = (torch.arange(u.shape[1], device=u.device) % 2 == 0)[:, None]
+    there = torch.where(is_exchange, near.gather(2, second), drawn)
+    back = torch.where(is_exchange, near.gather(2, first), near.gather(2, second))
+    return near.scatter(2, second, back).scatter(2, first, there)
 
 
 def _hits(logits: Tensor, partners: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ class UNet(nn.Module):
         dropout: Inside each residual block; the paper's 0.1 for CIFAR-10.
         learned_variance: Also return the v of a learned variance, in as many channels again.
         text: Makes the reader of a source that is a text, of its spec.
+        coordinates: Whether the first convolution also sees each pixel's row and column, in [-1, 1]
+            (CoordConv, Liu et al. 2018, arXiv:1807.03247): convolutions know places from the edges' zeros
+            alone, too faintly to put what a text says to the left on the left.
 
     Shapes:
         x: (batch, channels, height, width); t: (batch,), about 0 ... 1,000; label: (batch,); source: (batch,
@@ -57,6 +60,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         learned_variance: bool = False,
         text: Callable[[DataSpec], TextReader] = TextReader,
+        coordinates: bool = False,
     ) -> None:
         super().__init__()
         side = _smallest_side(spec, len(channels))
@@ -74,7 +78,9 @@ class UNet(nn.Module):
             found = looks(outputs) if at in attention else (None, None)
             return Stage(ResidualBlock(inputs, outputs, width, num_groups, dropout), *found)
 
-        self.input = nn.Conv2d(spec.shape[0] + (image.shape[0] if image else 0), first, 3, padding=1)
+        self.coordinates = coordinates
+        seen = spec.shape[0] + (image.shape[0] if image else 0) + 2 * coordinates
+        self.input = nn.Conv2d(seen, first, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, now, at = [first], first, min(spec.shape[1:])
         for number, outputs in enumerate(channels):
@@ -115,7 +121,10 @@ class UNet(nn.Module):
     ) -> Tensor:
         words = None if self.text is None else self.text(required_source(source))
         told = Told(self.condition(t, label), words)
-        h = self.input(torch.cat([x, required_source(source)], dim=1) if self.has_image else x)
+        seen = [x, required_source(source)] if self.has_image else [x]
+        if self.coordinates:
+            seen.append(_coordinates(x))
+        h = self.input(torch.cat(seen, dim=1))
         skips = [h]
         for layer in self.down:
             h = layer(h, told)
@@ -250,6 +259,13 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
         return self.layer(interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _coordinates(x: Tensor) -> Tensor:
+    """Returns the row and the column of each pixel, in [-1, 1], (batch, 2, height, width)."""
+    height, width = (torch.linspace(-1, 1, side, device=x.device, dtype=x.dtype) for side in x.shape[2:])
+    grid = torch.stack(torch.meshgrid(height, width, indexing="ij"))
+    return grid.expand(len(x), *grid.shape)
 
 
 def _num_heads(channels: int, head_dim: int | None) -> int:

@@ -21,6 +21,23 @@ CLEAN = Level(0.0, 1.0, 0.0)
 """Where every grid ends: the data themselves, which no network is asked about."""
 
 
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Returns times at which t / (1 - t), a straight path's ratio of noise to data, is so many times larger.
+
+        shift t / (1 + (shift - 1) t)
+
+    Esser et al. 2024 (arXiv:2403.03206), equation 23. Keeps 0 and 1; the shift of 1 / shift undoes it.
+    """
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+def positive_shift(shift: float) -> float:
+    """Returns a shift of times that has an inverse, refuses another one."""
+    if not shift > 0.0:
+        raise ValueError(f"shift must be positive, got {shift}; 1 moves nothing.")
+    return shift
+
+
 class Process(ABC):
     """Turns data into noise by degrees.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genlab.processes.base import CLEAN, Level, Process
+from genlab.processes.base import CLEAN, Level, Process, positive_shift, shifted
 
 
 class Grid(ABC):
@@ -46,6 +46,24 @@ class UniformGrid(Grid):
             whole = math.floor(stride) if process.end > 1.0 and stride >= 1.0 else stride
             return process.start + whole * torch.arange(self.num_steps, dtype=torch.float64)
         return torch.linspace(process.end, process.start, self.num_steps, dtype=torch.float64)
+
+
+class ShiftedGrid(Grid):
+    """Equal steps of the share of a path that is walked, moved towards the noise as `shifted` does.
+
+    Esser et al. 2024 (arXiv:2403.03206), section 5.3.2: for data that are seen through more noise.
+
+    Args:
+        num_steps: Network passes of a sampler of first order.
+        shift: As of the training's `RectifiedFlow`.
+    """
+
+    def __init__(self, num_steps: int = 50, shift: float = 3.0) -> None:
+        self.num_steps, self.shift = _positive(num_steps), positive_shift(shift)
+
+    def times(self, process: Process) -> Tensor:
+        share = shifted(torch.linspace(1.0, 0.0, self.num_steps, dtype=torch.float64), self.shift)
+        return process.start + (process.end - process.start) * share
 
 
 class QuadraticGrid(Grid):

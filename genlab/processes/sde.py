@@ -8,7 +8,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from genlab.processes.base import Level, Process
+from genlab.processes.base import Level, Process, positive_shift, shifted
 
 
 class SDE(Process):
@@ -208,12 +208,16 @@ class RectifiedFlow(Process):
     Args:
         t_spread: Standard deviation of logit(t) in training (Esser et al. 2024, arXiv:2403.03206); small
             values train mostly the middle of the path. None draws t uniformly.
+        shift: What multiplies the ratio of noise to data of each time in training, as `shifted` does. The
+            same content on n times as many numbers, such as a code of more channels, is seen through
+            sqrt(n) times the noise: what a text or a class decides is decided later, and a shift of sqrt(n)
+            brings training there.
     """
 
-    def __init__(self, t_spread: float | None = None) -> None:
+    def __init__(self, t_spread: float | None = None, shift: float = 1.0) -> None:
         if t_spread is not None and t_spread <= 0.0:
             raise ValueError(f"t_spread must be positive, got {t_spread}; leave it out for uniform times.")
-        self.t_spread = t_spread
+        self.t_spread, self.shift = t_spread, positive_shift(shift)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - t
@@ -228,9 +232,10 @@ class RectifiedFlow(Process):
         return level.sigma
 
     def training_time(self, u: Tensor) -> Tensor:
-        if self.t_spread is None:
-            return super().training_time(u)
-        return torch.sigmoid(self.t_spread * torch.special.ndtri(u.double())).clamp(self.start, self.end)
+        t = super().training_time(u)
+        if self.t_spread is not None:
+            t = torch.sigmoid(self.t_spread * torch.special.ndtri(u.double()))
+        return shifted(t, self.shift).clamp(self.start, self.end)
 
 
 def _require_start(start: float) -> None:
