@@ -150,7 +150,7 @@ def _members(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
 
 
 def _require_end(shard: Path, offset: int) -> None:
-    """Refuses a shard that ends at a place where another file might have followed, which tarfile lets pass."""
+    """Refuses a shard that ends where another file might have followed, which tarfile lets pass."""
     with shard.open("rb") as file:
         file.seek(offset)
         if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
