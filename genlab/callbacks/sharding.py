@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
+from torch.optim import Adam
 
 from genlab.families.sharding import gather, scatter
 
@@ -26,6 +27,15 @@ class Sharded(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def setup_optimizers(self, trainer: Any) -> None:
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if optimizer.defaults.get("fused") and not isinstance(optimizer, Adam):
+                name = type(optimizer).__name__
+                raise ValueError(
+                    f"A fused {name} cannot step weights that are spread: --model.optimizer.fused false."
+                )
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
@@ -54,7 +64,8 @@ class WholeWhereLookedAt(Callback):
         self._gathered = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._gather(pl_module)
+        if not pl_module.examples_seen:  # one that goes on is not looked at, and finds its gradients again
+            self._gather(pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self._gather(pl_module)
