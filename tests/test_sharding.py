@@ -181,7 +181,7 @@ def test_a_fused_optimiser_that_cannot_step_spread_weights_is_refused(monkeypatc
         monkeypatch.setattr(ModelParallelStrategy, "setup_optimizers", lambda self, _: None)
         strategy._optimizers = [made]
         if is_refused:
-            with pytest.raises(ValueError, match="A fused SGD .* --model.optimizer.fused false"):
+            with pytest.raises(ValueError, match=r"A fused SGD .* --model\.optimizer\.fused false"):
                 strategy.setup_optimizers(None)
         else:
             strategy.setup_optimizers(None)
@@ -209,6 +209,9 @@ FAMILIES = {
         *("--model.half_life", "2000", "--data.context", "16", "--trainer.gradient_clip_val", "0.1"),
     ),
 }
+RESUMED = ("unet", "dit")
+"""Without a state of the optimiser, and with one."""
+
 SPREAD = ("--trainer.strategy", NAME, "--trainer.devices", "2")
 
 
@@ -237,11 +240,11 @@ def trained(tmp_path_factory, tiny_extractor):
             assert main(options_of(name, extractor, 32, 384)) == 0
             spread = [*options_of(name, extractor, 16, 384), *SPREAD]
             commands.append((spread, str(folder / "two"), f"{name}/run"))
-            part = [*options_of(name, extractor, 16, 352), *SPREAD]
-            commands.append((part, str(folder / "parts"), f"{name}/run"))
-            budget = str(384 * (16 if name == "transformer" else 1))
-            more = ["resume", str(folder / "parts" / name / "run"), "--allow", "rank_weights"]
-            commands.append(([*more, "--budget.examples", budget], str(folder / "parts"), f"{name}/run"))
+            if name in RESUMED:
+                part = [*options_of(name, extractor, 16, 352), *SPREAD]
+                commands.append((part, str(folder / "parts"), f"{name}/run"))
+                more = ["resume", str(folder / "parts" / name / "run"), "--allow", "rank_weights"]
+                commands.append(([*more, "--budget.examples", "384"], str(folder / "parts"), f"{name}/run"))
         in_processes([two_processes.__file__, json.dumps(commands)])
     return folder
 
@@ -268,7 +271,7 @@ def test_spread_weights_learn_what_whole_ones_learn_with_their_averages_and_scor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_run_of_spread_weights_that_goes_on_in_a_step_has_no_differing_bit(name, trained):
     two, parts = (checkpoint_of(trained, kind, name) for kind in ("two", "parts"))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "examples_seen", "averaged_at"):

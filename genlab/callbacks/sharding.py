@@ -38,13 +38,20 @@ class Sharded(ModelParallelStrategy):
                 )
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        kept = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        # Lightning restores neither an optimiser without a state, such as plain SGD, nor what a module keeps
+        # beside parameters and buffers.
+        optimizers = list(zip(self.optimizers, kept.get("optimizer_states", []), strict=False))
+        self._optimizers = [optimizer for optimizer, state in optimizers if state["state"]]
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
-        # Lightning restores parameters and buffers alone.
-        kept = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+        self._optimizers = [optimizer for optimizer, _ in optimizers]
+        for optimizer, state in optimizers:
+            for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+                group |= {name: value for name, value in saved.items() if name != "params"}
         assert self.model is not None
         for name, module in self.model.named_modules():
-            if f"{name}._extra_state" in kept:
-                module.set_extra_state(kept[f"{name}._extra_state"])
+            if f"{name}._extra_state" in kept["state_dict"]:
+                module.set_extra_state(kept["state_dict"][f"{name}._extra_state"])
         return checkpoint
 
 
