@@ -158,7 +158,7 @@ def test_litdata_itself_reads_the_images_of_a_pack(images, pack):
 def test_images_without_pixels_alike_are_told_apart_and_copies_stay_together(tmp_path):
     for number in range(NUM):
         (tmp_path / "faces").mkdir(exist_ok=True)
-        (tmp_path / "faces" / f"{number:03}.png").write_bytes(picture(number // 2))
+        (tmp_path / "faces" / f"{number:03}.png").write_bytes(picture(number % 30))
     pack = pack_of(tmp_path / "faces", tmp_path / "pack")
     with pytest.warns(UserWarning, match="30 of 60 items are copies"):
         data, packed = array_of(tmp_path / "faces"), streamed(pack)
@@ -201,6 +201,16 @@ def test_the_items_of_a_window_are_mixed_and_a_window_of_all_is_the_permutation(
     first = places[numbers_of(ChunkOrder(1000, 10, 0, places, 5), 3)][:500]
     counts = torch.stack([first[part : part + 100].bincount(minlength=10) for part in range(0, 500, 100)])
     assert counts[counts > 0].min() >= 8 and (counts > 0).sum(1).tolist() == [5] * 5
+
+
+def test_training_reads_from_so_many_chunks_at_a_time(pack):
+    data = streamed(pack)
+    rows, read = data.split("train").x, [batch["index"] for batch in data.train_dataloader()]
+    chunks = rows.chunks.chunk_of(rows.rows[torch.cat(read).numpy()]).tolist()
+    seen = [*dict.fromkeys(chunks)]
+    windows = [seen[start : start + 3] for start in range(0, len(seen), 3)]
+    turn = [next(n for n, window in enumerate(windows) if chunk in window) for chunk in chunks]
+    assert turn == sorted(turn) and len(seen) == 9
 
 
 class _Place:
