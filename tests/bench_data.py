@@ -1,6 +1,6 @@
-"""Images a second of the packed pipeline against the usual per-item torchvision transforms.
+"""Images a second of the packed pipeline against the usual per-item torchvision transforms, and of streaming.
 
-    python tests/bench_data.py        prints a table
+    python tests/bench_data.py        prints two tables
     pytest -m bench tests/bench_data.py
 
 Both pipelines read the same files, give batches of 128 normalised float images with random flips, and run in
@@ -16,6 +16,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
 from genlab.data.base import DataModule
+from genlab.data.chunk_writer import write
+from genlab.data.decode import Policy
 from genlab.data.folder import ImageFolder
+from genlab.data.sources import open_source
 from genlab.data.torchvision_sets import MNIST
 
 BATCH = 128
@@ -138,12 +142,42 @@ def test_packed_images_are_read_five_times_as_fast_as_by_per_item_transforms(nam
     assert ours / usual >= REQUIRED
 
 
+def streamed(num: int = 12_000) -> tuple[float, float]:
+    """Returns images/s of 64x64 images in an array and in chunks, read and made floats by one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        torch.set_num_threads(1)
+        os.environ["GENLAB_CACHE"] = str(root / "cache")
+        (root / "images").mkdir()
+        rng = np.random.default_rng(0)
+        for number in range(num):
+            image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+            image.save(root / "images" / f"{number:05}.bmp")
+        write(open_source(root / "images"), Policy(64), root / "pack", chunk_mib=4)
+        sets = [
+            ImageFolder(str(root / "pack"), 64, stream=stream, batch_size=BATCH) for stream in (False, True)
+        ]
+        epochs = [partial(packed_epoch, data, data.train_dataloader()) for data in sets]
+        rounds = [[rate(epoch) for epoch in epochs] for _ in range(ROUNDS + 1)][1:]
+    array, chunks = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return array, chunks
+
+
+@pytest.mark.bench
+def test_streamed_images_are_read_at_half_the_speed_of_an_array_at_least() -> None:
+    array, chunks = streamed()
+    assert chunks / array >= 0.5
+
+
 def main() -> None:
     title = f"images/s, median of {ROUNDS}"
     print(f"{title:30}{'per item':>12}{'packed':>12}{'ratio':>8}{'packing':>15}")
     for name in CASES:
         usual, ours, packing = measure(name)
         print(f"{name:30}{usual:12,.0f}{ours:12,.0f}{ours / usual:8.1f}{packing:13.1f} s")
+    array, chunks = streamed()
+    print(f"\n{title:30}{'array':>12}{'streamed':>12}{'ratio':>8}")
+    print(f"{'64x64 colour, 36 chunks':30}{array:12,.0f}{chunks:12,.0f}{chunks / array:8.2f}")
 
 
 if __name__ == "__main__":

@@ -370,6 +370,7 @@ UNEQUAL = {
     "levels": {"test.protocol.levels": 256},
     "metric FrechetDistance": {"test.protocol.metrics.FrechetDistance": {"ddof": 0}},
     "training data": {"data.fingerprints.train": "ffff"},
+    "data order": {"data.order": "8 chunks at a time"},
     "budget": {"bench.budget": {"seconds": 180.0, "examples": None}},
     "hardware": {"threads": 8},
 }

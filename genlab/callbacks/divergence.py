@@ -9,8 +9,10 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from genlab.distributed import joined_sum
 from genlab.errors import Diverged
 from genlab.families.base import Model
+from genlab.families.sharding import local
 
 REMEDIES = "a smaller learning rate, `clip` or 32-bit precision are the usual remedies."
 
@@ -79,9 +81,11 @@ def not_finite(model: Any) -> str:
     if not floats:
         return ""
     # The largest absolute value: a sum of squares overflows for large weights that are finite.
-    largest = torch._foreach_norm(list(floats.values()), math.inf)
-    finite = torch.stack([value.isfinite() for value in largest]).tolist()
-    return next((name for name, is_finite in zip(floats, finite, strict=True) if not is_finite), "")
+    held = [part if part.numel() else part.new_zeros(1) for part in map(local, floats.values())]
+    broken = torch.stack([~value.isfinite() for value in torch._foreach_norm(held, math.inf)]).float()
+    if getattr(model, "sharded", ()):  # each process looks at its part
+        broken = joined_sum(broken)
+    return next((name for name, count in zip(floats, broken.tolist(), strict=True) if count), "")
 
 
 def read_losses(losses: dict[str, Tensor]) -> dict[str, float]:

@@ -34,6 +34,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 Wrong = argparse.ArgumentTypeError
 
+Commands = argparse._SubParsersAction
+
 
 class Parser(argparse.ArgumentParser):
     """argparse that answers a mistake in one line, like every other error of genlab."""

@@ -1,6 +1,9 @@
-"""`genlab data check`: what is in images or texts, before a training needs to know."""
+"""`genlab data`: what is in images or texts, before a training needs to know; images packed for streaming."""
 
 from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
@@ -8,9 +11,16 @@ from genlab.errors import EXIT_DATA
 
 
 def data(arguments: list[str]) -> int:
-    """Lists what a training would find: counts, sizes, formats, conversions, bad files, duplicates."""
-    parser = Parser(prog="genlab data", description="Look at data before use.")
-    commands = parser.add_subparsers(required=True, metavar="check")
+    """Looks at data, or packs images into chunks."""
+    parser = Parser(prog="genlab data", description="Look at data before use, or pack images.")
+    commands = parser.add_subparsers(required=True, metavar="check|pack")
+    _add_check(commands)
+    _add_pack(commands)
+    options = parser.parse_args(arguments)
+    return options.run(options)
+
+
+def _add_check(commands: read.Commands) -> None:
     checker = commands.add_parser("check", help="list counts, sizes, formats, bad files and duplicates")
     checker.add_argument(
         "path",
@@ -22,12 +32,45 @@ def data(arguments: list[str]) -> int:
         type=read.file,
         help="of pairs in two files, the one with the sentences to start from",
     )
-    checker.add_argument(
+    _add_column(checker)
+    checker.set_defaults(run=_check)
+
+
+def _add_pack(commands: read.Commands) -> None:
+    packer = commands.add_parser("pack", help="decode images once into chunks, which can be streamed")
+    packer.add_argument(
+        "images",
+        nargs="+",
+        help="a folder, zip or tar of images; or tars of NAME.png with NAME.txt, .cls or .json: a folder of "
+        "them, or 'shards-{000..003}.tar'",
+    )
+    packer.add_argument("-o", "--output", type=read.path, required=True, help="the folder to be made")
+    packer.add_argument("--image_size", type=read.count(), default=64, help="side in pixels (64)")
+    packer.add_argument(
+        "--channels", type=int, choices=(1, 3), default=3, help="1 (grey) or 3 (RGB, default)"
+    )
+    packer.add_argument("--background", default="white", help="colour under transparent pixels (white)")
+    packer.add_argument(
+        "--chunk_mib",
+        type=read.number(above=0.0, most=2048),
+        default=32.0,
+        help="MiB of a chunk at most (32)",
+    )
+    packer.add_argument("--workers", type=read.count(most=1024), help="decoding processes (one a core)")
+    _add_column(packer)
+    packer.set_defaults(run=_pack)
+
+
+def _add_column(parser: Parser) -> None:
+    parser.add_argument(
         "--caption_column",
         default="text",
         help="the column of captions in a metadata.csv or metadata.jsonl (text)",
     )
-    options = parser.parse_args(arguments)
+
+
+def _check(options: Namespace) -> int:
+    """Lists what a training would find: counts, sizes, formats, conversions, bad files, duplicates."""
     from genlab.data import check, check_text
 
     if options.source_path is not None or check_text.is_text(options.path):
@@ -37,3 +80,20 @@ def data(arguments: list[str]) -> int:
     report = check.check(options.path, caption_column=options.caption_column)
     check.print_report(report)
     return 0 if report.ok else EXIT_DATA
+
+
+def _pack(options: Namespace) -> int:
+    """Writes a pack and says how to train from it."""
+    from genlab.data.chunk_writer import write
+    from genlab.data.decode import Policy
+    from genlab.data.shards import open_images
+
+    source = open_images(options.images)
+    policy = Policy(options.image_size, options.channels, options.background)
+    folder: Path = options.output
+    chunks = write(source, policy, folder, options.chunk_mib, options.caption_column, options.workers)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
+    classes = f", {len(chunks.classes)} classes" if chunks.classes else ""
+    print(f"{folder}: {len(chunks):,} images in {len(chunks.files):,} chunks, {size:,.1f} MiB{classes}")
+    print(f"train from it: --data.path {folder} --data.stream true --data.image_size {options.image_size}")
+    return 0

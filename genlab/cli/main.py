@@ -48,7 +48,7 @@ OTHERS = {
     "compare": "runs side by side:            genlab compare outputs/",
     "report": "the same as one HTML file:    genlab report outputs/ -o report.html",
     "records": "their numbers alone, small:   genlab records outputs/ -o FOLDER",
-    "data": "look at data before use:      genlab data check PATH",
+    "data": "look at data, or pack them:   genlab data check PATH",
 }
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")

@@ -12,6 +12,7 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 import genlab
+from genlab.callbacks.sharding import NAME as SHARDED
 from genlab.cli.guests import check_precision
 from genlab.cli.parser import GROUPS
 from genlab.evaluation.load import trained_stage
@@ -74,6 +75,11 @@ def choose_precision(values: Any) -> None:
 def choose_strategy(values: Any) -> None:
     """Has alternating optimisers look for weights without a gradient, which each step of one leaves."""
     trainer = values["trainer"]
+    if trainer["strategy"] == SHARDED and not _class(values["model"]["class_path"]).can_shard:
+        name = values["model"]["class_path"].rpartition(".")[2]
+        raise ValueError(
+            f"The weights of a {name} cannot be spread over devices yet: use --trainer.strategy ddp."
+        )
     if str(trainer["strategy"]) not in _FINDING or _num_devices(trainer) == 1:
         return
     if _class(values["model"]["class_path"]).alternating:

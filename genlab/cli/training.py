@@ -26,6 +26,8 @@ from genlab.callbacks.monitors import Monitors
 from genlab.callbacks.progress import ProgressLine
 from genlab.callbacks.record import RunRecorder, SameData
 from genlab.callbacks.samples import SampleWriter
+from genlab.callbacks.sharding import NAME as SHARDED
+from genlab.callbacks.sharding import WholeWhereLookedAt
 from genlab.cli import peers
 from genlab.cli.going_on import GoingOn
 from genlab.cli.guests import check_trainer
@@ -181,6 +183,8 @@ class GenlabCLI(LightningCLI):
         if self.subcommand != "fit" and not sys.stderr.isatty() and not has_bar:
             trainer["enable_progress_bar"] = False
         shows_line = trainer["enable_progress_bar"] is not False and not has_bar
+        if self.subcommand != "fit" and trainer["strategy"] == SHARDED:
+            trainer["strategy"] = "auto"  # what is looked at is whole on each device
         trainer["plugins"] = [*_as_list(trainer.get("plugins")), AtomicCheckpointIO()]
         trainer["callbacks"] = [*self._callbacks(recorder, shows_line), *theirs]
         configured = trainer.get("logger")
@@ -218,7 +222,7 @@ class GenlabCLI(LightningCLI):
         callbacks: list[Callback] = [budget.clock]
         if self.subcommand == "fit":
             callbacks += [Monitors(), ExampleInput(), *([ProgressLine(budget)] if shows_line else [])]
-            callbacks += [checkpoints.request, DivergenceGuard(), CodeCache()]
+            callbacks += [checkpoints.request, DivergenceGuard(), WholeWhereLookedAt(), CodeCache()]
         if recorder is not None:
             callbacks.append(recorder)
         if self.subcommand in ("validate", "test") and self.origin is not None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from genlab import randomness
-from genlab.data.loading import Items, Order, ScoringLoader, TrainLoader
+from genlab.data.chunks import ChunkRows
+from genlab.data.loading import ChunkOrder, Items, Order, ScoringLoader, TrainLoader
 from genlab.data.packed import Packed
 from genlab.data.splits import FIXED, LEAST, held_out, others, share_of, stratified
 from genlab.errors import DataError
@@ -187,6 +188,7 @@ class DataModule(pl.LightningDataModule):
             "fraction": self.fraction,
             "flip": self.flip,
             **({"shift": self.shift} if self.shift else {}),
+            **self._reading(),
             "source": None if path is None else Path(path).name,
             "preprocessing": self.preprocessing(),
         }
@@ -248,6 +250,9 @@ class DataModule(pl.LightningDataModule):
 
     def order(self, num_items: int, joined: int) -> Order:
         """Returns the order of the training items, of which all processes together read `joined` a step."""
+        x = self.split("train").x
+        if isinstance(x, ChunkRows):
+            return ChunkOrder(num_items, joined, self.seed, torch.from_numpy(x.places), x.window)
         return Order(num_items, joined, self.seed)
 
     def moves(self, num: int, epoch: int) -> dict[str, Tensor]:
@@ -295,6 +300,11 @@ class DataModule(pl.LightningDataModule):
         read = share if isinstance(share, int) else int(-(-len(items) // joined) * share)
         first = None if self.spec.kind == "tokens" else read * joined  # a text's rows follow each other
         return ScoringLoader(items, self.eval_batch_size, rank, world_size, self.num_workers, first=first)
+
+    def _reading(self) -> dict[str, str]:
+        """Returns in which order the data are read, where it is not a permutation of all."""
+        x = self.split("train").x
+        return {"order": f"{x.window} chunks at a time"} if isinstance(x, ChunkRows) else {}
 
     def _place(self) -> tuple[int, int]:
         """Returns rank and number of processes of the attached trainer."""

@@ -74,6 +74,8 @@ def find_captions(source: Source, column: str = "text") -> Captions | None:
     Raises:
         BadSource: Where a table cannot be read or lacks a column, with the place.
     """
+    if source.captions is not None:
+        return Captions([source.path.name], source.captions, [], [])
     folder, tables = _tables(source)
     if not tables:
         return None

@@ -13,7 +13,7 @@ from genlab import randomness
 from genlab.data.caption_tables import read_captions
 from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items
-from genlab.data.packed import Packed, Rows, pack
+from genlab.data.packed import Packed, Rows
 from genlab.data.sentences import sentence_spec, sources
 from genlab.data.tokenizers import Tokenizer, TokenizerKind, trained
 from genlab.shapes import DataSpec
@@ -77,7 +77,7 @@ class CaptionedImages(ImageFolder):
     @cached_property
     def images(self) -> np.ndarray | Rows:
         """All images, packed."""
-        return pack(self.source, self.policy, Path(self.path).stem, self.cache)["image"]
+        return self.pixels(Path(self.path).stem)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from genlab.data.base import DataModule
+from genlab.data.chunks import WINDOW, ChunkRows, Chunks
 from genlab.data.decode import Policy
-from genlab.data.packed import Packed, pack
-from genlab.data.sources import BadSource, Source, open_source
+from genlab.data.packed import Packed, Rows, pack
+from genlab.data.sources import BadSource, Pack, Source, open_source
 from genlab.data.splits import LEAST, as_test, require_share, seeded_split, share_of
 from genlab.shapes import DataSpec
 
@@ -32,6 +33,10 @@ class ImageFolder(DataModule):
         test_fraction: Share kept for the test where no folder is.
         labelled: Use class sub-folders; False gives images without labels.
         background: Colour under transparent pixels.
+        stream: Read the chunks of a pack (`genlab data pack`), a few at a time, in place of one array that is
+            made of all images: for what neither memory nor this disk holds.
+        stream_window: Chunks that are mixed at a time in training; more mix better and take more memory.
+        stream_cache_gib: Most GiB of copies of a remote pack's chunks on this disk; None keeps all.
         base: Arguments that every data set has.
 
     Shapes:
@@ -47,13 +52,23 @@ class ImageFolder(DataModule):
         test_fraction: float = 0.1,
         labelled: bool = True,
         background: str = "white",
+        stream: bool = False,
+        stream_window: int = WINDOW,
+        stream_cache_gib: float | None = None,
         **base: Any,
     ) -> None:
         super().__init__(**base)
         require_share(test_fraction)
         if num_test is not None and num_test < LEAST:
             raise ValueError(f"num_test must be at least {LEAST} for a covariance, got {num_test}.")
+        if stream_window < 1:
+            raise ValueError(f"stream_window must be at least 1 chunk, got {stream_window}.")
+        if stream_cache_gib is not None and not stream_cache_gib > 0.0:
+            raise ValueError(
+                f"stream_cache_gib must be above 0, or null for no limit, got {stream_cache_gib}."
+            )
         self.path, self.image_size = path, image_size
+        self.stream, self.stream_window, self.stream_cache_gib = stream, stream_window, stream_cache_gib
         self.policy = Policy(image_size, channels, background)
         self.num_test, self.test_fraction, self.labelled = num_test, test_fraction, labelled
 
@@ -76,10 +91,42 @@ class ImageFolder(DataModule):
         return DataSpec(Path(self.path).stem, shape, num_classes)
 
     def load(self) -> dict[str, Packed]:
-        columns = {"image": pack(self.source, self.policy, Path(self.path).stem, self.cache)["image"]}
+        columns = {"image": self.pixels(Path(self.path).stem)}
         if self.labelled and self.source.labels is not None:
             columns["label"] = np.asarray(self.source.labels, np.int64)
         return self.split_images(Packed(columns))
+
+    def pixels(self, name: str) -> np.ndarray | Rows:
+        """Returns all images: as one array that is packed under a name, or as the chunks of a pack."""
+        if not self.stream:
+            return pack(self.source, self.policy, name, self.cache)["image"]
+        if not isinstance(self.source, Pack):
+            raise BadSource(
+                f"{self.path} is not packed, and packs alone are streamed: genlab data pack {self.path} "
+                f"-o FOLDER --image_size {self.image_size} --channels {self.policy.channels}, and give that "
+                "--data.path FOLDER"
+            )
+        chunks = self.source.chunks
+        for key, asked in self.policy.to_dict().items():
+            if chunks.policy.get(key) != asked:
+                raise BadSource(
+                    f"{self.path} was packed with {key} {chunks.policy.get(key)}, not {asked}; ask for that, "
+                    "pack anew, or leave --data.stream out"
+                )
+        chunks.keep = self.stream_window + 1
+        if self.stream_cache_gib is not None:
+            chunks.cache_bytes = self._cache_bytes(self.stream_cache_gib, chunks)
+        return ChunkRows(chunks, self.stream_window)
+
+    def _cache_bytes(self, gib: float, chunks: Chunks) -> int:
+        """Returns the bytes of chunks that are kept: those that are mixed, or each would be copied often."""
+        least = chunks.keep * max(size for _, size in chunks.files)
+        if gib * 2**30 < least:
+            raise ValueError(
+                f"stream_cache_gib must be at least {least / 2**30:.3g}, the size of {chunks.keep} chunks, "
+                f"for a stream_window of {self.stream_window}, got {gib:g}."
+            )
+        return int(gib * 2**30)
 
     def split_images(self, packed: Packed) -> dict[str, Packed]:
         """Returns the splits that the folders name, else a training and a test split drawn by `seed`."""

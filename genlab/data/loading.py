@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from genlab import randomness
 from genlab.data.packed import Packed
+from genlab.errors import DataError
 from genlab.shapes import Batch
 
 
@@ -151,6 +152,31 @@ class LengthOrder(Order):
         return batches[torch.cat(places)].flatten()
 
 
+class ChunkOrder(Order):
+    """Items of a few chunks at a time, mixed: what is read from a disk or from afar is read once an epoch.
+
+    The chunks come in drawn order, and a window of so many of them is permuted as a whole. With a window of
+    all chunks this is the order of `Order`.
+
+    Args:
+        num_items, joined, seed: As in `Order`.
+        places: The chunk of each item.
+        window: Chunks whose items are mixed.
+
+    Shapes:
+        places: (items,), int64.
+    """
+
+    def __init__(self, num_items: int, joined: int, seed: int, places: Tensor, window: int) -> None:
+        super().__init__(num_items, joined, seed)
+        self.places, self.window = places.unique(return_inverse=True)[1], window
+
+    def numbers(self) -> Tensor:
+        drawn = super().numbers()
+        turns = permutation(int(self.places.max()) + 1, self.seed, self.epoch).argsort() // self.window
+        return drawn[turns[self.places[drawn]].argsort(stable=True)]
+
+
 def permutation(num_items: int, seed: int, epoch: int) -> Tensor:
     """Returns the numbers 0 ... num_items - 1 in the order of epoch `epoch`."""
     draws = randomness.uniform(randomness.key(seed, "order", epoch), torch.arange(num_items), 1)
@@ -261,7 +287,16 @@ def read(items: Items, batches: list[Tensor], num_workers: int) -> Iterator[Batc
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, or every pass would draw a seed from the training's numbers
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except DataError as error:
+        if not num_workers:
+            raise
+        # Of a reading process it comes behind that one's traceback.
+        raise DataError(str(error).rstrip().splitlines()[-1].removeprefix(_KIND)) from None
+
+
+_KIND = f"{DataError.__module__}.{DataError.__qualname__}: "
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from genlab.data import decode
 from genlab.data.decode import BadImage, Policy
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source
-from genlab.files import cache_folder, digest_of, sync
+from genlab.files import cache_folder, digest_of, sync, write_text
 
 LARGE = 256 * 2**20
 """Arrays of more bytes are mapped from disk instead of being read."""
@@ -156,10 +156,24 @@ class Packed:
     def fingerprint(self, levels: int) -> str:
         """Returns the SHA-256 of the level count and of all columns but those of `FOLLOWING`.
 
-        Images with and without labels keep the hash that older records name.
+        Images with and without labels keep the hash that older records name. Rows that are told apart without
+        being read are read once, and their hash is remembered.
         """
+        identity = getattr(self.x, "identity", None)
+        if identity is None:
+            return self._digest(levels)
+        file = cache_folder("data", "fingerprints", self._digest(levels, identity))
+        if not file.exists():
+            write_text(file, self._digest(levels))
+        return file.read_text()
+
+    def _digest(self, levels: int, identity: bytes | None = None) -> str:
+        """Returns the SHA-256 of everything, with an identity in the place of what is modelled."""
         digest = hashlib.sha256(repr((tuple(self.x.shape), str(self.x.dtype), levels)).encode())
-        _add(digest, self.x)
+        if identity is None:
+            _add(digest, self.x)
+        else:
+            digest.update(identity)
         label = self.get("label")
         digest.update(b"-" if label is None else np.asarray(label, "<i8").tobytes())
         digest.update(b"null")
@@ -239,7 +253,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _build(folder: Path, source: Source, policy: Policy, workers: int | None) -> None:
-    with _appearing(folder) as work:
+    with appearing(folder, _is_finished) as work:
         size = policy.image_size or 0
         _new_array(work / "images.npy", (len(source), policy.channels, size, policy.panels * size))
         notes = _decode_all(work / "images.npy", source, policy, workers)
@@ -257,8 +271,13 @@ def _build(folder: Path, source: Source, policy: Policy, workers: int | None) ->
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Gives a folder to fill that takes its name by one rename at the end, or is removed after an error."""
+def appearing(folder: Path, is_made: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
+    """Gives a folder to fill that takes its name by one rename at the end, or is removed after an error.
+
+    Args:
+        folder: Its name at the end.
+        is_made: Whether what has this name by then, if another process was faster, is as good.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -269,7 +288,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
         try:
             work.rename(folder)
         except OSError:
-            if not _is_finished(folder):  # another builder was faster, unless the disk is at fault
+            if not is_made(folder):  # another builder was faster, unless the disk is at fault
                 raise
         sync(folder.parent)
     finally:
@@ -296,11 +315,12 @@ def _decode_all(file: Path, source: Source, policy: Policy, workers: int | None)
         notes.update(found)
         bad += failed
     if bad:
-        raise BadSource(_account(source, bad))
+        raise BadSource(bad_images(source, bad))
     return notes
 
 
-def _account(source: Source, bad: list[BadImage]) -> str:
+def bad_images(source: Source, bad: list[BadImage]) -> str:
+    """Returns how many images are unusable, why the first ones are, and what to do."""
     first = "; ".join(str(error) for error in sorted(bad, key=lambda error: error.name)[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     remedy = f"remove or replace them, `genlab data check {source.path}` lists all"

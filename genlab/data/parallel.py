@@ -18,7 +18,11 @@ Result = TypeVar("Result")
 
 
 def over_images(
-    source: Source, work: Callable[[list[int]], Result], title: str, workers: int | None = None
+    source: Source,
+    work: Callable[[list[int]], Result],
+    title: str,
+    workers: int | None = None,
+    chunks: list[list[int]] | None = None,
 ) -> Iterator[Result]:
     """Returns the results of `work` for all images, a few dozen image numbers a call, in any order.
 
@@ -27,9 +31,11 @@ def over_images(
         work: Picklable; is sent once to each process.
         title: Begins the progress line.
         workers: Processes; None means one a core.
+        chunks: The image numbers of each call, where it matters which come together.
     """
-    order = source.reading_order()
-    chunks = [order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK)]
+    if chunks is None:
+        order = source.reading_order()
+        chunks = [order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK)]
     # For a handful of chunks, starting processes would take longer than the work.
     workers = min(workers or os.cpu_count() or 1, len(chunks) // 4) if source.parallel else 1
     # Silent where no person watches: a log file would get a line for every step of the bar.

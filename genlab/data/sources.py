@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+import numpy as np
+
+from genlab.data.chunks import Chunks, digest_of_pixels, is_pack, is_remote
 from genlab.data.decode import EXTENSIONS, BadImage
 from genlab.errors import DataError
 
@@ -46,10 +49,12 @@ class Source:
         labels: Class number of each image, where every image lies in a class folder exactly one level down,
             or one level below its split.
         classes: Names of the class folders, sorted; empty where there are none.
+        captions: Those of each image, where the place itself holds them and not a table.
         parallel: Whether several processes may read at once without each paying for the others' share.
     """
 
     parallel = True
+    captions: list[list[str]] | None = None
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path, self.names = path, list(names)
@@ -214,6 +219,35 @@ class Tar(Source):
         return sorted(range(len(self)), key=offsets.__getitem__)
 
 
+class Pack(Source):
+    """The images that `genlab data pack` has decoded; read singly, each is a file without compression.
+
+    Args:
+        place: A folder, or a remote place.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.chunks = Chunks(place)
+        items = self.chunks.items()
+        super().__init__(Path(place), [item["name"] for item in items])
+        first = items[0] if items else {}
+        self.parts = [item["split"] for item in items] if "split" in first else None
+        self.labels = [item["label"] for item in items] if "label" in first else None
+        self.captions = [item["captions"] for item in items] if "captions" in first else None
+        self.classes = self.chunks.classes
+
+    def read(self, index: int) -> bytes:
+        (pixels,) = self.chunks.read(np.array([index]))
+        if digest_of_pixels(pixels) != self.chunks.digests[index].tobytes():
+            raise BadImage(self.names[index], "damaged: its pixels are not those that were packed")
+        channels, height, width = pixels.shape
+        head = f"P{5 if channels == 1 else 6} {width} {height} 255\n"
+        return head.encode() + np.moveaxis(pixels, 0, -1).tobytes()
+
+    def fingerprint(self) -> str:
+        return self.chunks.key
+
+
 @contextmanager
 def opened(path: Path, at_most: int | None = None, root: str | None = None) -> Iterator[BinaryIO]:
     """Opens a file to be read, and nothing else that a name can stand for.
@@ -266,7 +300,7 @@ def open_source(path: str | Path) -> Source:
         BadSource: Where there is nothing to read, with the remedy.
     """
     require_path(path, "a folder, a zip or a tar of images")
-    source = _open(Path(path).expanduser())
+    source = Pack(path) if is_remote(path) else _open(Path(path).expanduser())
     if not source.names:
         raise BadSource(f"0 images in {path}; known endings are {' '.join(sorted(EXTENSIONS))}")
     return source
@@ -289,6 +323,8 @@ def require_path(path: str | Path, what: str, option: str = "path") -> None:
 def _open(path: Path) -> Source:
     if not path.exists():
         raise BadSource(f"{path} does not exist; give a folder, a zip or a tar of images with --data.path")
+    if is_pack(path):
+        return Pack(path)
     if path.is_dir():
         return Folder(path)
     if not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -84,12 +85,16 @@ def together(order: np.ndarray, first: np.ndarray, num: int, split: str) -> np.n
 def first_copies(values: np.ndarray | Rows) -> np.ndarray:
     """Returns for each row the number of the first row of the same content, its own where that is new."""
     seen: dict[bytes, int] = {}
-    first = np.arange(len(values))
+    return np.array([seen.setdefault(digest, row) for row, digest in enumerate(_digests(values))])
+
+
+def _digests(values: np.ndarray | Rows) -> Iterator[bytes]:
+    """Yields what tells rows of other content apart: what is known of them, or their SHA-256."""
+    known = getattr(values, "digests", None)
     for start in range(0, len(values), 1024):
-        block = np.ascontiguousarray(values[start : start + 1024])
-        for row, value in enumerate(block.reshape(len(block), -1), start):
-            first[row] = seen.setdefault(hashlib.sha256(value.data).digest(), row)
-    return first
+        block = np.ascontiguousarray((values if known is None else known)[start : start + 1024])
+        for value in block.reshape(len(block), -1):
+            yield hashlib.sha256(value.data).digest() if known is None else value.tobytes()
 
 
 def others(rows: np.ndarray, num_items: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from genlab import randomness
 from genlab.data.base import DataModule
 from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items
-from genlab.data.packed import Packed, pack
+from genlab.data.packed import Packed
 from genlab.data.sources import MAX_FILE_BYTES, BadSource, Source, open_source, read_file
 from genlab.data.utf8 import read_utf8
 from genlab.files import cache_folder
@@ -307,7 +307,7 @@ class CelebA(ImageFolder):
         return DataSpec("celeba", (3, self.image_size, self.image_size))
 
     def load(self) -> dict[str, Packed]:
-        packed = pack(self.source, self.policy, "celeba", self.cache)
+        packed = Packed({"image": self.pixels("celeba")})
         if self._partition_file is None:
             return self.drawn_split(packed)
         part = _partition(self._partition_file, self.source.names)

@@ -58,6 +58,8 @@ class Autoregressive(EqualUnits, ChainRule):
             a window is not filled. (batch, height, width) of codes.
     """
 
+    can_shard = True
+
     def __init__(
         self,
         spec: DataSpec,

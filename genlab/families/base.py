@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.enums import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,7 +22,8 @@ import genlab
 from genlab import randomness
 from genlab.distributed import joined_mean, joined_sum
 from genlab.families.capabilities import Samples
-from genlab.families.weights import Average
+from genlab.families.sharding import shard, spread_as, whole
+from genlab.families.weights import Average, Snapshot
 from genlab.shapes import Batch, DataSpec
 
 NetworkFactory = Callable[[DataSpec], nn.Module]
@@ -98,6 +100,7 @@ class Model(pl.LightningModule):
             since reading waits for the device.
         config: The model's part of the configuration file, kept in its checkpoints.
         average: Of the network given to `keep_average`.
+        sharded: The networks whose weights are spread over devices.
         step_noise: The random numbers of the step; a model inside of this one may borrow it.
         renews_optimizers: Whether a restored optimiser takes this model's settings, such as its learning
             rate, in place of those it was saved with.
@@ -139,6 +142,9 @@ class Model(pl.LightningModule):
     can_compile: bool = False
     """Whether training calls its network by `learning`."""
 
+    can_shard: bool = False
+    """Whether its network's weights may be spread over devices: it learns alone, and is called as a whole."""
+
     cannot_sample: str = ""
     """Why a model without the capability `Samples` has none."""
 
@@ -159,6 +165,7 @@ class Model(pl.LightningModule):
         self.half_life = half_life
         self.is_compiled = compile
         self.average: Average | None = None
+        self.sharded: list[nn.Module] = []
         self.examples_seen = 0
         self.seed = 0
         self.latest: dict[str, Tensor] = {}
@@ -269,11 +276,47 @@ class Model(pl.LightningModule):
             # Convolutions run a tenth faster on a CPU and more on a GPU with channels innermost.
             self.to(memory_format=self.memory_format)
 
+    def configure_model(self) -> None:
+        """Spreads the weights of the network and of its averages where the strategy is a model-parallel one.
+
+        Raises:
+            ValueError: The family cannot, or a setting does not go with it.
+        """
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self.sharded:
+            return
+        self._require_shardable(self.trainer.strategy)
+        copies = [part.module for part in self.modules() if isinstance(part, Average | Snapshot)]
+        self.sharded = [self._averages[0], *copies]
+        for network in self.sharded:
+            shard(network, self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def _require_shardable(self, strategy: ModelParallelStrategy) -> None:
+        name = type(self).__name__
+        if not self.can_shard:
+            raise ValueError(
+                f"The weights of a {name} cannot be spread over devices yet: use the strategy ddp."
+            )
+        if self.is_compiled:
+            raise ValueError("Networks that are spread over devices are not compiled yet: leave compile out.")
+        if getattr(self, "matrix_optimizer_factory", None) is not None:
+            raise ValueError(
+                "A matrix_optimizer needs whole matrices, which fsdp2 spreads: leave one of them out."
+            )
+        if self.renews_optimizers:
+            raise ValueError(
+                "With the strategy fsdp2 a run goes on with its optimiser as it was: change nothing of it."
+            )
+        if strategy.device_mesh["tensor_parallel"].size() > 1 or strategy._save_distributed_checkpoint:
+            raise ValueError(
+                "trainer.strategy must have tensor_parallel_size 1 and save_distributed_checkpoint false, "
+                "since a run's checkpoints are single files: use fsdp2."
+            )
+
     def on_train_start(self) -> None:
         restored, self._restored_gradients = self._restored_gradients, {}
         for name, gradient in restored.items():
             parameter = self.get_parameter(name)
-            parameter.grad = gradient.to(parameter.device)
+            parameter.grad = spread_as(parameter, gradient)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Everything random in this step follows from (seed, examples seen, rank): a resumed run repeats it.
@@ -377,6 +420,8 @@ class Model(pl.LightningModule):
             return {}
         # Each process has its own until the step, which takes their mean.
         found = {n: p.grad for n, p in self.named_parameters() if p.grad is not None}
+        if self.sharded:
+            return {name: whole(gradient).clone() for name, gradient in found.items()}  # the mean already
         return {name: joined_mean(gradient).clone() for name, gradient in found.items()}
 
     def _add_losses(self, batch: Batch) -> None:

@@ -122,6 +122,7 @@ class Diffusion(Model):
     """
 
     can_compile = True
+    can_shard = True
     latent_type = "noise"
 
     def __init__(

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genlab.families.sharding import local
+
 
 class Average(nn.Module):
     """An exponential moving average of a network: weights averaged, buffers copied.
@@ -45,8 +47,7 @@ class Average(nn.Module):
         """Moves the average towards the network, which has seen so many examples since the last time."""
         n = self.num_updates
         decay = min(0.5 ** (examples / self.half_life), (1 + n) / (10 + n)) if n else 0.0
-        averaged: list[Tensor] = list(self.module.parameters())
-        current: list[Tensor] = list(network.parameters())
+        averaged, current = (list(map(local, each.parameters())) for each in (self.module, network))
         if decay:
             step = torch._foreach_sub(current, averaged)
             torch._foreach_mul_(step, 1.0 - decay)
@@ -103,7 +104,7 @@ class Snapshot(nn.Module):
 
 
 def _values(network: nn.Module) -> Iterator[Tensor]:
-    yield from network.parameters()
+    yield from map(local, network.parameters())
     yield from network.buffers()
 
 

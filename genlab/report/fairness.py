@@ -15,6 +15,9 @@ SAMPLES, LIKELIHOOD, RECONSTRUCTION = "samples", "likelihood", "reconstruction"
 SPLIT, SPEED, TRAINING = "split", "speed", "training"
 """What a number was measured on: decides what must be equal beside it. A protocol's sections are so named."""
 
+_ALL = "over the whole split"
+"""The data's order in training where the record names no other one."""
+
 _NOT_OF_THE_SAMPLES = ("weights", "extractor_digest")
 _OF_A_LIKELIHOOD = ("bits_per_byte", "bits_per_dim", "perplexity", "nll")
 
@@ -73,7 +76,11 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, Fact]:
     """
     if scope == SPEED:
         return _speed_facts(row)
-    found = {"budget": Fact(row.first.budget), "training data": Fact(training_data(row))}
+    found = {
+        "budget": Fact(row.first.budget),
+        "training data": Fact(training_data(row)),
+        "data order": Fact(str(part(row.first.record, "data").get("order", _ALL))),
+    }
     if row.first.is_timed or scope == TRAINING:
         found["hardware"] = Fact(
             row.first.hardware, everywhere=False

@@ -17,7 +17,7 @@ STEP = (
 )
 """What of the trainer shapes a step; where it runs is free."""
 
-PLACE = ("path", "source_path", "num_workers", "eval_batch_size")
+PLACE = ("path", "source_path", "num_workers", "eval_batch_size", "stream_cache_gib")
 """What of the data is free: how they are read, and where they lie, since their fingerprint tells them."""
 
 
