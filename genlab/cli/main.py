@@ -24,7 +24,7 @@ from genlab.runs.folder import Run, open_run, outputs_root
 from genlab.text import printable
 
 TRAINING = {
-    "fit": "train a model:                genlab fit --config experiments/dcgan_digits.yaml",
+    "fit": "train a model:                genlab fit --config dcgan_digits",
     "validate": "score on the validation data: genlab validate RUN",
     "test": "score with the full protocol: genlab test RUN",
     "predict": "write one sample per item:    genlab predict RUN",
@@ -44,6 +44,7 @@ OTHERS = {
     "export": "for other programs:           genlab export RUN --to onnx|safetensors",
     "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
+    "experiments": "list what can be trained:     genlab experiments digits",
     "runs": "list the runs and their scores",
     "compare": "runs side by side:            genlab compare outputs/",
     "report": "the same as one HTML file:    genlab report outputs/ -o report.html",
