@@ -42,6 +42,7 @@ OTHERS = {
     "restore": "denoise, deblur, enlarge:      genlab restore RUN IMAGES... --noise 50",
     "translate": "pictures of any size, or text: genlab translate RUN IMAGES|TEXTS... -o FOLDER|FILE",
     "export": "for other programs:           genlab export RUN --to onnx|safetensors",
+    "score": "images made anywhere:        genlab score IMAGES REFERENCE --extractor digits|inception|RUN",
     "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
     "experiments": "list what can be trained:     genlab experiments digits",
@@ -138,14 +139,24 @@ def command(name: str) -> Callable[[list[str]], int]:
 
 
 def train(name: str, rest: list[str]) -> int:
-    """Runs one of Lightning's commands, on a run folder where one is given instead of options."""
+    """Runs one of Lightning's commands; returns the exit code."""
+    run_of(name, rest)
+    return 0
+
+
+def run_of(name: str, rest: list[str]) -> Run | None:
+    """Runs one of Lightning's commands, on a run folder where one is given instead of options.
+
+    Returns:
+        The run that it made or was about; None of a trial.
+    """
     again, accepts = name == "test" and "--again" in rest, ACCEPT in rest
     given = [argument for argument in rest if argument != ACCEPT and not (again and argument == "--again")]
     rest = short_options(given)
     if rest and not rest[0].startswith("-"):
         run, given = open_run(rest[0]), given[1:]
         if name == "test" and not again and show_stored_test(run, given):
-            return 0
+            return run
         rest = run_arguments(run, rest[1:])
         require_writable(run.path)
     elif name == "fit" and not any("fast_dev_run" in option for option in rest):
