@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from genlab.errors import Stopped
+from genlab.errors import EXIT_INTERRUPTED
 from genlab.report.results import Results, Score, of_comparison
 from genlab.runs.changes import ACCEPT
 from genlab.runs.folder import Run, open_run
@@ -234,5 +234,7 @@ def _interruptible() -> Iterator[None]:
     try:
         with stoppable():
             yield
-    except Stopped as stop:
-        raise KeyboardInterrupt(f"stopped by {stop.reason}") from stop
+    except SystemExit as stop:
+        if stop.code != EXIT_INTERRUPTED:
+            raise
+        raise KeyboardInterrupt from stop

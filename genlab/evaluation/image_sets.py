@@ -76,7 +76,7 @@ class ImageSet(ABC):
             batch_size: Images at a time.
             num_levels: Levels of the data that they are compared with: what others have drawn is rounded to
                 these, as the samples of a model of the data are.
-            channels: 1 for a ruler of grey images, which sees the luminance of colours.
+            channels: 1 for a ruler of grey images, which sees the luminance of colours; 3.
             title: What the progress bar says.
         """
         parts = self.read(batch_size)
@@ -115,11 +115,12 @@ def channels_of(extractor: Extractor) -> int:
 
 
 def as_levels(x: Tensor, num_levels: int, channels: int) -> Tensor:
-    """Returns images, bytes or floats in [-1, 1], as levels, in grey where no more is read."""
+    """Returns images, bytes or floats in [-1, 1], as levels, in so many channels."""
     if channels == 1 and x.shape[1] == 3:
         grey = luminance(x)
         x = grey if x.is_floating_point() else grey.round().to(torch.uint8)
-    return to_levels(x, num_levels) if x.is_floating_point() else bytes_to_levels(x, num_levels)
+    levels = to_levels(x, num_levels) if x.is_floating_point() else bytes_to_levels(x, num_levels)
+    return levels.expand(-1, channels, -1, -1)
 
 
 class Pictures(ImageSet):
