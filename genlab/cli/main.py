@@ -95,6 +95,11 @@ def answer(given: list[str]) -> int:
     if given[0] == "--version":
         print(f"genlab {genlab.__version__}")
         return 0
+    if given[0] == "--print_completion":
+        from genlab.cli.completion import script
+
+        print(script(given[1] if len(given) > 1 else ""))
+        return 0
     return command(given[0])(given[1:])
 
 
@@ -279,6 +284,8 @@ def overview() -> str:
         "  --allow PACKAGE        let a configuration name classes of this package",
         f"  {ACCEPT}        go on or test although settings or data have changed; recorded in run.json",
         "  --debug                show the traceback of an error",
+        "  --print_completion bash|zsh|tcsh",
+        "                         a script by which the shell completes commands, options and experiments",
         "",
         "Of several processes, one that does not answer is waited for $GENLAB_TIMEOUT seconds (300).",
         "",
