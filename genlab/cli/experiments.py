@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
 from genlab.configuration import experiments as known
 from genlab.configuration.experiments import Experiment
-from genlab.files import require_writable
 from genlab.report.table import metrics_table
 from genlab.runs.folder import shown_path
 from genlab.text import shortened
@@ -61,8 +61,8 @@ def copied(name: str, target: Path | None) -> Path:
     """
     source = known.require(name)
     target = target or Path(source.name)
-    target = target / source.name if target.is_dir() else target
-    require_writable(target.parent)
+    target = target / source.name if os.path.isdir(target) else target
+    read.require(read.output_file(".yaml", ".yml"), target, "--output")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with source.open("rb") as old, target.open("xb") as new:

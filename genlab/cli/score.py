@@ -76,22 +76,16 @@ class Asked:
         from genlab.evaluation.image_scores import metrics_named, score_images
         from genlab.metrics.extractors import load_extractor
 
-        device = chosen_device(self.device)
-        extractor = load_extractor(self.extractor)
+        device, extractor = chosen_device(self.device), load_extractor(self.extractor)
         names = None if self.metrics is None else [m for m in self.metrics if isinstance(m, str)]
         own = [m for m in self.metrics or () if not isinstance(m, str)]
         metrics = [*metrics_named(names, extractor), *own]
         if training is None and self.metrics is None and run_at(reference) is not None:
             training = reference
-        entry = score_images(
-            self._scored(images, device),
-            real_images(reference, "test"),
-            extractor,
-            metrics,
-            None if training is None else real_images(training, "train"),
-            self.batch_size,
-            device,
-        )
+        real = real_images(reference, "test")
+        learned = None if training is None else real_images(training, "train")
+        scored = self._scored(images, device)
+        entry = score_images(scored, real, extractor, metrics, learned, self.batch_size, device)
         return Score.of(entry), entry
 
     def _scored(self, images: Any, device: str) -> Any:
@@ -153,8 +147,8 @@ def run_at(images: Any) -> Run | None:
 
 
 def wanted(names: str | None) -> list[str] | None:
-    """Returns the names of an option."""
-    return None if names is None else list(filter(None, names.replace(" ", "").split(",")))
+    """Returns the names of an option; None where none was given."""
+    return None if names is None else names.replace(" ", "").split(",")
 
 
 def default_target(images: Path) -> Path:

@@ -25,7 +25,7 @@ from genlab.metrics.inception_score import InceptionScore
 from genlab.metrics.kernel_distance import KernelDistance
 from genlab.metrics.precision_recall import PrecisionRecall
 from genlab.metrics.reference import Collector
-from genlab.text import nearest
+from genlab.text import nearest, shortened
 
 METRICS: dict[str, tuple[type[SampleMetric], ...]] = {
     "fid": (FrechetDistance, FrechetNoise),
@@ -52,7 +52,8 @@ def metrics_named(names: Sequence[str] | None, extractor: Extractor) -> list[Sam
     for name in names:
         if name not in METRICS:
             raise ValueError(
-                f"There is no score '{name}'.{nearest(name, METRICS)} There are {', '.join(METRICS)}."
+                f"There is no score '{shortened(name)}'.{nearest(name, METRICS)} There are "
+                f"{', '.join(METRICS)}."
             )
     return [kind() for kind in dict.fromkeys(kind for name in names for kind in METRICS[name])]
 
@@ -83,8 +84,8 @@ def score_images(
     Raises:
         DataError: Either side has fewer than two images.
     """
-    for one in filter(None, (images, reference, training)):
-        if len(one) < 2:
+    for one in (images, reference, training):
+        if one is not None and len(one) < 2:
             raise DataError(f"{one.name} has {len(one)} images; a score needs at least 2.")
     start, device = time.monotonic(), torch.device(device)
     extractor.to(device)
