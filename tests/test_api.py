@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,24 +51,37 @@ def options(settings, **more):
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small(tiny_extractor):
     return {**SETTINGS, "extractor": str(tiny_extractor(1))}
 
 
-@pytest.fixture
-def trained(small, copy_of_trained):
-    """The run of a GAN of 640 looks at digits."""
+@pytest.fixture(scope="module")
+def command_line(small):
+    """What trains a GAN of 640 looks at digits."""
     plain = {**small, "model.discriminator": "MLPDiscriminator"}
-    return open_run(copy_of_trained("--config", "experiments/dcgan_digits.yaml", *options(plain)))
+    return ("--config", "experiments/dcgan_digits.yaml", *options(plain))
 
 
 @pytest.fixture
-def tested(trained, short_measures):
-    """The same, and what `genlab test` has found of it."""
-    with short_measures():
-        genlab.test(trained)
-    return trained
+def trained(command_line, copy_of_trained):
+    return open_run(copy_of_trained(*command_line))
+
+
+@pytest.fixture(scope="module")
+def tested_once(command_line, trained_once, short_measures, tmp_path_factory):
+    """The same, and what `genlab test` has found of it; nothing changes this one."""
+    folder = tmp_path_factory.mktemp("tested")
+    path = shutil.copytree(trained_once(*command_line), folder / "dcgan_digits" / "tested")
+    with short_measures(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENLAB_CACHE", str(folder / "cache"))
+        genlab.test(path)
+    return path
+
+
+@pytest.fixture
+def tested(tested_once, tmp_path):
+    return open_run(shutil.copytree(tested_once, tmp_path / "outputs" / "dcgan_digits" / "tested"))
 
 
 def python(code, **more):
@@ -81,7 +95,7 @@ def python(code, **more):
 
 
 def test_importing_genlab_is_quick_and_brings_neither_torch_nor_numpy():
-    code = "import time; t = time.perf_counter(); import genlab; t = time.perf_counter() - t; import sys; "
+    code = "import time; t = time.process_time(); import genlab; t = time.process_time() - t; import sys; "
     code += "print(t, *(n for n in ('torch', 'numpy', 'yaml', 'rich') if n in sys.modules)); dir(genlab); "
     code += "genlab.open_run; genlab.compare; print(*(n for n in ('torch', 'numpy') if n in sys.modules))"
     found = [python(["-c", code]).stdout.splitlines() for _ in range(3)]
@@ -127,6 +141,7 @@ def test_fit_trains_what_the_command_trains_to_the_bit(trained, small):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
 
 
+@pytest.mark.slow
 def test_fit_of_a_run_goes_on_with_it(trained):
     assert genlab.fit(trained, {"budget.examples": 1280}) == trained
     assert trained.read()["examples_seen"] == 1280
