@@ -180,10 +180,10 @@ def test_a_ruler_of_grey_images_sees_the_luminance_of_colours():
 def test_real_images_are_measured_once_and_then_known(tmp_path, ruler, monkeypatch):
     place, extractor, cpu = as_folder(pixels(), tmp_path), ruler(), torch.device("cpu")
     first = image_set(place).statistics(extractor, 5, cpu)
-    monkeypatch.setattr(Extractor, "forward", lambda *_: pytest.fail("measured again"))
-    again = image_set(place).statistics(extractor, 9, cpu)
+    with monkeypatch.context() as patch:
+        patch.setattr(Extractor, "forward", lambda *_: pytest.fail("measured again"))
+        again = image_set(place).statistics(extractor, 9, cpu)
     assert torch.equal(first.features, again.features) and first.num == again.num == NUM
-    monkeypatch.undo()
     (place / "000000.png").write_bytes(png(pixels(seed=9)[0]))
     changed = image_set(place).statistics(extractor, 5, cpu)
     assert not torch.equal(first.features, changed.features)
