@@ -1,12 +1,13 @@
 """What a shell is told: every command, its options, the experiments' names."""
 
+import contextlib
+import io
 import subprocess
 import sys
 
 import pytest
 
-from genlab.cli import completion
-from genlab.cli.main import OTHERS, TRAINING
+from genlab.cli.main import OTHERS, TRAINING, main
 
 pytest.importorskip("shtab")
 
@@ -14,8 +15,10 @@ pytest.importorskip("shtab")
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory):
     """What bash offers for the last of some words."""
-    script = tmp_path_factory.mktemp("completion") / "genlab.bash"
-    script.write_text(completion.script("bash"))
+    script, printed = tmp_path_factory.mktemp("completion") / "genlab.bash", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["--print_completion", "bash"]) == 0
+    script.write_text(printed.getvalue())
     ask = (
         'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_genlab; echo "${COMPREPLY[*]}"'
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from genlab.cli import arguments as read
-from genlab.cli.main import ALIASES, OTHERS, TRAINING
 from genlab.configuration.experiments import experiments
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -20,8 +19,13 @@ PICTURES = (read.image, read.images)
 OF_TRAINING = ("experiment", "run_name", "log_to", "variants", "seed_everything", "ckpt_path", "extractor")
 
 
-def script(shell: str) -> str:
+def script(shell: str, training: Mapping[str, str], others: Mapping[str, str]) -> str:
     """Returns a script of a shell.
+
+    Args:
+        shell: One of `SHELLS`.
+        training: The commands that train or go on from a checkpoint, by name.
+        others: The file in genlab/cli of each other command.
 
     Raises:
         ValueError: There is none for this shell, or shtab, which makes it, is not installed.
@@ -32,21 +36,18 @@ def script(shell: str) -> str:
         import shtab
     except ImportError:
         raise ValueError("--print_completion needs shtab: pip install 'genlab[completion]'") from None
-    return shtab.complete(whole_parser(), shell)
+    return shtab.complete(whole_parser(training, others), shell)
 
 
-def whole_parser() -> argparse.ArgumentParser:
-    """Returns the options of all commands."""
+def whole_parser(training: Mapping[str, str], others: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Returns the options of all commands; see `script`."""
     whole = argparse.ArgumentParser(prog="genlab")
     commands = whole.add_subparsers()
-    for name, told in {**TRAINING, **OTHERS}.items():
-        about = told.split(":")[0]
-        if name in TRAINING or name == "resume":
-            _add_training(commands.add_parser(name, help=about))
-            continue
-        module = importlib.import_module(f"genlab.cli.{ALIASES.get(name, name)}")
-        own = module.parser()
-        _add_completion(commands.add_parser(name, parents=[own], add_help=False, help=about))
+    for name in training:
+        _add_training(commands.add_parser(name, help=name))  # shtab leaves out what has no help
+    for name, file in others.items():
+        own = importlib.import_module(f"genlab.cli.{file}").parser()
+        _add_completion(commands.add_parser(name, parents=[own], add_help=False, help=name))
     return whole
 
 

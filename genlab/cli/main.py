@@ -98,7 +98,9 @@ def answer(given: list[str]) -> int:
     if given[0] == "--print_completion":
         from genlab.cli.completion import script
 
-        print(script(given[1] if len(given) > 1 else ""))
+        resuming = {**TRAINING, "resume": OTHERS["resume"]}
+        others = {name: ALIASES.get(name, name) for name in OTHERS if name not in resuming}
+        print(script(given[1] if len(given) > 1 else "", resuming, others))
         return 0
     return command(given[0])(given[1:])
 
