@@ -20,7 +20,7 @@ FLOOR = {
 }
 """What every family stands on; no family imports another one's file."""
 
-SHARED = {"shapes", "randomness", "files", "errors", "amounts", "text", "colour", "distributed"}
+SHARED = {"shapes", "randomness", "files", "errors", "amounts", "text", "colour", "distributed", "progress"}
 ARROWS = {
     "losses": set(),
     "processes": {"losses"},
@@ -36,7 +36,7 @@ ARROWS = {
     "evaluation": {*FLOOR, "data", "metrics", "samplers", "runs", "configuration"},
     "callbacks": {"evaluation", *FLOOR, "data", "metrics", "samplers", "runs"},
 }
-"""For each room, the rooms that it may import beside itself and the shared words; cli may import all."""
+"""For each room, the rooms that it may import beside itself and the shared words; cli, api: all."""
 
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 WITHOUT_LIGHTNING = {"losses", "processes", "samplers", "networks", "bijections", "metrics"}
@@ -128,7 +128,7 @@ def wrong_arrows(root):
 
 def is_allowed(module, name):
     room, target = room_of(module), room_of(name)
-    if room in ("", "cli", "__main__") or target in SHARED:
+    if room in ("", "cli", "api", "__main__") or target in SHARED:
         return True
     if room == target == "families":
         return any(is_within(name, f"genlab.{file}") for file in FLOOR)

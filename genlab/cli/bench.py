@@ -16,6 +16,7 @@ from typing import Any
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
+from genlab.configuration import experiments
 from genlab.errors import Stopped
 from genlab.runs import lock
 from genlab.runs.bench import Bench, Job, parse_budget
@@ -168,7 +169,7 @@ def plan_of(options: argparse.Namespace, extra: list[str]) -> Bench:
         ValueError: An experiment that is not there, or a number that makes no sense.
     """
     budget = parse_budget(options.budget)
-    files = experiment_files(options.experiments, options.data, options.families)
+    files = experiment_files(options.experiments or experiments.folder(), options.data, options.families)
     name = options.name or f"{options.data}-{options.budget}"
     folder = outputs_root() / "bench" / name
     return Bench(folder, files, budget, options.seeds, options.trials, options.evaluations, extra)
@@ -228,8 +229,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--experiments",
         type=read.folder,
-        default=Path("experiments"),
-        help="folder of the YAML files (experiments)",
+        help="folder of the YAML files (./experiments, or those that genlab brings where there is none)",
     )
     return parser
 

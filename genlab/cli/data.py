@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from genlab.cli import arguments as read
@@ -12,12 +12,17 @@ from genlab.errors import EXIT_DATA
 
 def data(arguments: list[str]) -> int:
     """Looks at data, or packs images into chunks."""
+    options = parser().parse_args(arguments)
+    return options.run(options)
+
+
+def parser() -> ArgumentParser:
+    """Returns the command's options."""
     parser = Parser(prog="genlab data", description="Look at data before use, or pack images.")
     commands = parser.add_subparsers(required=True, metavar="check|pack")
     _add_check(commands)
     _add_pack(commands)
-    options = parser.parse_args(arguments)
-    return options.run(options)
+    return parser
 
 
 def _add_check(commands: read.Commands) -> None:

@@ -24,7 +24,7 @@ from genlab.runs.folder import Run, open_run, outputs_root
 from genlab.text import printable
 
 TRAINING = {
-    "fit": "train a model:                genlab fit --config experiments/dcgan_digits.yaml",
+    "fit": "train a model:                genlab fit --config dcgan_digits",
     "validate": "score on the validation data: genlab validate RUN",
     "test": "score with the full protocol: genlab test RUN",
     "predict": "write one sample per item:    genlab predict RUN",
@@ -42,8 +42,10 @@ OTHERS = {
     "restore": "denoise, deblur, enlarge:      genlab restore RUN IMAGES... --noise 50",
     "translate": "pictures of any size, or text: genlab translate RUN IMAGES|TEXTS... -o FOLDER|FILE",
     "export": "for other programs:           genlab export RUN --to onnx|safetensors",
+    "score": "images made anywhere:        genlab score IMAGES REFERENCE --extractor digits|inception|RUN",
     "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
+    "experiments": "list what can be trained:     genlab experiments digits",
     "runs": "list the runs and their scores",
     "compare": "runs side by side:            genlab compare outputs/",
     "report": "the same as one HTML file:    genlab report outputs/ -o report.html",
@@ -93,6 +95,13 @@ def answer(given: list[str]) -> int:
     if given[0] == "--version":
         print(f"genlab {genlab.__version__}")
         return 0
+    if given[0] == "--print_completion":
+        from genlab.cli.completion import script
+
+        resuming = {**TRAINING, "resume": OTHERS["resume"]}
+        others = {name: ALIASES.get(name, name) for name in OTHERS if name not in resuming}
+        print(script(given[1] if len(given) > 1 else "", resuming, others))
+        return 0
     return command(given[0])(given[1:])
 
 
@@ -137,14 +146,24 @@ def command(name: str) -> Callable[[list[str]], int]:
 
 
 def train(name: str, rest: list[str]) -> int:
-    """Runs one of Lightning's commands, on a run folder where one is given instead of options."""
+    """Runs one of Lightning's commands; returns the exit code."""
+    run_of(name, rest)
+    return 0
+
+
+def run_of(name: str, rest: list[str]) -> Run | None:
+    """Runs one of Lightning's commands, on a run folder where one is given instead of options.
+
+    Returns:
+        The run that it made or was about; None of a trial.
+    """
     again, accepts = name == "test" and "--again" in rest, ACCEPT in rest
     given = [argument for argument in rest if argument != ACCEPT and not (again and argument == "--again")]
     rest = short_options(given)
     if rest and not rest[0].startswith("-"):
         run, given = open_run(rest[0]), given[1:]
         if name == "test" and not again and show_stored_test(run, given):
-            return 0
+            return run
         rest = run_arguments(run, rest[1:])
         require_writable(run.path)
     elif name == "fit" and not any("fast_dev_run" in option for option in rest):
@@ -267,6 +286,8 @@ def overview() -> str:
         "  --allow PACKAGE        let a configuration name classes of this package",
         f"  {ACCEPT}        go on or test although settings or data have changed; recorded in run.json",
         "  --debug                show the traceback of an error",
+        "  --print_completion bash|zsh|tcsh",
+        "                         a script by which the shell completes commands, options and experiments",
         "",
         "Of several processes, one that does not answer is waited for $GENLAB_TIMEOUT seconds (300).",
         "",

@@ -18,24 +18,33 @@ if TYPE_CHECKING:
 
 
 def load(options: argparse.Namespace, path: Path | None = None) -> tuple[Model, Run]:
-    """Returns the model of a run, and the run: the one that the options name if no path is given.
+    """Returns the model of a run, and the run: the one that the options name if no path is given."""
+    return loaded(path or options.run, options.checkpoint, options.device)
+
+
+def loaded(path: Path, checkpoint: Any = None, device: str | None = None) -> tuple[Model, Run]:
+    """Returns the model of a run, and the run.
 
     A file that `genlab export --to safetensors` has written stands for a run, too: for one in a folder of the
     same name.
+
+    Args:
+        path: The run's folder.
+        checkpoint: Another checkpoint than the last one; see `resolve_checkpoint`.
+        device: Where the model is put; CUDA where none is named and there is one.
     """
     from genlab.configuration.trust import MODEL_ROOMS
     from genlab.evaluation.load import load_run
 
     for room in MODEL_ROOMS:
         import_room(room)
-    path = path or options.run
     if path.suffix == ".safetensors" and os.path.isfile(path):
         from genlab.evaluation.export import load_exported
 
-        return load_exported(path, chosen_device(options.device)), Run(path.absolute().with_suffix(""))
+        return load_exported(path, chosen_device(device)), Run(path.absolute().with_suffix(""))
     run = open_run(path)
-    device = chosen_device(options.device)
-    return load_run(run, resolve_checkpoint(options.checkpoint, run), device), run
+    device = chosen_device(device)
+    return load_run(run, resolve_checkpoint(checkpoint, run), device), run
 
 
 def import_room(name: str) -> None:
@@ -105,13 +114,14 @@ def require_walk(model: Any, run: Run) -> None:
         )
 
 
-def require_samples(model: Any, run: Run) -> None:
+def require_samples(model: Any, run: Run | None = None) -> None:
     """Refuses a model that cannot be sampled, with its reason."""
     from genlab.families.capabilities import can_be_sampled
 
     if not can_be_sampled(model):
         because = f": {model.cannot_sample}" if model.cannot_sample else ""
-        raise ValueError(f"{run.path} is a {type(model).__name__}, which cannot be sampled{because}.")
+        what = "This" if run is None else str(run.path)
+        raise ValueError(f"{what} is a {type(model).__name__}, which cannot be sampled{because}.")
 
 
 def data_of(model: Any, run: Run) -> Any:
@@ -151,6 +161,11 @@ def given_on_the_command_line(
     if missing == {"label"}:
         return {**chosen, "label": index.to(model.device) % model.spec.num_classes}
     return {**(given_for(model, index, data) if missing else {}), **chosen}
+
+
+def rows_of(given: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """Returns some rows of what a model is told."""
+    return {name: value[rows.to(value.device)] for name, value in given.items()}
 
 
 def _labelled(model: Model, num: int, label: int | None) -> Any:

@@ -19,8 +19,9 @@ from genlab.callbacks.checkpoints import RunCheckpoints
 from genlab.callbacks.evaluate import Evaluate
 from genlab.callbacks.health import Health
 from genlab.callbacks.samples import SampleGrid
+from genlab.configuration import experiments
 from genlab.configuration.plain_yaml import parse_yaml, read_yaml
-from genlab.text import nearest
+from genlab.text import nearest, shortened
 
 CONFIG = ("--config", "-c")
 
@@ -115,22 +116,28 @@ def _is_option(text: str) -> bool:
 
 
 def _existing(config: str) -> str:
-    """Returns a configuration file's path; a text of YAML in place of a file stays as it is."""
+    """Returns the path of a configuration's file, or of the experiment of this name.
+
+    A text of YAML in place of a file stays as it is.
+    """
     if not config:
-        raise ValueError("--config needs a file, such as --config experiments/dcgan_digits.yaml.")
+        raise ValueError("--config needs a file or an experiment's name, such as --config dcgan_digits.")
     if "\n" in config or ": " in config:
         return config
     path = Path(config).expanduser()
-    if not path.is_file():
+    found = path if path.is_file() else experiments.find(config)
+    if found is None:
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"The configuration {config} {what}.{_nearby(path)}")
-    return str(path)
+        raise ValueError(f"The configuration {shortened(config)} {what}.{_nearby(path)}")
+    return str(found)
 
 
 def _nearby(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
-    if not folder.is_dir():
-        return " Experiments are YAML files, such as experiments/dcgan_digits.yaml."
+    if folder == Path() and path != folder:
+        return f" {experiments.nearest_names(str(path))}"
     names = sorted(found.name for found in folder.glob("*.yaml"))
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) if path != folder else names[:3]
-    return f" Near it: {', '.join(str(folder / name) for name in near)}." if near else ""
+    if near:
+        return f" Near it: {', '.join(str(folder / name) for name in near)}."
+    return f" {experiments.nearest_names(str(path))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
 from typing import Any
@@ -18,11 +19,7 @@ COLUMNS = ("experiment", "run", "status", "examples_seen", "scores", "training")
 
 def runs(arguments: list[str]) -> int:
     """Prints one line for each run, the newest last."""
-    parser = Parser(prog="genlab runs", description="List the runs.")
-    parser.add_argument(
-        "root", type=read.folder, nargs="?", help="folder of the runs ($GENLAB_OUTPUTS or ./outputs)"
-    )
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     with warnings.catch_warnings(record=True) as problems:
         warnings.simplefilter("always")
         found = list_runs(options.root)
@@ -58,3 +55,12 @@ def headline(scores: dict[str, float]) -> list[tuple[str, float]]:
     found = headlines_of(scores)
     shown = [headline for headline in found if headline is not LOSS] or found
     return [score for headline in shown[:2] if (score := headline.found_in(scores))]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's options."""
+    parser = Parser(prog="genlab runs", description="List the runs.")
+    parser.add_argument(
+        "root", type=read.folder, nargs="?", help="folder of the runs ($GENLAB_OUTPUTS or ./outputs)"
+    )
+    return parser

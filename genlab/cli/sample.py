@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import genlab
+from genlab import files
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
 from genlab.cli.lines import lines_from
@@ -18,8 +21,9 @@ from genlab.cli.model import (
     load,
     require_samples,
     require_walk,
+    rows_of,
 )
-from genlab.errors import DataError
+from genlab.errors import DataError, Stopped
 from genlab.runs.folder import Run, open_run, shown_path
 from genlab.text import printable
 
@@ -34,14 +38,20 @@ def sample(arguments: list[str]) -> int:
         return film(options)
     if options.output is not None:
         read.require(read.output_folder, options.output, "--output")
+    if options.to is not None:
+        require_archive(options)
     model, run = load(options)
     if options.image:
         require_walk(model, run)
     require_samples(model, run)
+    if options.to is not None and model.spec.kind != "image":
+        raise ValueError(f"--to writes images, and {run.path} draws none: leave it out.")
     if model.spec.kind == "tokens":
         told = "source" in model.given
         return (write_translations if told else write_texts)(model, run, options)
     ranker = ranker_of(options)
+    if options.to is not None:
+        return write_archive(model, run, options, ranker)
     folder = options.output or run.output("samples", f"seed{options.seed}")
     prompted = bool(options.prompt or options.prompts)
     shown = write_files(model, folder, options, None if prompted else data_of(model, run), ranker)
@@ -66,14 +76,14 @@ def write_files(model: Any, folder: Path, options: argparse.Namespace, data: Any
     from PIL import Image
 
     from genlab.evaluation.pictures import samples_grid, write_samples
+    from genlab.progress import watched
 
     prompts = prompts_of(options)
-    index = torch.arange((options.num or (PER_PROMPT if prompts else 64)) * max(1, len(prompts)))
+    index = torch.arange(num_of(options, prompts))
     start = time.monotonic()
     given = given_on_the_command_line(model, index, options.label, data=data, prompts=prompts)
-    drawn = torch.cat(
-        [draw(model, rows, rows_of(given, rows), options, ranker) for rows in index.split(options.batch_size)]
-    )
+    batches = watched(index.split(options.batch_size), "sampling", len(index), "sample")
+    drawn = torch.cat([draw(model, rows, rows_of(given, rows), options, ranker) for rows in batches])
     tell_pace(len(index), time.monotonic() - start, model)
     write_samples(folder, index.tolist(), drawn, model.spec)
     if model.spec.kind != "image":
@@ -81,6 +91,84 @@ def write_files(model: Any, folder: Path, options: argparse.Namespace, data: Any
     columns = len(index) // len(prompts) if prompts else None
     Image.fromarray(samples_grid(model, drawn, index, given, data, columns=columns)).save(folder / "grid.png")
     return folder / "grid.png"
+
+
+def num_of(options: argparse.Namespace, prompts: list[str]) -> int:
+    """Returns how many images are drawn: so many of each prompt, where there are prompts."""
+    return (options.num or (PER_PROMPT if prompts else 64)) * max(1, len(prompts))
+
+
+def require_archive(options: argparse.Namespace) -> None:
+    """Refuses a file that could not be written, before a model is loaded."""
+    if options.output is not None:
+        raise ValueError("--to and --output: give one of them, a file of arrays or a folder of pictures.")
+    read.require(read.output_file(".npz"), options.to, "--to")
+    if options.to.exists():
+        raise ValueError(f"{options.to} is there already: remove it, or name another file.")
+
+
+def write_archive(model: Any, run: Run, options: argparse.Namespace, ranker: Any = None) -> int:
+    """Writes images, and labels where the model is told some, as arrays that evaluation suites read.
+
+    The same command, stopped and given again, goes on.
+    """
+    from genlab.evaluation.sample_file import SampleFile
+    from genlab.progress import bar
+
+    prompts = prompts_of(options)
+    num, told = num_of(options, prompts), teller_of(model, run, options, prompts)
+    about = made_of(model, run, options, prompts, ranker)
+    file = SampleFile(options.to, model.spec, "label" in model.given, about)
+    try:
+        with file, bar("sampling", num, "sample", done=file.num_done) as progress:
+            for rows in file.rest(num, options.batch_size):
+                given = told(rows)
+                file.append(draw(model, rows, given, options, ranker), given.get("label"))
+                progress.update(len(rows))
+        file.finish(num)
+    except (KeyboardInterrupt, Stopped):
+        print(f"{file.num_done:,} of {num:,} are drawn; the same command goes on from here.", file=sys.stderr)
+        raise
+    print(shown_path(options.to))
+    return 0
+
+
+def teller_of(
+    model: Any, run: Run, options: argparse.Namespace, prompts: list[str]
+) -> Callable[[Any], dict[str, Any]]:
+    """Returns what says of numbered samples what they are told."""
+    import torch
+
+    if not prompts:
+        data = data_of(model, run)
+        return lambda rows: given_on_the_command_line(model, rows, options.label, data=data)
+    index = torch.arange(num_of(options, prompts))
+    given = given_on_the_command_line(model, index, options.label, prompts=prompts)
+    return lambda rows: rows_of(given, rows)
+
+
+def made_of(
+    model: Any, run: Run, options: argparse.Namespace, prompts: list[str], ranker: Any
+) -> dict[str, Any]:
+    """Returns what samples depend on, beside their numbers."""
+    from genlab.metrics.features import weights_digest
+    from genlab.runs.tests import model_config
+
+    def weights(model: Any) -> str | None:
+        return None if model is None else weights_digest(model.state_dict())
+
+    return {
+        "genlab": genlab.__version__,
+        "model": weights(model),
+        "settings": files.digest_of(model_config(run)) if run.config.is_file() else None,
+        "seed": options.seed,
+        "label": options.label,
+        "prompt": prompts,
+        "image": None if options.image is None else files.digest(options.image),
+        "strength": options.strength,
+        "best_of": options.best_of,
+        "ranker": weights(ranker),
+    }
 
 
 def prompts_of(options: argparse.Namespace) -> list[str]:
@@ -108,11 +196,6 @@ def draw(
     x = read_images([options.image], model.spec).to(model.device)
     sampler = FromImage(model.space.inside(x), model.sampler, options.strength)
     return model.sample_with(sampler, index, options.seed, **given).cpu()
-
-
-def rows_of(given: dict[str, Any], rows: Any) -> dict[str, Any]:
-    """Returns some rows of what a model is told."""
-    return {name: value[rows.to(value.device)] for name, value in given.items()}
 
 
 def tell_pace(num: int, seconds: float, model: Any) -> None:
@@ -227,6 +310,13 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--label", type=read.label, help="class to draw, for models trained with labels")
     parser.add_argument("--output", type=read.path, help="folder of the files (<run>/samples/seed<seed>)")
+    parser.add_argument(
+        "--to",
+        metavar="FILE.npz",
+        type=read.path,
+        help="write arrays instead, as evaluation suites read them: arr_0, uint8 (n, height, width, 3), and "
+        "arr_1, the labels told; stopped, the same command goes on",
+    )
     parser.add_argument(
         "--film",
         action="store_true",

@@ -354,8 +354,8 @@ class GenlabCLI(LightningCLI):
 
 def main(
     arguments: Sequence[str], given: Sequence[str] = (), again: bool = False, accepts: bool = False
-) -> int:
-    """Runs one of Lightning's commands; returns the exit code.
+) -> Run | None:
+    """Runs one of Lightning's commands; returns the run that it made or was about, None of a trial.
 
     Args:
         arguments: The command and its options.
@@ -371,7 +371,7 @@ def main(
     logging.getLogger("pytorch_lightning.callbacks.model_summary").setLevel(logging.INFO)  # is asked for
     # A CPU multiplies numbers below 1e-38 many times slower; importance weights are full of them.
     torch.set_flush_denormal(True)
-    GenlabCLI(
+    command = GenlabCLI(
         Model,
         DataModule,
         subclass_mode_model=True,
@@ -393,7 +393,7 @@ def main(
         again=again,
         accepts=accepts,
     )
-    return 0
+    return command.run
 
 
 def is_first_process() -> bool:

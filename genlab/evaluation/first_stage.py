@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from genlab.configuration import experiments
 from genlab.evaluation.checkpoint import PARTS, read_checkpoint
 from genlab.families.base import Model
 from genlab.families.codes import FirstStage
@@ -90,6 +91,12 @@ def found_run(name: str, setting: str) -> Run:
     if not runs:
         raise ValueError(
             f"{setting}: {name} is neither a run nor an experiment with a finished run in "
-            f"{shown_path(outputs_root())}. Train it first: genlab fit --config experiments/{name}.yaml"
+            f"{shown_path(outputs_root())}. {_how_to_train(name)}"
         )
     return runs[-1]
+
+
+def _how_to_train(name: str) -> str:
+    if experiments.find(name) is None:
+        return experiments.nearest_names(name)
+    return f"Train it first: genlab fit --config {name}"

@@ -11,6 +11,7 @@ import torch
 from genlab.data.base import DataModule
 from genlab.distributed import joined_sum, place
 from genlab.families.base import Model
+from genlab.progress import watched
 from genlab.shapes import IGNORED, Batch, observed, predicted
 
 
@@ -48,7 +49,10 @@ def score_likelihood(
     """
     rank, world_size = place()
     total = torch.zeros(3, dtype=torch.float64, device=model.device)
-    for batch in data.loader(split, rank, world_size, batch_size, max_items):
+    num_items = len(data.items(split))
+    share = -(-min(num_items, max_items or num_items) // world_size)
+    batches = data.loader(split, rank, world_size, batch_size, max_items)
+    for batch in watched(batches, "likelihood", share, "item", lambda batch: len(batch["index"])):
         batch = data.to_device_batch(batch, model.device)
         with model.numbered(batch["index"]):
             log_prob = model.log_prob(observed(batch), **model.given_of(batch)).double()  # type: ignore[operator]

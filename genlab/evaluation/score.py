@@ -22,6 +22,7 @@ from genlab.families.capabilities import Samples, TranslatesBack
 from genlab.metrics.base import PAIRED, Drawn, Reference, SampleMetric, needs_extractor
 from genlab.metrics.features import Extractor
 from genlab.metrics.reference import NUM_KEPT, Collector, cached_reference, collect
+from genlab.progress import watched
 from genlab.shapes import DataSpec, observed, predicted, to_levels
 
 ENOUGH_IMAGES = 10_000
@@ -166,22 +167,20 @@ class _Pass:
         return min(self.num_samples, self.num_real) if "source" in self.model.given else self.num_samples
 
     def _prepare_metrics(self) -> None:
-        device, extractor = self.model.device, self.extractor
+        device, extractor, reference = self.model.device, self.extractor, None
         if extractor is not None:
             reference = reference_of(self.data, extractor, self.split, self.batch_size, device)
+        begin(self.metrics, device, reference)
         decode = text_decoder(self.data.spec)
         for metric in self.metrics:
-            metric.reset()
-            metric.to(device)
             metric.set_data(self.data.spec, decode, self.data.judge)
-            if extractor is not None:
-                metric.set_reference(reference)
 
     def _batches(self) -> Iterator[Drawn]:
         """Yields this device's share of the samples, in batches, with all that the metrics need."""
         model, data, split = self.model, self.data, self.split
         compares = any("target" in metric.needs for metric in self.metrics)
-        for index in batches_of(self.num_fake, self.batch_size):
+        share = -(-self.num_fake // place()[1])
+        for index in watched(batches_of(self.num_fake, self.batch_size), "sampling", share, "sample"):
             given = given_for(model, index, data, split)
             x = sample_levels(model, index, self.seed, given, self.ranking)
             features = None if self.extractor is None else self.extractor(x, model.spec.levels)
@@ -189,11 +188,7 @@ class _Pass:
             yield Drawn(index, x, features, target, given.get("source"))
 
     def _values(self) -> dict[str, float]:
-        return {
-            full_name(metric, name, self.num_real, self.num_fake): float(value)
-            for metric in self.metrics
-            for name, value in metric.compute().items()
-        }
+        return values_of(self.metrics, self.num_real, self.num_fake)
 
     def _protocol(self) -> dict[str, Any]:
         ruler = {} if self.extractor is None else extractor_protocol(self.extractor)
@@ -207,9 +202,32 @@ class _Pass:
             "data": self.data.spec.name,
             "data_fingerprint": self.data.fingerprint(self.split)[:16],
             "levels": self.model.spec.levels,
-            "metrics": {type(metric).__name__: metric.protocol() for metric in self.metrics},
+            "metrics": applied(self.metrics),
             **({} if self.ranking is None else self.ranking.protocol()),
         }
+
+
+def begin(metrics: Sequence[SampleMetric], device: torch.device, reference: Reference | None) -> None:
+    """Empties metrics for a pass over samples on a device, to be compared with real images."""
+    for metric in metrics:
+        metric.reset()
+        metric.to(device)
+        if reference is not None:
+            metric.set_reference(reference)
+
+
+def values_of(metrics: Sequence[SampleMetric], num_real: int, num_fake: int) -> dict[str, float]:
+    """Returns what metrics found in a pass, by names that say how many images there were."""
+    return {
+        full_name(metric, name, num_real, num_fake): float(value)
+        for metric in metrics
+        for name, value in metric.compute().items()
+    }
+
+
+def applied(metrics: Sequence[SampleMetric]) -> dict[str, dict[str, Any]]:
+    """Returns the settings of metrics as they were applied in a pass."""
+    return {type(metric).__name__: metric.protocol() for metric in metrics}
 
 
 def back_name(name: str) -> str:
@@ -310,7 +328,11 @@ def reference_of(
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         rank, world_size = place()
-        for batch in data.loader(split, rank, world_size, batch_size):
+        share = -(-len(data.items(split)) // world_size)
+        loader = data.loader(split, rank, world_size, batch_size)
+        for batch in watched(
+            loader, f"features of {split}", share, "item", lambda batch: len(batch["index"])
+        ):
             yield observed(batch).to(device), batch["index"]
 
     extractor.to(device)

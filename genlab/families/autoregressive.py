@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from genlab.families.base import NetworkFactory, indices
 from genlab.families.chain_rule import ChainRule
@@ -20,6 +19,7 @@ from genlab.families.streams import Streams
 from genlab.families.units import EqualUnits
 from genlab.families.weights import evaluating
 from genlab.losses.likelihoods import LikelihoodFactory, OneHot, PixelLikelihood, Softmax
+from genlab.progress import watched
 from genlab.samplers.pixels import walk as walk_pixels
 from genlab.samplers.tokens import Categorical, TextSampler
 from genlab.shapes import IGNORED, Batch, DataSpec, observed, predicted
@@ -303,21 +303,10 @@ class PixelByPixel(ChainRule):
         network = self.sampling_network
         with evaluating(network):
             rows = walk_pixels(network, self.likelihood, pixels, num_known, seed, index, temperature, **told)
-            for _ in self._shown(rows, len(pixels)):
+            title = f"drawing {len(pixels)} image{'s' * (len(pixels) > 1)}"
+            for _ in watched(rows, title, self.network.size[0], "row", lambda row: 1, PATIENCE):
                 pass
         return pixels
-
-    def _shown(self, rows: Iterator[int], num_images: int) -> Iterable[int]:
-        """Shows on a terminal how far a drawing is, once it has taken a while."""
-        return tqdm(
-            rows,
-            f"drawing {num_images} image{'s' * (num_images > 1)}",
-            self.network.size[0],
-            unit="row",
-            delay=PATIENCE,
-            leave=False,
-            disable=True if self.global_rank else None,  # None: but on a terminal
-        )
 
 
 class AutoregressiveImages(PixelByPixel):

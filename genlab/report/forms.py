@@ -55,10 +55,32 @@ def groups(
 
 
 def csv_table(comparison: Comparison, columns: Sequence[Column] | None = None) -> str:
-    """Returns every row as CSV: a column of numbers has two more, `_low` and `_high`, for its interval.
+    """Returns every row as CSV; see `records`."""
+    names, rows = _fields(comparison, columns)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow(printable(_plain(field)) for field in row)
+    return out.getvalue()
 
-    `_sign` has ≤ for an upper bound. `comparable` tells the rows that were set apart, `differs` why.
+
+def records(
+    comparison: Comparison, columns: Sequence[Column] | None = None
+) -> list[dict[str, str | float | None]]:
+    """Returns every row by the columns' keys: numbers as numbers, None for what a row does not have.
+
+    A column of numbers has two more, `_low` and `_high`, for its interval. `_sign` has ≤ for an upper bound.
+    `comparable` tells the rows that were set apart, `differs` why.
     """
+    names, rows = _fields(comparison, columns)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _fields(
+    comparison: Comparison, columns: Sequence[Column] | None
+) -> tuple[list[str], list[list[str | float | None]]]:
+    """Returns the names of all fields, and each row's."""
     wanted = list(columns or filled(comparison.all_rows))
     shapes = {column.key: _shape(column, comparison.all_rows) for column in wanted}
     ranked = comparison.ranked
@@ -71,19 +93,20 @@ def csv_table(comparison: Comparison, columns: Sequence[Column] | None = None) -
         lines.append(([column.cell(row) for column in wanted], "", "no", "; ".join(map(str, fields))))
     if comparison.floor:
         lines.append(([_floor_cell(comparison, column) for column in wanted], "", "floor", ""))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    heads = [column.key + part for column in wanted for part in ("", *shapes[column.key])]
-    writer.writerow([*heads, *(["rank"] if ranked else []), "comparable", "differs"])
-    for cells, rank, comparable, differs in lines:
-        exported = [
-            text
-            for column, cell in zip(wanted, cells, strict=True)
-            for text in _exported(cell, shapes[column.key])
+    names = [column.key + part for column in wanted for part in ("", *shapes[column.key])]
+    rows = [
+        [
+            *(
+                field
+                for c, cell in zip(wanted, cells, strict=True)
+                for field in _exported(cell, shapes[c.key])
+            ),
+            *([rank or None] if ranked else []),
+            *(comparable, differs or None),
         ]
-        line = [*exported, *([rank] if ranked else []), comparable, differs]
-        writer.writerow(map(printable, line))
-    return out.getvalue()
+        for cells, rank, comparable, differs in lines
+    ]
+    return [*names, *(["rank"] if ranked else []), "comparable", "differs"], rows
 
 
 def markdown_table(
@@ -140,10 +163,10 @@ def _shape(column: Column, rows: Sequence[Row]) -> tuple[str, ...]:
     return (*ends, "_sign") if any(cell.sign for cell in cells) else ends
 
 
-def _exported(cell: Cell, shape: tuple[str, ...]) -> list[str]:
-    fields = {"_low": cell.low, "_high": cell.high, "_sign": cell.sign}
-    value = cell.text if cell.value is None else cell.value
-    return [_plain(field) for field in (value, *map(fields.__getitem__, shape))]
+def _exported(cell: Cell, shape: tuple[str, ...]) -> list[str | float | None]:
+    fields = {"_low": cell.low, "_high": cell.high, "_sign": cell.sign or None}
+    value = (cell.text or None) if cell.value is None else cell.value
+    return [value, *map(fields.__getitem__, shape)]
 
 
 def _plain(field: str | float | None) -> str:

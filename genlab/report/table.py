@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, TextIO
 
 from genlab.text import printable
@@ -57,6 +58,12 @@ class MetricsTable:
             table.add_row(*map(Text, row))
         return table
 
+    def _repr_html_(self) -> str:
+        """Returns the table for a notebook; no cell is read as markup."""
+        lines = [_html_line("th", self.columns, self.numeric)]
+        lines += [_html_line("td", row, self.numeric) for row in self.cells]
+        return f"<table>{''.join(lines)}</table>"
+
     def __rich__(self) -> Table:
         return self.ruled()
 
@@ -71,6 +78,14 @@ class MetricsTable:
         for text, width, numeric in zip(line, widths, self.numeric, strict=True):
             padding = " " * (width - length(text))
             yield padding + text if numeric else text + padding
+
+
+def _html_line(tag: str, texts: Sequence[str], numeric: Sequence[bool]) -> str:
+    cells = (
+        f'<{tag} style="text-align: {"right" if is_number else "left"}">{escape(text)}</{tag}>'
+        for text, is_number in zip(texts, numeric, strict=True)
+    )
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> MetricsTable:

@@ -22,6 +22,7 @@ from typing import Any
 
 from genlab import files
 from genlab.amounts import SECONDS, Examples, Seconds
+from genlab.configuration import experiments
 from genlab.configuration.plain_yaml import read_yaml
 from genlab.files import digest
 from genlab.runs.folder import NotARun, Run, folder_name, open_run
@@ -140,7 +141,7 @@ class Bench:
         """Returns the experiment whose run an experiment stands on, None where it stands on none.
 
         Raises:
-            ValueError: Its file does not lie beside that of the experiment.
+            ValueError: There is no such experiment.
         """
         model = read_yaml(self.files[experiment]).get("model") or {}
         name = (model.get("init_args") or {}).get(FIRST_STAGE)
@@ -152,7 +153,8 @@ class Bench:
         return name
 
     def _file_of(self, experiment: str, stage: str) -> Path:
-        return self.files[experiment].with_name(f"{stage}.yaml")
+        beside = self.files[experiment].with_name(f"{stage}.yaml")
+        return beside if beside.is_file() else experiments.find(str(stage)) or beside
 
     @property
     def trial_jobs(self) -> list[Job]:
@@ -331,8 +333,8 @@ class Bench:
 
 def _settings(saved: Any) -> dict[str, Any]:
     """Returns the content of a bench.json, refusing what no bench can have written."""
-    experiments = saved.get("experiments", {}) if isinstance(saved, dict) else None
-    if not isinstance(experiments, dict):
+    known = saved.get("experiments", {}) if isinstance(saved, dict) else None
+    if not isinstance(known, dict):
         raise ValueError("it holds other things than a bench writes")
     return saved
 
