@@ -228,9 +228,9 @@ def test_a_trial_whose_score_is_not_finite_is_not_judged_by_another_score(plan):
 def test_the_end_of_a_job_is_told_by_its_headline():
     record = {"status": "finished", "training_seconds": 90.0}
     values = {"val/loss": 1.0, "val/bits_per_byte": 1.52, "val/perplexity": 2.9}
-    told = outcome({**record, "validation": values}, Job("gpt_plays", 0))
+    told = outcome({**record, "validation": values})
     assert told == "finished, bits_per_byte 1.52, 90 s of training"
-    assert outcome({**record, "test": {"values": {"fid@8": 2.0}}}, Job("gan", 0)).split(", ")[1] == "fid@8 2"
+    assert outcome({**record, "test": {"values": {"fid@8": 2.0}}}).split(", ")[1] == "fid@8 2"
 
 
 def test_trials_are_scored_against_images_kept_from_them_and_runs_are_not(plan):

@@ -26,7 +26,7 @@ MOST_SEEDS = 1_000
 
 def bench(arguments: list[str]) -> int:
     """Works through the queue, then prints the comparison; returns 1 if a job has no result."""
-    given, extra = _split(arguments)
+    given, extra = split(arguments)
     options = parser().parse_args(given)
     plan = plan_of(options, extra)
     place = place_asked(options, plan.folder)
@@ -68,6 +68,8 @@ class Queue:
         return [job for stage in self.stages for job in stage if not self.plan.is_done(job)]
 
     def _work_through(self, jobs: dict[Task, Job], before: int) -> None:
+        if before:
+            print(f"{before} of {before + len(jobs)} are there already.", file=sys.stderr)
         work_through(self.place, list(jobs), lambda task: self._ended(jobs[task]), before)
 
     def next_tasks(self) -> list[Task]:
@@ -90,11 +92,11 @@ class Queue:
             return "no result"
         if job.is_compared:
             self.plan.mark(job)
-        return outcome(run.read(), job)
+        return outcome(run.read())
 
 
-def outcome(record: dict[str, Any], job: Job) -> str:
-    """Returns a job's end in words: its status, its first score and its training time."""
+def outcome(record: dict[str, Any]) -> str:
+    """Returns a training's end in words: its status, its first score and its training time."""
     values = (record.get("test") or {}).get("values") or record.get("validation") or {}
     headline = headline_of(values)
     found = headline and headline.found_in(values)
@@ -172,7 +174,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Returns a command's own arguments, and those after -- for every `genlab fit`."""
     if "--" not in arguments:
         return arguments, []
     place = arguments.index("--")

@@ -20,6 +20,7 @@ def main() -> None:
     """Ties this process to its parent, then becomes the command."""
     parent, *arguments = sys.argv[1:]
     tie(int(parent))
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's to all of a job's processes; it is for the worker
     os.execv(sys.executable, [sys.executable, "-m", "genlab", *arguments])
 
 

@@ -39,22 +39,23 @@ class Place(ABC):
         return ""
 
 
-def work_through(place: Place, tasks: Sequence[Task], tell: Callable[[Task], str], before: int = 0) -> None:
+def work_through(
+    place: Place, tasks: Sequence[Task], tell: Callable[[Task], str], before: int = 0, total: int = 0
+) -> None:
     """Has tasks done and prints a line at the end of each.
 
     Args:
         place: Where.
         tasks: Those that are left to do.
         tell: Returns what became of a task, once it has ended.
-        before: How many of them were done before.
+        before: How many others were done before.
+        total: How many there are altogether, where more are to come.
     """
-    total, start = before + len(tasks), time.monotonic()
-    if before:
-        print(f"{before} of {total} are there already.", file=sys.stderr)
+    total, start = total or before + len(tasks), time.monotonic()
     with closing(place.work_off(tasks)) as ends:  # type: ignore[type-var]
         for number, (task, problem) in enumerate(ends, 1):
             words = f"{tell(task)}{f' ({problem})' if problem else ''}"
-            left = _left((time.monotonic() - start) / number * (len(tasks) - number))
+            left = _left((time.monotonic() - start) / number * (total - before - number))
             place_of = f"[{before + number:>{len(str(total))}}/{total}]"
             print(f"{place_of} {task.name}: {words}{left}", file=sys.stderr, flush=True)
 

@@ -24,7 +24,7 @@ from genlab.text import nearest
 AT_A_TIME = 16
 """Tasks of an array that run at once, unless told otherwise."""
 
-_DEFAULTS = {"job_name": "genlab", "wckey": "genlab", "time": 60, "cpus_per_task": 1}
+_DEFAULTS = {"job_name": "genlab", "wckey": None, "time": 60, "cpus_per_task": 1}
 _OURS = {"array_parallelism": "--jobs", "ntasks_per_node": "trainer.devices", "nodes": "trainer.num_nodes"}
 _REQUEUES = 10_000  # a training of many short slots of time ends by its budget, not by a count
 _LOOK = 1.0  # seconds between two looks for ended tasks; SLURM itself is asked more seldom

@@ -83,8 +83,10 @@ class Worker:
             self._processes.discard(process)
 
     def _environment(self, task: Task) -> dict[str, str]:
+        # Without it, Lightning takes a task of SLURM for one process of a training; here it is all of one.
+        inherited = {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"}
         return {
-            **os.environ,
+            **inherited,
             "GENLAB_OUTPUTS": str(task.run.parents[1]),
             "GENLAB_ALLOW": task.allowed,
             "OMP_NUM_THREADS": str(self.threads),

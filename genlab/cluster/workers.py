@@ -52,7 +52,11 @@ class Workers(Place):
                 f"--on {self.address}: no scheduler answers there ({error}). Start one with "
                 "`dask scheduler`, and workers with `dask worker ADDRESS`; docs/cluster.md has both."
             ) from None
-        self._require_workers()
+        try:
+            self._require_workers()
+        except ValueError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -67,7 +71,7 @@ class Workers(Place):
             n_workers=self.num_workers,
             threads_per_worker=1,
             host=LOOPBACK,
-            dashboard_address=None,
+            dashboard_address=f"{LOOPBACK}:0",
             memory_limit=None,  # a worker itself needs little, and is not to be ended for what it starts
             resources=self.resources,
         )
@@ -95,7 +99,7 @@ class Workers(Place):
         options = {"pure": False, "resources": self.resources or None}
         ends = {self._client.submit(work, task, dict(slots), **options): task for task in tasks}
         try:
-            for end in as_completed(list(ends)):
+            for end in as_completed(list(ends), loop=self._client.loop):
                 yield ends[end], "" if end.status == "finished" else _problem(end)
         except BaseException:
             self._client.cancel(list(ends))

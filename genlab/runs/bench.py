@@ -25,7 +25,7 @@ from genlab.amounts import SECONDS, Examples, Seconds
 from genlab.configuration.plain_yaml import read_yaml
 from genlab.files import digest
 from genlab.runs.folder import Run, folder_name
-from genlab.runs.headline import headline_of
+from genlab.runs.headline import Headline, headline_of
 from genlab.runs.settings import TRIAL_FACTORS
 from genlab.runs.task import Task, run_at, state_of
 from genlab.runs.tests import FIRST_STAGE
@@ -339,10 +339,14 @@ def trial_costs(runs: Sequence[Run | None]) -> list[float]:
 
     Infinity for one that diverged or whose score is not finite.
     """
-    ended = [_validation(run) for run in runs]
-    headline = headline_of(*filter(None, ended))
-    found = [headline.found_in(values) if headline else None for values in ended]
+    headline = trial_headline(runs)
+    found = [headline.found_in(_validation(run)) if headline else None for run in runs]
     return [headline.cost(score[1]) if headline and score else math.inf for score in found]
+
+
+def trial_headline(runs: Sequence[Run | None]) -> Headline | None:
+    """Returns the score that trials are told apart by: the first that all have which ended well."""
+    return headline_of(*filter(None, map(_validation, runs)))
 
 
 def _validation(run: Run | None) -> dict[str, Any]:
