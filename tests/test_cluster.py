@@ -439,33 +439,37 @@ def one_after_the_other(tmp_path_factory):
     return finished(folder)
 
 
-def training_below(process, folder):
-    """A training that has written a checkpoint, and the process that started it."""
+def training_below(process, folder, has_begun):
+    """A training that has got so far, and the process that started it."""
     import psutil
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         for child in psutil.Process(process.pid).children(recursive=True):
             try:
-                words = child.cmdline()
-                if "fit" in words and child.parent().pid != process.pid and is_learning(words, folder):
-                    return child, child.parent()
-            except psutil.Error:
+                words = dict(word.partition("=")[::2] for word in child.cmdline())
+                if "fit" in words and child.parent().pid != process.pid:
+                    (run,) = folder.glob(f"bench/*/{words['--experiment']}/{words['--run_name']}")
+                    if has_begun(Run(run)):
+                        return child, child.parent()
+            except (psutil.Error, ValueError):
                 continue
         time.sleep(0.05)
     raise AssertionError("no training began")
 
 
-def is_learning(words, folder):
-    name = {word.partition("=")[0]: word.partition("=")[2] for word in words}
-    run = Run(folder / "bench" / "digits-6000" / name["--experiment"] / name["--run_name"])
+def is_learning(run):
     return run.metrics_jsonl.exists() and '"step": 0' in run.metrics_jsonl.read_text()
+
+
+def has_checkpoint(run):
+    return run.last_checkpoint is not None
 
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_and_nothing_is_trained_twice(one_after_the_other, tmp_path):
     bench = start(tmp_path, "--on", "local:2")
-    training, worker = training_below(bench, tmp_path)
+    training, worker = training_below(bench, tmp_path, is_learning)
     worker.kill()
     assert ends(training.pid, seconds=30)
     assert bench.wait(timeout=600) == 0
@@ -477,10 +481,94 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_trained_twice(one_after_th
 @pytest.mark.slow
 def test_a_killed_driver_loses_nothing_and_the_same_command_goes_on(one_after_the_other, tmp_path):
     bench = start(tmp_path, "--on", "local:2")
-    training_below(bench, tmp_path)
+    training_below(bench, tmp_path, is_learning)
     os.kill(bench.pid, signal.SIGKILL)
     bench.wait()
     again = start(tmp_path, "--on", "local:2")
     assert again.wait(timeout=600) == 0
     assert finished(tmp_path) == one_after_the_other
     assert starts_of(tmp_path, "Run") == [1] * 6
+
+
+@pytest.fixture(scope="module")
+def two_undisturbed(tmp_path_factory):
+    """What `--on slurm` is compared with: two trainings, one after the other."""
+    folder = tmp_path_factory.mktemp("two")
+    assert start(folder, "--jobs", "2", **LONGER).wait(timeout=600) == 0
+    return finished(folder, **LONGER)
+
+
+LONGER = {"budget": 30_000, "seeds": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["preempted", "its node is lost"])
+def test_a_job_of_slurm_that_is_begun_again_goes_on_where_it_was(slurm, two_undisturbed, tmp_path, how):
+    folder = tmp_path / "outputs"
+    bench = start(folder, "--on", "slurm:time=60", "--jobs", "1", **LONGER)
+    training, job = training_below(control_of(slurm), folder, has_checkpoint)
+    if how == "preempted":  # SLURM asks every process of a job's step
+        for process in [job, *job.children(recursive=True)]:
+            process.send_signal(signal.SIGUSR2)
+    else:
+        (slurm / "1000_0.requeue").touch()
+        for process in [*job.children(recursive=True), job]:
+            process.kill()
+    assert ends(training.pid, seconds=60) and ends(job.pid, seconds=60)
+    assert bench.wait(timeout=600) == 0
+    assert finished(folder, **LONGER) == two_undisturbed
+    assert starts_of(folder, "Run") == [1, 1] and starts_of(folder, "Resuming") == [1, 0]
+
+
+def control_of(known):
+    """The process that stands for SLURM itself, once it has a job."""
+    import psutil
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            if "control" in words and any(str(known.parent) in word for word in words):
+                return process
+        time.sleep(0.1)
+    raise AssertionError("no job was begun")
+
+
+TRAIN = """
+several="--trainer.devices 2 --trainer.accelerator cpu"
+if [ -e $RUN/checkpoints/last.ckpt ]
+then exec $PYTHON -m genlab resume $RUN $several
+else exec $PYTHON -m genlab fit --config experiments/vae_digits.yaml --run_name one $several $OPTIONS
+fi
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_training_again_that_has_lost_a_process(tmp_path):
+    import psutil
+
+    run = Run(tmp_path / "vae_digits" / "one")
+    (tmp_path / "train.sh").write_text(TRAIN)
+    options = f"--budget.examples 30000 --budget.evaluate_every 3000 {QUICK[0]}"
+    own = {
+        "GENLAB_OUTPUTS": str(tmp_path),
+        "RUN": str(run.path),
+        "PYTHON": sys.executable,
+        "OPTIONS": options,
+    }
+    environment = {**os.environ, **own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command = [*torchrun, *meeting, "--no-python", "bash", str(tmp_path / "train.sh")]
+    agent = subprocess.Popen(command, env=environment, cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while not (run.record.exists() and run.last_checkpoint):
+        assert agent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    _, second = psutil.Process(agent.pid).children()
+    second.kill()
+    assert agent.wait(timeout=300) == 0
+    record = run.read()
+    assert record["status"] == "finished" and record["examples_seen"] >= 30_000
+    scores_of(run)
+    assert [found.path for found in list_runs(tmp_path)] == [run.path]

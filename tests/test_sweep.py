@@ -26,6 +26,7 @@ from genlab.runs.sweep import Sweep
 ROOT = Path(__file__).parents[1]
 GAN = ROOT / "experiments" / "gan_digits.yaml"
 
+TOY_DATA = {"class_path": "Toy", "init_args": {"fraction": 0.5}}
 MODEL = {"class_path": "Toy", "init_args": {"rate": 1e-3, "size": 4, "loss": {"class_path": "Hinge"}}}
 RATE, SIZE = ("model", "init_args", "rate"), ("model", "init_args", "size")
 
@@ -34,9 +35,7 @@ RATE, SIZE = ("model", "init_args", "rate"), ("model", "init_args", "size")
 def plan(tmp_path):
     """A sweep of a rate and a size; the experiment's own are 1e-3 and 4."""
     file = tmp_path / "toy.yaml"
-    file.write_text(
-        yaml.safe_dump({"model": MODEL, "data": {"class_path": "Toy", "init_args": {"fraction": 0.5}}})
-    )
+    file.write_text(yaml.safe_dump({"model": MODEL, "data": TOY_DATA}))
     ranges = {RATE: Range("log", 1e-4, 1e-2), SIZE: Range("int", 1, 8)}
     made = Sweep(
         tmp_path / "sweep", file, yaml.safe_load(file.read_text()), ranges, parse_budget("900"), seed=3
@@ -329,6 +328,7 @@ def test_a_sweep_that_was_begun_otherwise_is_refused_by_name(plan, change):
 # Against the real parser, and with real trainings
 
 
+@pytest.mark.slow
 def test_keys_and_values_are_checked_by_the_parser_of_training():
     config, places = settled([f"--config={GAN}"], {"model.generator_optimizer.lr": Range("log", 1e-4, 1e-2)})
     (place,) = places
