@@ -286,10 +286,8 @@ def test_the_setting_that_decides_explains_the_variance(plan, tmp_path, capsys):
     shares = search.study.importances()
     assert max(shares, key=shares.get) == ".".join(RATE) and shares[".".join(RATE)] > 0.8
     assert sum(shares.values()) == pytest.approx(1.0)
-    write_importance(tmp_path / "a.svg", shares)
-    write_importance(tmp_path / "b.svg", shares)
-    text = (tmp_path / "a.svg").read_text()
-    assert text.startswith("<?xml") and "<svg" in text and len(text) < 100_000
+    write_importance(tmp_path / "importance.svg", shares)
+    assert "<svg" in (tmp_path / "importance.svg").read_text()
 
 
 def test_equal_scores_and_a_single_one_explain_nothing(plan):

@@ -102,14 +102,16 @@ def timeout() -> float:
 
 
 def awaited_run(experiment: str, name: str | None) -> Run:
-    """Returns the run that the first process makes, to one that torchrun or another program has started beside it.
+    """Returns the run that the first process makes, to one that torchrun has started beside it.
 
     Raises:
         ValueError: The run has no name by which it could be found.
         LostPeer: It is not made in time.
     """
     if not name:
-        raise ValueError("Processes that genlab has not started itself find their run by --run_name: give one.")
+        raise ValueError(
+            "Processes that genlab has not started itself find their run by --run_name: give one."
+        )
     folder = outputs_root().absolute() / folder_name(experiment) / folder_name(name)
     end = time.monotonic() + timeout()
     while not (folder / "run.json").exists():

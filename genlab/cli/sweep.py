@@ -16,7 +16,6 @@ from genlab.cli.study import Study, Trial
 from genlab.cluster.extra import require
 from genlab.cluster.place import Place, work_through
 from genlab.errors import Stopped
-from genlab.report.importance import write_importance
 from genlab.report.table import MetricsTable
 from genlab.runs import lock
 from genlab.runs.bench import parse_budget
@@ -111,6 +110,8 @@ class Search:
         self._table(ended[:SHOWN]).show()
         shares = {self.plan.short(key): share for key, share in self.study.importances().items()}
         if shares:
+            from genlab.report.importance import write_importance
+
             rows = [[key, f"{share:.0%}"] for key, share in shares.items()]
             MetricsTable(["setting", "share of the score's variance"], rows, [False, True]).show()
             write_importance(self.plan.folder / "importance.svg", shares)
