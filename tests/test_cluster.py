@@ -209,6 +209,7 @@ def test_workers_are_found_by_their_number_or_by_their_scheduler(tmp_path):
         ("slurm:partitio=gpu", None, None, "no option 'partitio'. Did you mean 'partition'"),
         ("slurm:partition", None, None, "'partition' is no name=value"),
         ("slurm:time=soon", None, None, "time is a whole number of minutes, got 'soon'"),
+        ("slurm:time=8:00:00", None, None, "time is a whole number of minutes"),
         ("slurm:array_parallelism=3", None, None, "array_parallelism is set by --jobs"),
         ("slurm:none.yaml", None, None, "none.yaml cannot be read"),
     ],
@@ -237,20 +238,24 @@ def test_a_place_needs_its_package_and_says_which(tmp_path, monkeypatch):
 # Here
 
 
+class Counting(Worker):
+    """A worker that does nothing but count how many tasks are done at once."""
+
+    guard, now, most = threading.Lock(), 0, 0
+
+    def work(self, task):
+        with self.guard:
+            Counting.now += 1
+            Counting.most = max(Counting.most, Counting.now)
+        time.sleep(0.05)
+        with self.guard:
+            Counting.now -= 1
+
+
 def test_as_many_tasks_run_at_a_time_as_there_are_slots(tasks):
-    now, most, guard = [0], [0], threading.Lock()
-
-    class Counting(Worker):
-        def work(self, task):
-            with guard:
-                now[0] += 1
-                most[0] = max(most[0], now[0])
-            time.sleep(0.05)
-            with guard:
-                now[0] -= 1
-
+    Counting.most = 0
     ended = [task for task, _ in Here(2, Counting(threads=1)).work_off(tasks(6))]
-    assert most == [2] and {task.name for task in ended} == {f"toy {k}" for k in range(6)}
+    assert Counting.most == 2 and {task.name for task in ended} == {f"toy {k}" for k in range(6)}
 
 
 def test_each_end_is_told_with_its_place_in_the_queue(tasks, capsys):
@@ -300,24 +305,23 @@ def test_own_workers_listen_on_the_loopback_interface_alone(two_workers):
     assert places == {"127.0.0.1"}
 
 
-def test_a_task_goes_to_a_worker_that_has_what_it_needs(tasks, monkeypatch):
-    in_checkout(monkeypatch)
+def test_tasks_share_what_workers_have_of_what_they_need(tasks, monkeypatch):
     from distributed import LocalCluster
 
-    options = {
-        "processes": False,
-        "protocol": "tcp",
-        "threads_per_worker": 1,
-        "host": "127.0.0.1",
-        "dashboard_address": "127.0.0.1:0",
-    }
-    with LocalCluster(n_workers=1, resources={"GPU": 1}, **options) as cluster:
+    from genlab.cluster import workers
+
+    monkeypatch.setattr(workers, "Worker", Counting)
+    options = {"processes": False, "protocol": "tcp", "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=1, threads_per_worker=3, resources={"GPU": 2}, **options) as cluster:
         address = cluster.scheduler_address
-        with Workers(address, resources={"GPU": 1}) as place:
-            assert place.slots == 1
-            assert [problem for _, problem in place.work_off(tasks(1))] == [""]
-        with pytest.raises(ValueError, match=r"none of the scheduler's 1 workers .* --resources GPU=2"):
-            Workers(address, resources={"GPU": 2}).__enter__()
+        for needed, at_a_time in (({}, 3), ({"GPU": 1}, 2), ({"GPU": 2}, 1)):
+            Counting.most = 0
+            with Workers(address, resources=needed) as place:
+                assert place.slots == at_a_time
+                assert [problem for _, problem in place.work_off(tasks(6))] == [""] * 6
+            assert Counting.most == at_a_time
+        with pytest.raises(ValueError, match=r"none of the scheduler's 1 workers .* --resources GPU=3"):
+            Workers(address, resources={"GPU": 3}).__enter__()
 
 
 # SLURM

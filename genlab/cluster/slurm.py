@@ -125,7 +125,8 @@ def options_of(text: str) -> dict[str, Any]:
         pairs = [pair.partition("=") for pair in filter(None, text.split(","))]
         if bad := next((name for name, sign, value in pairs if not (name and sign and value)), None):
             raise ValueError(f"--on slurm: '{bad}' is no name=value, such as slurm:partition=gpu,time=120.")
-        options = {name: parse_yaml(value, f"--on slurm: {name}") for name, _, value in pairs}
+        # A time such as 8:00:00 is a number to YAML, of seconds.
+        options = {n: v if ":" in v else parse_yaml(v, f"--on slurm: {n}") for n, _, v in pairs}
     if not isinstance(options, dict):
         raise ValueError(f"{text} holds no names and values, such as `partition: gpu`.")
     return options

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from genlab.errors import StorageError
 from genlab.runs import lock
@@ -36,7 +36,7 @@ class Worker:
         Raises:
             StorageError: Its folders cannot be seen from here.
         """
-        for folder in (task.place, task.log.parent):
+        for folder in (task.folder, task.log.parent):
             if not folder.is_dir():
                 raise StorageError(
                     f"{folder} is not there: the folders of command and runs must lie on storage that "
@@ -62,7 +62,8 @@ class Worker:
             for process in processes:
                 process.terminate()
         for process in processes if patience else ():
-            process.wait(patience)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
 
     def run(self, task: Task, arguments: Sequence[str]) -> None:
         """Runs one genlab command to its end; whether it did what it should is read from the folder."""
@@ -72,7 +73,7 @@ class Worker:
                     raise KeyboardInterrupt
                 process = subprocess.Popen(
                     [sys.executable, "-m", "genlab.cluster.leash", str(os.getpid()), *arguments],
-                    cwd=task.place,
+                    cwd=task.folder,
                     env=self._environment(task),
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -78,14 +78,20 @@ class Workers(Place):
 
     def _require_workers(self) -> None:
         workers = self._known_workers()
-        able = [w for w in workers if all(w["resources"].get(n, 0) >= v for n, v in self.resources.items())]
-        if not able:
+        self.slots = sum(map(self._slots_of, workers))
+        if not self.slots:
             asked = ",".join(f"{name}={amount:g}" for name, amount in self.resources.items())
             raise ValueError(
                 f"--on {self.address}: none of the scheduler's {len(workers)} workers can take a task. "
                 f"Start one: dask worker {self.address} --nthreads 1{asked and f' --resources {asked}'}"
             )
-        self.slots = sum(worker["nthreads"] for worker in able)
+
+    def _slots_of(self, worker: dict[str, Any]) -> int:
+        """Returns how many tasks a worker can do at a time, by its threads and by what it has."""
+        fitting = [
+            worker["resources"].get(name, 0) // amount for name, amount in self.resources.items() if amount
+        ]
+        return int(min([worker["nthreads"], *fitting]))
 
     def _known_workers(self) -> list[dict[str, Any]]:
         return list(self._client.scheduler_info(n_workers=-1)["workers"].values())

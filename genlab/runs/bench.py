@@ -202,7 +202,7 @@ class Bench:
             run=self.path(job).absolute(),
             fit=tuple(self.fit(job)),
             log=self.log(job).absolute(),
-            place=Path.cwd(),
+            folder=Path.cwd(),
             is_tested=job.is_compared,
             allowed=os.environ.get("GENLAB_ALLOW", ""),
         )

@@ -92,7 +92,7 @@ class Sweep:
                 *(f"--{key}={text}" for key, text in self.texts(values)),
             ),
             log=self.log(trial).absolute(),
-            place=Path.cwd(),
+            folder=Path.cwd(),
             allowed=os.environ.get("GENLAB_ALLOW", ""),
         )
 

@@ -27,7 +27,7 @@ class Task:
         run: The run's folder, <root>/<experiment>/<run>.
         fit: The arguments of `genlab` that make the run, such as ("fit", "--config=...", "--run_name=...").
         log: The file that takes what the commands print.
-        place: The folder that the commands are started in.
+        folder: Where the commands are started.
         is_tested: Whether the run is to be tested, too.
         allowed: Packages that configurations may name classes of, separated by commas.
     """
@@ -36,7 +36,7 @@ class Task:
     run: Path
     fit: tuple[str, ...]
     log: Path
-    place: Path
+    folder: Path
     is_tested: bool = False
     allowed: str = ""
 
