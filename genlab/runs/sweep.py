@@ -110,9 +110,8 @@ class Sweep:
 
     @staticmethod
     def short(key: str) -> str:
-        """Returns a key's last two names, which tell settings apart for people."""
-        names = [name for name in key.split(".") if name != "init_args"]
-        return ".".join(names[-2:])
+        """Returns a key as people read it, without what all keys have."""
+        return ".".join(name for name in key.removeprefix("model.").split(".") if name != "init_args")
 
     def costs(self, trials: Sequence[int]) -> dict[int, float]:
         """Returns how bad each of some trials ended, see `trial_costs`; without those that have no end."""
