@@ -69,9 +69,11 @@ def parse_ranges(texts: Sequence[str]) -> dict[str, Range]:
     for text in texts:
         key, sign, values = text.partition("=")
         if not (key and sign and values):
-            raise ValueError(f"--over needs KEY=RANGE, such as data.batch_size=int:8:64, got {text!r}.")
+            raise ValueError(
+                f"--over needs KEY=RANGE, such as data.batch_size=int:8:64, got {shortened(text)!r}."
+            )
         if key in found:
-            raise ValueError(f"--over {key} is given twice.")
+            raise ValueError(f"--over {shortened(key)} is given twice.")
         try:
             found[key.removeprefix("--")] = parse_range(values)
         except ValueError as error:
