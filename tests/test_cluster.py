@@ -264,6 +264,19 @@ def test_each_end_is_told_with_its_place_in_the_queue(tasks, capsys):
     assert lines == ["[2/3] toy 0: trained", "[3/3] toy 1: trained"]
 
 
+def test_the_time_that_is_left_counts_what_is_still_to_come(tasks, capsys, monkeypatch):
+    clock = iter((0.0, 60.0, 120.0))
+    monkeypatch.setattr("genlab.cluster.place.time.monotonic", lambda: next(clock))
+
+    class AtOnce(Here):
+        def work_off(self, tasks):
+            yield from ((task, "") for task in tasks)
+
+    work_through(AtOnce(1), tasks(2), lambda task: "done", before=1, total=5)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["[2/5] toy 0: done | about 3 min left", "[3/5] toy 1: done | about 2 min left"]
+
+
 def test_whoever_closes_the_queue_stops_what_runs_and_begins_nothing_more(tasks):
     calls = []
     worker = Trainer(calls, seconds=0.2)
