@@ -1,5 +1,6 @@
 """A search for settings: its seed says what is tried, nothing is lost, and the test split decides nothing."""
 
+import json
 import math
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from genlab.cli.resolved import resolved, settled
-from genlab.cli.study import Study, drop_half_line
+from genlab.cli.study import Study
 from genlab.cli.sweep import Search, allowed
 from genlab.cluster.here import Here
 from genlab.cluster.worker import Worker
@@ -301,10 +302,17 @@ def test_a_journal_whose_last_line_was_cut_goes_on(plan):
     journal = plan.folder / "journal.log"
     content = journal.read_bytes()
     journal.write_bytes(content[:-5])
-    drop_half_line(journal)
-    assert content.startswith(journal.read_bytes()) and journal.read_bytes().endswith(b"\n")
     search = search_of(plan)
     assert search.work(4) == [] and len(search.study.ended()) == 4
+    assert journal.read_bytes().startswith(content[: content.rstrip().rfind(b"\n") + 1])
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_as_many_trials_are_asked_for_as_run_at_a_time(plan):
+    study = Study(plan)
+    study._ask(0)  # and killed before the second one
+    assert [trial.number for trial in Study(plan).batch(3, 7)] == [0, 1, 2]
+    assert [trial.number for trial in Study(plan).batch(3, 7)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("change", ["budget", "seed", "over", "options", "experiment"])
