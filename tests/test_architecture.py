@@ -33,6 +33,7 @@ ARROWS = {
     "configuration": set(),
     "runs": {"configuration"},
     "report": {"runs"},
+    "cluster": {"runs", "configuration"},
     "evaluation": {*FLOOR, "data", "metrics", "samplers", "runs", "configuration"},
     "callbacks": {"evaluation", *FLOOR, "data", "metrics", "samplers", "runs"},
 }
@@ -45,6 +46,7 @@ WITHOUT_TORCH = (
     "genlab.configuration",
     "genlab.runs",
     "genlab.report",
+    "genlab.cluster",
     "genlab.data.decode",
     "genlab.data.sources",
     "genlab.data.caption_tables",

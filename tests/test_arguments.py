@@ -135,6 +135,13 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
     ("bench digits --families gan --experiments VALUE", (*NO_FOLDER, "empty"), {2}),
     *[(f"bench digits --families gan --{name} VALUE", COUNTS, {2}) for name in ("seeds", "trials", "jobs")],
     ("bench digits --families gan --evaluations VALUE", COUNTS, {2}),
+    ("bench digits --families gan --on VALUE", (*WORDS, "local:0", "tcp://x", "slurm:x"), {2}),
+    ("bench digits --families gan --resources VALUE", WORDS, {2}),
+    ("sweep VALUE --over a.b=int:1:2", NO_FILE, {2}),
+    ("sweep {image} --over VALUE", (*WORDS, "a.b", "a.b=int:2:1", "a.b=lgo:1:2"), {2}),
+    *[(f"sweep {{image}} --over a.b=int:1:2 --{name} VALUE", COUNTS, {2}) for name in ("trials", "jobs")],
+    ("sweep {image} --over a.b=int:1:2 --name VALUE", NAMES, {2}),
+    ("sweep {image} --over a.b=int:1:2 --on VALUE", WORDS, {2}),
 ]  # fmt: skip
 
 

@@ -15,8 +15,10 @@ import yaml
 
 from genlab.cli.bench import Queue, experiment_files, outcome, plan_of
 from genlab.cli.bench import parser as bench_parser
+from genlab.cluster.here import Here
+from genlab.cluster.worker import Worker
 from genlab.runs.bench import TRIAL_FACTORS, Bench, Job, learning_rates, parse_budget
-from genlab.runs.folder import create_run, list_runs
+from genlab.runs.folder import Run, create_run, list_runs
 
 ROOT = Path(__file__).parents[1]
 RATES = {"generator_optimizer": {"init_args": {"lr": 1e-3}}, "other": {"init_args": {"lr": 3e-4, "eps": 1.0}}}
@@ -38,22 +40,32 @@ class Pretend(Queue):
     """A queue whose trainings only leave what a training leaves."""
 
     def __init__(self, plan, num_workers=1, fids=None, outcomes=None, score="fid@8"):
-        super().__init__(plan, num_workers)
-        self.fids, self.outcomes, self.calls, self.score = fids or {}, outcomes or {}, [], score
+        self.worker = PretendWorker(fids or {}, outcomes or {}, score)
+        super().__init__(plan, Here(num_workers, self.worker))
 
-    def _genlab(self, job, arguments):
-        self.calls.append((arguments[0], str(job)))
+    @property
+    def calls(self):
+        return self.worker.calls
+
+
+class PretendWorker(Worker):
+    def __init__(self, fids, outcomes, score):
+        super().__init__(threads=1)
+        self.fids, self.outcomes, self.score, self.calls = fids, outcomes, score, []
+
+    def run(self, task, arguments):
+        self.calls.append((arguments[0], task.name))
         if arguments[0] == "test":
-            return self.plan.find(job).update(test={"values": {"fid@8": 1.0}})
+            return Run(task.run).update(test={"values": {"fid@8": 1.0}})
         if arguments[0] == "fit":
-            run = create_run(job.experiment, self.plan.root(job), name=job.name)
+            run = create_run(task.run.parent.name, task.run.parents[1], name=task.run.name)
             run.config.write_text("model: {}\n")
-        run = self.plan.find(job)
-        told = self.outcomes.get(str(job), [])
+        run = Run(task.run)
+        told = self.outcomes.get(task.name, [])
         outcome = told.pop(0) if told else "finished"
         if outcome == "stopped":
             checkpoint(run)
-        fid = self.fids.get(str(job), 5.0)
+        fid = self.fids.get(task.name, 5.0)
         values = {f"val/{self.score}": fid, "val/loss": -fid}
         return run.update(status=outcome, validation=values, training_seconds=90.0)
 
@@ -216,9 +228,9 @@ def test_a_trial_whose_score_is_not_finite_is_not_judged_by_another_score(plan):
 def test_the_end_of_a_job_is_told_by_its_headline():
     record = {"status": "finished", "training_seconds": 90.0}
     values = {"val/loss": 1.0, "val/bits_per_byte": 1.52, "val/perplexity": 2.9}
-    told = outcome({**record, "validation": values}, Job("gpt_plays", 0))
+    told = outcome({**record, "validation": values})
     assert told == "finished, bits_per_byte 1.52, 90 s of training"
-    assert outcome({**record, "test": {"values": {"fid@8": 2.0}}}, Job("gan", 0)).split(", ")[1] == "fid@8 2"
+    assert outcome({**record, "test": {"values": {"fid@8": 2.0}}}).split(", ")[1] == "fid@8 2"
 
 
 def test_trials_are_scored_against_images_kept_from_them_and_runs_are_not(plan):
@@ -276,7 +288,7 @@ def test_a_training_that_outlived_its_queue_is_waited_for(plan):
     run.config.write_text("model: {}\n")
     queue = Pretend(plan)
     with run.lock():
-        thread = threading.Thread(target=queue._do, args=(job,))
+        thread = threading.Thread(target=queue.worker.work, args=(plan.task(job),))
         thread.start()
         time.sleep(0.3)
         assert queue.calls == []

@@ -4,41 +4,40 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
+from genlab.cli.places import add_place, place_asked, show
+from genlab.cluster.place import Place, work_through
 from genlab.configuration import experiments
 from genlab.errors import Stopped
 from genlab.runs import lock
 from genlab.runs.bench import Bench, Job, parse_budget
-from genlab.runs.environment import cores
 from genlab.runs.folder import outputs_root
 from genlab.runs.headline import headline_of
 from genlab.runs.settings import TRIAL_FACTORS
+from genlab.runs.task import UNFINISHED, Task
 from genlab.text import shortened
 
-MOST_SEEDS, MOST_JOBS = 1_000, 256
-ATTEMPTS = 2  # trainings of one job in one call: a second one in case something outside ended the first
+MOST_SEEDS = 1_000
 
 
 def bench(arguments: list[str]) -> int:
     """Works through the queue, then prints the comparison; returns 1 if a job has no result."""
-    given, extra = _split(arguments)
+    given, extra = split(arguments)
     options = parser().parse_args(given)
     plan = plan_of(options, extra)
+    place = place_asked(options, plan.folder)
+    if options.dry_run:
+        show(place, Queue(plan, place).next_tasks())
+        return 0
     plan.save()
     try:
-        with lock.hold(plan.folder / "bench.lock"):
-            failed = Queue(plan, options.jobs).work()
+        with lock.hold(plan.folder / "bench.lock"), place:
+            failed = Queue(plan, place).work()
     except (KeyboardInterrupt, Stopped):
         print("The same command goes on from here.", file=sys.stderr)
         raise
@@ -49,110 +48,56 @@ def bench(arguments: list[str]) -> int:
 
 
 class Queue:
-    """Does a bench's jobs, some at a time, each in processes of its own.
+    """Does a bench's jobs, in the order in which they stand on each other.
 
     Args:
         plan: What is to be done.
-        num_workers: Jobs at a time. Each gets its share of the cores, so that times can be compared.
+        place: Where it is done.
     """
 
-    def __init__(self, plan: Bench, num_workers: int) -> None:
+    def __init__(self, plan: Bench, place: Place) -> None:
         self.plan = plan
-        self.num_workers = num_workers
-        self.failed: list[Job] = []
-        self._processes: set[subprocess.Popen[bytes]] = set()
-        self._stopping = threading.Event()
-        self._lock = threading.Lock()
+        self.place = place
+        # Settings are chosen before the runs, and what these stand on is there before both.
+        self.stages = (plan.stage_jobs, plan.trial_jobs, plan.jobs)
 
     def work(self) -> list[Job]:
         """Does what is left to do; returns the jobs without a result."""
-        try:
-            # Settings are chosen before the runs, and what these stand on is there before both.
-            for stage in (self.plan.stage_jobs, self.plan.trial_jobs, self.plan.jobs):
-                self._work_through([job for job in stage if not self._is_complete(job)], len(stage))
-        except BaseException:
-            self._stop()
-            raise
-        return self.failed
+        for stage in self.stages:
+            jobs = {self.plan.task(job): job for job in stage if not self._is_complete(job)}
+            self._work_through(jobs, before=len(stage) - len(jobs))
+        return [job for stage in self.stages for job in stage if not self.plan.is_done(job)]
+
+    def _work_through(self, jobs: dict[Task, Job], before: int) -> None:
+        if before:
+            print(f"{before} of {before + len(jobs)} are there already.", file=sys.stderr)
+        work_through(self.place, list(jobs), lambda task: self._ended(jobs[task]), before)
+
+    def next_tasks(self) -> list[Task]:
+        """Returns what is left to do of the first stage that is not complete."""
+        for stage in self.stages:
+            if left := [job for job in stage if not self.plan.is_done(job)]:
+                return [self.plan.task(job) for job in left]
+        return []
 
     def _is_complete(self, job: Job) -> bool:
         if not self.plan.is_done(job):
             return False
-        if job.is_compared:
-            self.plan.mark(job)
+        self._ended(job)
         return True
 
-    def _work_through(self, jobs: list[Job], total: int) -> None:
-        if not total:
-            return
-        before, start = total - len(jobs), time.monotonic()
-        if before:
-            print(f"{before} of {total} are there already.", file=sys.stderr)
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            waiting = {pool.submit(self._do, job): job for job in jobs}
-            done = 0
-            try:
-                while waiting:
-                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        job, text = waiting.pop(future), future.result()
-                        done += 1
-                        left = (time.monotonic() - start) / done * len(waiting)
-                        place = f"[{before + done:>{len(str(total))}}/{total}]"
-                        print(f"{place} {job}: {text}{_left(left)}", file=sys.stderr, flush=True)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._stop()
-                raise
-
-    def _do(self, job: Job) -> str:
-        """Trains and tests one job; returns what became of it in words."""
-        for _ in range(ATTEMPTS):
-            while self.plan.state(job) == "live" and not self._stopping.wait(0.5):
-                pass  # a training that outlived the queue that had started it
-            if self.plan.state(job) in ("new", "started"):
-                self._genlab(job, self.plan.fit(job))
+    def _ended(self, job: Job) -> str:
+        """Marks the run of a job that has ended as one of this bench; returns what became of it in words."""
         run = self.plan.find(job)
-        if run is None or self.plan.state(job) in ("new", "started"):
-            self.failed.append(job)
+        if run is None or self.plan.state(job) in UNFINISHED:
             return "no result"
         if job.is_compared:
             self.plan.mark(job)
-        if job.is_compared and self.plan.state(job) == "trained":
-            self._genlab(job, ["test", str(run.path)])
-        if not self.plan.is_done(job):
-            self.failed.append(job)
-        return outcome(run.read(), job)
-
-    def _genlab(self, job: Job, arguments: Sequence[str]) -> None:
-        with self._lock:
-            if self._stopping.is_set():
-                raise KeyboardInterrupt
-            threads = max(1, cores() // self.num_workers)
-            environment = {
-                **os.environ,
-                "GENLAB_OUTPUTS": str(self.plan.root(job).absolute()),
-                "OMP_NUM_THREADS": str(threads),
-                "OMP_WAIT_POLICY": "PASSIVE",
-            }
-            log = self.plan.log(job).open("ab")
-            process = subprocess.Popen(
-                [sys.executable, "-m", "genlab", *arguments], env=environment, stdout=log, stderr=log
-            )
-            self._processes.add(process)
-        process.wait()
-        log.close()
-        self._processes.discard(process)
-
-    def _stop(self) -> None:
-        """Asks every training to write a checkpoint and end."""
-        with self._lock:
-            self._stopping.set()
-            for process in list(self._processes):
-                process.terminate()
+        return outcome(run.read())
 
 
-def outcome(record: dict[str, Any], job: Job) -> str:
-    """Returns a job's end in words: its status, its first score and its training time."""
+def outcome(record: dict[str, Any]) -> str:
+    """Returns a training's end in words: its status, its first score and its training time."""
     values = (record.get("test") or {}).get("values") or record.get("validation") or {}
     headline = headline_of(values)
     found = headline and headline.found_in(values)
@@ -219,12 +164,7 @@ def parser() -> argparse.ArgumentParser:
         help="learning rates tried for each experiment before (1: its own)",
     )
     parser.add_argument("--evaluations", type=read.count(), default=8, help="scores while a run trains (8)")
-    parser.add_argument(
-        "--jobs",
-        type=read.count(most=MOST_JOBS),
-        default=1,
-        help="runs at a time, each its share of cores (1)",
-    )
+    add_place(parser)
     parser.add_argument("--name", type=read.name, help="name of the comparison (<data>-<budget>)")
     parser.add_argument(
         "--experiments",
@@ -234,12 +174,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Returns a command's own arguments, and those after -- for every `genlab fit`."""
     if "--" not in arguments:
         return arguments, []
     place = arguments.index("--")
     return arguments[:place], arguments[place + 1 :]
-
-
-def _left(seconds: float) -> str:
-    return f" | about {seconds / 60:.0f} min left" if seconds >= 30 else ""

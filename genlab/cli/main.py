@@ -46,6 +46,7 @@ OTHERS = {
     "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
     "experiments": "list what can be trained:     genlab experiments digits",
+    "sweep": "search for good settings:     genlab sweep EXPERIMENT --over KEY=log:1e-4:1e-2 --trials 20",
     "runs": "list the runs and their scores",
     "compare": "runs side by side:            genlab compare outputs/",
     "report": "the same as one HTML file:    genlab report outputs/ -o report.html",

@@ -18,7 +18,7 @@ from lightning_fabric.plugins.collectives.torch_collective import default_pg_tim
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from genlab.errors import EXIT_CODES, EXIT_INTERRUPTED, EXIT_TERMINATED, LostPeer
-from genlab.runs.folder import Run
+from genlab.runs.folder import Run, folder_name, open_run, outputs_root
 
 TIMEOUT_VARIABLE = "GENLAB_TIMEOUT"
 TIMEOUT = 300.0
@@ -99,6 +99,26 @@ def timeout() -> float:
     if seconds <= 0:
         raise ValueError(f"${TIMEOUT_VARIABLE} must be a positive number of seconds, got {given}.")
     return seconds
+
+
+def awaited_run(experiment: str, name: str | None) -> Run:
+    """Returns the run that the first process makes, to one that torchrun has started beside it.
+
+    Raises:
+        ValueError: The run has no name by which it could be found.
+        LostPeer: It is not made in time.
+    """
+    if not name:
+        raise ValueError(
+            "Processes that genlab has not started itself find their run by --run_name: give one."
+        )
+    folder = outputs_root().absolute() / folder_name(experiment) / folder_name(name)
+    end = time.monotonic() + timeout()
+    while not (folder / "run.json").exists():
+        if time.monotonic() > end:
+            raise LostPeer(f"The first process has made no run {folder} in {timeout():g} s.")
+        time.sleep(0.2)
+    return open_run(folder)
 
 
 @contextmanager

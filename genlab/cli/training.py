@@ -320,11 +320,10 @@ class GenlabCLI(LightningCLI):
 
     def _run_folder(self, values: Any) -> Run:
         inherited = os.environ.get(RUN_VARIABLE)
-        if inherited and not is_first_process():
-            return open_run(inherited)
-        run = self._old_run or create_run(
-            values["experiment"] or experiment_name(values), name=values["run_name"]
-        )
+        experiment, name = values["experiment"] or experiment_name(values), values["run_name"]
+        if not is_first_process():
+            return open_run(inherited) if inherited else self._old_run or peers.awaited_run(experiment, name)
+        run = self._old_run or create_run(experiment, name=name)
         self.is_new = self._old_run is None
         os.environ[RUN_VARIABLE] = str(run.path.absolute())
         print(f"{'Run' if self.is_new else 'Resuming'}: {shown_path(run.path)}", file=sys.stderr)
@@ -398,7 +397,8 @@ def main(
 
 def is_first_process() -> bool:
     """Returns whether this is the process that makes what all processes of a training share."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    ranks = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK")  # the last one is torchrun's of a machine
+    return all(int(os.environ.get(rank, "0")) == 0 for rank in ranks)
 
 
 def _as_list(value: Any) -> list[Any]:

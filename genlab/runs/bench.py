@@ -14,7 +14,7 @@ it was.
 from __future__ import annotations
 
 import math
-import shutil
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,10 +25,11 @@ from genlab.amounts import SECONDS, Examples, Seconds
 from genlab.configuration import experiments
 from genlab.configuration.plain_yaml import read_yaml
 from genlab.files import digest
-from genlab.runs.folder import NotARun, Run, folder_name, open_run
-from genlab.runs.headline import headline_of
+from genlab.runs.folder import Run, folder_name
+from genlab.runs.headline import Headline, headline_of
 from genlab.runs.settings import TRIAL_FACTORS
-from genlab.runs.tests import FIRST_STAGE, variants_of
+from genlab.runs.task import Task, run_at, state_of
+from genlab.runs.tests import FIRST_STAGE
 from genlab.text import shortened
 
 TRIAL_SEED = 1_000
@@ -178,28 +179,17 @@ class Bench:
         """Returns where a job's output goes."""
         return self.folder / "logs" / f"{'stage-' if job.is_stage else ''}{job.experiment}-{job.name}.log"
 
+    def path(self, job: Job) -> Path:
+        """Returns the folder of a job's run."""
+        return self.root(job) / folder_name(job.experiment) / job.name
+
     def find(self, job: Job) -> Run | None:
         """Returns a job's run, None where it has left nothing to go on with."""
-        path = self.root(job) / folder_name(job.experiment) / job.name
-        try:
-            run = open_run(path) if path.exists() else None
-        except NotARun:  # killed before it had a record
-            run = None
-        return run if run is not None and run.path == path else None
+        return run_at(self.path(job))
 
     def state(self, job: Job) -> str:
-        """Returns "new", "live", "started", "trained", "tested" or "diverged"."""
-        run = self.find(job)
-        if run is None:
-            return "new"
-        if run.is_live:
-            return "live"
-        record = run.read()
-        if run.status == "diverged":
-            return "diverged"
-        if run.status != "finished":
-            return "new" if run.last_checkpoint is None else "started"
-        return "tested" if _is_tested(run, record) else "trained"
+        """Returns how far a job is, see `genlab.runs.task.state_of`."""
+        return state_of(self.find(job))
 
     def is_done(self, job: Job) -> bool:
         """Returns whether a job has a result; only what is compared is tested, and a divergence is one."""
@@ -207,12 +197,20 @@ class Bench:
             ("diverged", "tested") if job.is_compared else ("diverged", "trained", "tested")
         )
 
+    def task(self, job: Job) -> Task:
+        """Returns what brings a job to its end, once what it stands on has come to its own."""
+        return Task(
+            name=str(job),
+            run=self.path(job).absolute(),
+            fit=tuple(self.fit(job)),
+            log=self.log(job).absolute(),
+            folder=Path.cwd(),
+            is_tested=job.is_compared,
+            allowed=os.environ.get("GENLAB_ALLOW", ""),
+        )
+
     def fit(self, job: Job) -> list[str]:
-        """Returns the arguments that train a job or continue it; a run without a checkpoint is removed."""
-        run = self.find(job)
-        if run is not None and self.state(job) == "started":
-            return ["resume", str(run.path)]
-        shutil.rmtree(self.root(job) / folder_name(job.experiment) / job.name, ignore_errors=True)
+        """Returns the arguments that train a job."""
         return [
             "fit",
             f"--config={self._config(job)}",
@@ -259,8 +257,7 @@ class Bench:
         options = [f"--{key}={rate:.6g}" for key, rate in rates.items()]
         if job.trial is None:
             return options
-        fraction = TRIAL_FRACTION * (config.get("data", {}).get("init_args") or {}).get("fraction", 1.0)
-        return [*options, f"--data.fraction={fraction:g}", "--evaluate.split=rest"]
+        return [*options, *kept_apart(config)]
 
     def best_trial(self, experiment: str) -> int:
         """Returns the number of the trial that ended best by the headline that all of them have.
@@ -344,16 +341,26 @@ def trial_costs(runs: Sequence[Run | None]) -> list[float]:
 
     Infinity for one that diverged or whose score is not finite.
     """
-    ended = [_validation(run) for run in runs]
-    headline = headline_of(*filter(None, ended))
-    found = [headline.found_in(values) if headline else None for values in ended]
+    headline = trial_headline(runs)
+    found = [headline.found_in(_validation(run)) if headline else None for run in runs]
     return [headline.cost(score[1]) if headline and score else math.inf for score in found]
+
+
+def trial_headline(runs: Sequence[Run | None]) -> Headline | None:
+    """Returns the score that trials are told apart by: the first that all have which ended well."""
+    return headline_of(*filter(None, map(_validation, runs)))
 
 
 def _validation(run: Run | None) -> dict[str, Any]:
     if run is None or run.status != "finished":
         return {}
     return run.read().get("validation") or {}
+
+
+def kept_apart(config: dict[str, Any]) -> list[str]:
+    """Returns the options by which a trial learns a part of the training split and is scored by the rest."""
+    fraction = TRIAL_FRACTION * (config.get("data", {}).get("init_args") or {}).get("fraction", 1.0)
+    return [f"--data.fraction={fraction:g}", "--evaluate.split=rest"]
 
 
 def learning_rates(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -365,10 +372,6 @@ def learning_rates(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]
             yield prefix + key, float(value)
         else:
             yield from learning_rates(value, f"{prefix}{key}.")
-
-
-def _is_tested(run: Run, record: dict[str, Any]) -> bool:
-    return bool(record.get("test")) and set(variants_of(run)) <= set(record.get("variants") or {})
 
 
 def _yaml(value: Any) -> str:

@@ -37,7 +37,7 @@ def hold(path: Path) -> Iterator[None]:
     with _kernel_lock(path, _PATIENCE) as is_ours:
         if not is_ours or _is_foreign(_holder(path)):
             raise RunIsLive(_explain(path, _holder(path)))
-        write_json(path, {"host": platform.node(), "pid": os.getpid(), "boot": _boot()})
+        write_json(path, _here())
         try:
             yield
         finally:
@@ -84,9 +84,23 @@ def _holder(path: Path) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
+def _here() -> dict[str, Any]:
+    job, restarts = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    begun = {"job": job, "restarts": restarts} if job else {}
+    return {"host": platform.node(), "pid": os.getpid(), "boot": _boot(), **begun}
+
+
 def _is_foreign(holder: dict[str, Any]) -> bool:
     # Same boot: same kernel, whatever name a container gives the host. Same host: any boot but ours is over.
-    return bool(holder) and holder.get("boot") != _boot() and holder.get("host") != platform.node()
+    ours = _here()
+    is_known = holder.get("boot") == ours["boot"] or holder.get("host") == ours["host"]
+    return bool(holder) and not is_known and not _was_begun_again(holder, ours)
+
+
+def _was_begun_again(holder: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Returns whether we are the holder's job again, which SLURM restarts only when all of it has ended."""
+    is_same = "job" in ours and holder.get("job") == ours["job"]
+    return is_same and holder.get("restarts", 0) < ours["restarts"]
 
 
 def _boot() -> str:

@@ -1,0 +1,132 @@
+"""Tasks on workers of dask, on this machine or on several: what crosses the network is a folder's name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from genlab.cluster.extra import require
+from genlab.cluster.place import Place
+from genlab.cluster.worker import Worker
+from genlab.runs.environment import cores
+from genlab.runs.task import Task
+
+LOOPBACK = "127.0.0.1"
+_PATIENCE = 20  # seconds that a scheduler has for its answer
+
+
+class Workers(Place):
+    """Workers of dask, each of which does one task at a time for each of its threads.
+
+    A worker that dies loses its processes, too (`genlab.cluster.leash`); another one goes on with its task.
+
+    Args:
+        address: Of a running scheduler, tcp://HOST:PORT or tls://HOST:PORT; None starts one here.
+        num_workers: Workers that are started here, which listen on the loopback interface alone.
+        resources: What a task needs of its worker, as `dask worker --resources` names it.
+    """
+
+    def __init__(
+        self, address: str | None = None, num_workers: int = 0, resources: Mapping[str, float] | None = None
+    ) -> None:
+        require("distributed", "--on local:N and --on tcp://HOST:PORT")
+        self.address, self.num_workers, self.resources = address, num_workers, dict(resources or {})
+        self._cluster: Any = None
+
+    def __enter__(self) -> Workers:
+        """Connects, and starts what is to be started.
+
+        Raises:
+            ValueError: No scheduler answers, or none of its workers has the resources.
+        """
+        from distributed import Client
+
+        if self.address is None:
+            self._cluster = self._started()
+        try:
+            self._client = Client(self.address or self._cluster, timeout=_PATIENCE, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"--on {self.address}: no scheduler answers there ({error}). Start one with "
+                "`dask scheduler`, and workers with `dask worker ADDRESS`; docs/cluster.md has both."
+            ) from None
+        try:
+            self._require_workers()
+        except ValueError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _started(self) -> Any:
+        from distributed import LocalCluster
+
+        return LocalCluster(
+            n_workers=self.num_workers,
+            threads_per_worker=1,
+            host=LOOPBACK,
+            dashboard_address=f"{LOOPBACK}:0",
+            memory_limit=None,  # a worker itself needs little, and is not to be ended for what it starts
+            resources=self.resources,
+        )
+
+    def _require_workers(self) -> None:
+        workers = self._known_workers()
+        self.slots = sum(map(self._slots_of, workers))
+        if not self.slots:
+            asked = ",".join(f"{name}={amount:g}" for name, amount in self.resources.items())
+            raise ValueError(
+                f"--on {self.address}: none of the scheduler's {len(workers)} workers can take a task. "
+                f"Start one: dask worker {self.address} --nthreads 1{asked and f' --resources {asked}'}"
+            )
+
+    def _slots_of(self, worker: dict[str, Any]) -> int:
+        """Returns how many tasks a worker can do at a time, by its threads and by what it has."""
+        fitting = [
+            worker["resources"].get(name, 0) // amount for name, amount in self.resources.items() if amount
+        ]
+        return int(min([worker["nthreads"], *fitting]))
+
+    def _known_workers(self) -> list[dict[str, Any]]:
+        return list(self._client.scheduler_info(n_workers=-1)["workers"].values())
+
+    def work_off(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, str]]:
+        from distributed import as_completed
+
+        slots = Counter[str]()
+        for worker in self._known_workers():
+            slots[worker["host"]] += worker["nthreads"]
+        options = {"pure": False, "resources": self.resources or None}
+        ends = {self._client.submit(work, task, dict(slots), **options): task for task in tasks}
+        try:
+            for end in as_completed(list(ends), loop=self._client.loop):
+                yield ends[end], "" if end.status == "finished" else _problem(end)
+        except BaseException:
+            self._client.cancel(list(ends))
+            raise
+
+
+def work(task: Task, slots: Mapping[str, int]) -> None:
+    """Does a task in a worker, by its share of the machine's cores.
+
+    Args:
+        task: What to do.
+        slots: Tasks at a time on each machine, by its name.
+    """
+    from distributed import get_worker
+
+    own = get_worker()
+    sharing = max(own.state.nthreads, slots.get(urlsplit(own.address).hostname or "", 0))
+    Worker(max(1, cores() // sharing)).work(task)
+
+
+def _problem(end: Any) -> str:
+    """Returns in one line why a task has no end, such as that one worker after the other died of it."""
+    error = None if end.status == "cancelled" else end.exception()
+    return "the scheduler is gone" if error is None else " ".join(str(error).split())[:300]
