@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from genlab import randomness
 from genlab.data.packed import Packed
+from genlab.distributed import timeout
 from genlab.shapes import Batch
 
 
@@ -257,6 +258,7 @@ def read(items: Items, batches: list[Tensor], num_workers: int) -> Iterator[Batc
         items,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
+        timeout=timeout() if num_workers else 0.0,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, or every pass would draw a seed from the training's numbers
