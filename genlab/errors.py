@@ -134,7 +134,7 @@ def explain(error: BaseException) -> str:
     if is_of_readers(error):
         text = (
             f"A process that reads data is lost ({text.splitlines()[0].strip().rstrip('.')}): where memory "
-            "or /dev/shm is full, lower --data.num_workers (0 reads without such processes) or --data.batch_size."
+            "or /dev/shm is full, lower --data.num_workers (0 takes no such processes) or --data.batch_size."
         )
     elif is_of_memory(error):
         first = (text.splitlines() or [""])[0].strip()

@@ -1,4 +1,4 @@
-"""The catalogue of faults, docs/faults.md: its rows, the tests that plant them, and what `make faults` prints.
+"""The catalogue of faults, docs/faults.md: its rows, the tests that plant them, what `make faults` prints.
 
 Run as a program, it writes the names of the tests into the table.
 """

@@ -45,8 +45,9 @@ class StopRequest(Callback):
     """Remembers that the run was asked to stop, by Ctrl-C or a signal.
 
     SIGHUP says that a terminal was closed; by SIGUSR1 clusters announce the end of a job's time. Lightning
-    exits with code 0 on SIGTERM and saves nothing. Here whoever saves asks `code` at the end of a step. A second Ctrl-C stops at once, unless a checkpoint is being written: then once it is. Stands before
-    callbacks that evaluate the untrained model, which may take long.
+    exits with code 0 on SIGTERM and saves nothing. Here whoever saves asks `code` at the end of a step. A
+    second Ctrl-C stops at once, unless a checkpoint is being written: then once it is. Stands before what
+    evaluates the untrained model, which may take long.
 
     Attributes:
         code: The exit code that was asked for first; 0 for no request.

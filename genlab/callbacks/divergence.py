@@ -70,8 +70,8 @@ def require_scale(trainer: Any) -> None:
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is not None and scaler.get_scale() < LEAST_SCALE:
         raise Diverged(
-            f"Gradients overflow half precision even at a scale of {scaler.get_scale():.2g}: no step is taken "
-            "any more. The last checkpoint is untouched; --trainer.precision bf16-mixed has the range of 32 bits."
+            f"Gradients overflow half precision even at a scale of {scaler.get_scale():.2g}: no step counts. "
+            "The last checkpoint is untouched; --trainer.precision bf16-mixed has the range of 32 bits."
         )
 
 

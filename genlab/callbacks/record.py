@@ -313,7 +313,7 @@ def log_image(trainer: Any, key: str, picture: np.ndarray, examples_seen: int) -
     def show(logger: Any) -> None:
         if hasattr(logger, "log_image"):  # wandb
             logger.log_image(key, [str(path)], step=examples_seen)
-        elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+        elif hasattr(getattr(logger, "experiment", None), "add_image"):  # TensorBoard
             formats = "HW" if picture.ndim == 2 else "HWC"
             logger.experiment.add_image(key, picture, examples_seen, dataformats=formats)
 
@@ -335,7 +335,7 @@ def log_text(trainer: Any, key: str, text: str, examples_seen: int) -> Path | No
     def show(logger: Any) -> None:
         if hasattr(logger, "log_text"):  # wandb
             logger.log_text(key, columns=["text"], data=[[text]], step=examples_seen)
-        elif hasattr(logger.experiment, "add_text"):  # TensorBoard
+        elif hasattr(getattr(logger, "experiment", None), "add_text"):  # TensorBoard
             logger.experiment.add_text(key, text, examples_seen)
 
     pass_on(trainer, show)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from genlab import randomness
 from genlab.data.packed import Packed
 from genlab.distributed import timeout
+from genlab.errors import is_of_readers
 from genlab.shapes import Batch
 
 
@@ -263,7 +264,20 @@ def read(items: Items, batches: list[Tensor], num_workers: int) -> Iterator[Batc
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, or every pass would draw a seed from the training's numbers
     )
-    return iter(loader)
+    return _ended_together(iter(loader)) if num_workers else iter(loader)
+
+
+def _ended_together(batches: Any) -> Iterator[Batch]:
+    """Ends all reading processes with the first that is lost: one that hears nothing would be waited for."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if is_of_readers(error):
+            batches._shutdown_workers()  # also ends the watch that would raise for each that is killed here
+            for process in batches._workers:
+                process.kill()
+                process.join()
+        raise
 
 
 def _as_it_is(batch: Any) -> Any:
