@@ -81,7 +81,7 @@ class FaultReport:
         self.rows = rows()
         if chosen != "all":
             self.rows = {int(number): self.rows[int(number)] for number in chosen.split(",")}
-        self.outcomes = defaultdict(list)
+        self.outcomes, self.tables = defaultdict(list), defaultdict(list)
 
     def pytest_collection_modifyitems(self, config, items):
         kept = []
@@ -98,6 +98,10 @@ class FaultReport:
             for name, number in report.user_properties:
                 if name == "fault":
                     self.outcomes[number].append(report.outcome)
+        if report.when == "call":
+            for name, value in report.user_properties:
+                if name == "table":  # what a test measured: a title, a row and its value
+                    self.tables[value[0]].append(value[1:])
 
     def has_passed(self, number):
         return "passed" in self.outcomes[number] and "failed" not in self.outcomes[number]
@@ -107,6 +111,10 @@ class FaultReport:
             session.exitstatus = 1
 
     def pytest_terminal_summary(self, terminalreporter):
+        for title, values in self.tables.items():
+            terminalreporter.write_line(f"\n{title}")
+            for name, value in values:
+                terminalreporter.write_line(f"  {name:<72} {value}")
         for number, row in self.rows.items():
             outcomes = self.outcomes[number]
             word = "PASS" if self.has_passed(number) else "FAIL"
