@@ -27,7 +27,7 @@ def learn(name, folder, devices):
 
 
 if __name__ == "__main__":
-    folder, names = Path(sys.argv[1]), list(test_families.FAMILIES)
+    folder, names = Path(sys.argv[1]), sys.argv[2:] or list(test_families.FAMILIES)
     torch.set_num_threads(1)
     test_families.ADAM = SGD
     for name in names:

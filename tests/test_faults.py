@@ -832,7 +832,7 @@ def two_processes(tmp_path):
     """Runs a command whose rank meets a fault; returns exit code, seconds, what was said."""
     (tmp_path / "meeting.py").write_text(COUNT)
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GENLAB_TIMEOUT": "20"}
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GENLAB_TIMEOUT": "90"}
 
     def run(fault, *command):
         start = time.monotonic()
@@ -841,7 +841,7 @@ def two_processes(tmp_path):
             env={**environment, "FAULT": fault, "FAULT_ON": "1"},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=480,
         )
         return done.returncode, time.monotonic() - start, done.stderr
 
@@ -851,7 +851,7 @@ def two_processes(tmp_path):
 LOST = {
     "SIGKILL 1": (9, "Rank 1 (process"),
     "SIGKILL 0": (-9, "Rank 0 was killed"),
-    "SIGSTOP 1": (9, "did not answer within 20 s ($GENLAB_TIMEOUT)"),
+    "SIGSTOP 1": (9, "did not answer within 90 s ($GENLAB_TIMEOUT)"),
     "raises 1": (9, "Rank 1 (process"),
     "raises 0": (2, "this batch cannot be learned"),
     "SIGTERM 1": (143, ""),
@@ -870,8 +870,9 @@ def test_the_loss_of_one_process_of_two_ends_the_training_with_one_cause(
     found, seconds, said = two_processes(fault, "fit", *arguments, *options, "--allow", "meeting")
     run = Run(tmp_path / "outputs" / "vae_digits" / "run")
     assert found == code and words in said, said
-    assert "Traceback" not in said and said.count("genlab: ") <= 2 and seconds < 120, said
+    assert "Traceback" not in said and said.count("genlab: ") <= 2 and seconds < 300, said
     assert run.status == ("stopped" if code == 143 else "failed")
+    assert run.last_checkpoint is not None, said
     assert state_of(run)["examples_seen"] == (512 if code == 143 else 320)
     deadline = time.monotonic() + 30
     while str(run.path) in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout:
