@@ -13,7 +13,7 @@ RUNS := $(or $(GENLAB_OUTPUTS),outputs)
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install browser demo check format test test-slow bench smoke headline clean
+.PHONY: help install browser demo check format test test-slow faults bench smoke headline clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ test: install ## Run the default test-suite; ARGS="-k digits" selects
 
 test-slow: install ## Run the longer proofs
 	$(BIN)/pytest -m slow $(ARGS)
+
+faults: install ## Plant every fault of docs/faults.md; a line a row; ROWS=6,7 some, KILLS=500 more kills
+	OMP_NUM_THREADS=1 KILLS=$(KILLS) $(BIN)/pytest -n 2 --dist loadfile -m "fault and not bench" \
+		--faults $(or $(ROWS),all) $(ARGS)
 
 bench: install ## Run the measurements and print them
 	$(BIN)/pytest -m bench -s $(ARGS)

@@ -1,12 +1,33 @@
-"""Sums over all devices, by whoever trains on one or on many."""
+"""Sums over all devices, by whoever trains on one or on many, and how long one process waits for another."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+TIMEOUT_VARIABLE = "GENLAB_TIMEOUT"
+TIMEOUT = 300.0
+"""Seconds that a process waits for another one of its training that does not answer."""
+
+
+def timeout() -> float:
+    """Returns the seconds that a process waits for another one.
+
+    Raises:
+        ValueError: $GENLAB_TIMEOUT is no number of seconds.
+    """
+    given = os.environ.get(TIMEOUT_VARIABLE) or TIMEOUT
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"${TIMEOUT_VARIABLE} must be a positive number of seconds, got {given}.")
+    return seconds
 
 
 def distributed() -> bool:

@@ -27,7 +27,7 @@ EXIT_CODES = {
     8: "out of memory",
     9: "another process of the same training was lost",
     130: "stopped by Ctrl-C",
-    143: "stopped by SIGTERM or SIGHUP",
+    143: "stopped by SIGTERM or SIGHUP; a training also by SIGUSR1",
 }
 """The exit codes of every command, as `genlab --help` and SECURITY.md name them."""
 
@@ -81,6 +81,7 @@ _CODES = {
 _USER = {"ValueError", "FileNotFoundError", "MisconfigurationException"}
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_MEMORY = ("can't allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED")
+_READER_LOST, _READER_SILENT = "DataLoader worker (pid", "DataLoader timed out"
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -92,8 +93,10 @@ def exit_code(error: BaseException) -> int | None:
     for name in names:
         if name in _CODES:
             return _CODES[name]
-    if is_of_memory(error):
+    if is_of_memory(error) or is_of_readers(error, _READER_LOST):
         return 8
+    if is_of_readers(error):
+        return 9
     if _USER & set(names):
         return EXIT_USAGE
     return 7 if is_of_storage(error) else None
@@ -114,10 +117,26 @@ def is_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
+def is_of_readers(error: BaseException, *words: str) -> bool:
+    """Returns whether an error of torch says that a process that reads data has died or does not answer.
+
+    Args:
+        error: Any.
+        words: Which of both; nothing for either.
+    """
+    said = any(word in str(error) for word in words or (_READER_LOST, _READER_SILENT))
+    return isinstance(error, RuntimeError) and said
+
+
 def explain(error: BaseException) -> str:
     """Returns what to tell the user of an error that has an exit code, with its notes."""
     text = str(error)
-    if is_of_memory(error):
+    if is_of_readers(error):
+        text = (
+            f"A process that reads data is lost ({text.splitlines()[0].strip().rstrip('.')}): where memory "
+            "or /dev/shm is full, lower --data.num_workers (0 takes no such processes) or --data.batch_size."
+        )
+    elif is_of_memory(error):
         first = (text.splitlines() or [""])[0].strip()
         text = (
             f"Out of memory ({first or type(error).__name__}): lower the batch size (--data.batch_size, "

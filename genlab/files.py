@@ -35,9 +35,9 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises:
         StorageError: There is no room, or writing here is not allowed; the target is as it was.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         sync(temporary)
         os.replace(temporary, target)

@@ -19,6 +19,17 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--faults", metavar="ROWS", help="Rows of docs/faults.md, `all` or 6,7; prints each")
+
+
+def pytest_configure(config):
+    if config.option.faults:
+        from fault_catalogue import FaultReport
+
+        config.pluginmanager.register(FaultReport(config.option.faults))
+
+
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("GENLAB_OUTPUTS", str(tmp_path / "outputs"))

@@ -116,6 +116,7 @@ def test_two_spacings_of_evaluations_are_refused():
         Budget(evaluations=3)
 
 
+@pytest.mark.fault(58)
 def test_the_clock_stands_still_while_the_model_is_evaluated():
     clock = TrainingClock()
     clock.on_train_batch_start(None, None, None, 0)
@@ -171,6 +172,7 @@ def evaluated(health, *evaluations):
     return health
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("kind", SICK)
 def test_health_flags_what_two_evaluations_in_a_row_show(kind):
     sick = {**HEALTHY, **SICK[kind]}
@@ -187,6 +189,7 @@ def test_health_has_no_flags_for_a_healthy_or_an_unmeasured_run():
     assert evaluated(Health(), one_sided, one_sided).flags == []
 
 
+@pytest.mark.fault(22)
 def test_health_flags_a_loss_that_has_exploded_at_once():
     (flag,) = evaluated(Health(), HEALTHY, {**HEALTHY, "val/loss": -3e27}).flags
     assert flag["examples_seen"] == 100 and "the loss is -3e+27: it has exploded" in flag["problem"]
@@ -200,6 +203,7 @@ def test_health_remembers_over_a_resumption():
     assert len(evaluated(after, sick).flags) == 1
 
 
+@pytest.mark.fault(19)
 def test_the_best_checkpoint_is_the_one_of_the_best_score():
     keeper = RunCheckpoints("fid")
     worst_to_best = [
@@ -212,6 +216,7 @@ def test_the_best_checkpoint_is_the_one_of_the_best_score():
     assert [highest._improved(score) for score in scores] == [True, False, True]
 
 
+@pytest.mark.fault(21)
 def test_weights_that_are_not_finite_are_noticed():
     network = torch.nn.Linear(3, 2)
     assert not not_finite(network)
@@ -243,6 +248,7 @@ while sys.stdin.readline():
 """
 
 
+@pytest.mark.fault(1)
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     """Three kills at spread-out moments, each while 8 MB are being written again and again."""
     path = tmp_path / "last.ckpt"
@@ -259,6 +265,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
             assert (state["weights"] == state["number"]).all()
 
 
+@pytest.mark.fault(3)
 def test_an_error_while_saving_keeps_the_old_checkpoint_and_no_leftover(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"number": 1}, path)

@@ -33,6 +33,7 @@ def test_a_text_is_counted_in_blocks_as_a_whole(tmp_path, monkeypatch, block):
     assert found.longest == (longest, f"line {place} of a.txt") and found.ok
 
 
+@pytest.mark.fault(47)
 def test_a_folder_of_texts_is_the_sum_of_its_files_and_the_first_wrong_byte_of_each_is_named(
     tmp_path, genlab_command
 ):

@@ -196,6 +196,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.fault(38, 55)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_a_short_error_with_its_remedy(mistake, genlab_command):
     arguments, expected = MISTAKES[mistake]
@@ -206,6 +207,7 @@ def test_a_mistake_gets_a_short_error_with_its_remedy(mistake, genlab_command):
     assert len(message) < 700 and message.count("\n") < 4, message
 
 
+@pytest.mark.fault(62)
 def test_a_secret_of_a_logger_is_refused_before_anything_keeps_it():
     from genlab.cli.settings import refuse_secrets
 
@@ -218,6 +220,7 @@ def test_a_secret_of_a_logger_is_refused_before_anything_keeps_it():
     refuse_secrets({"logger": {"class_path": "CSVLogger", "init_args": {"name": "token", "version": None}}})
 
 
+@pytest.mark.fault(54)
 def test_a_configuration_cannot_run_foreign_code(genlab_command, tmp_path, monkeypatch):
     marker = tmp_path / "marker"
     (tmp_path / "evil_package.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
@@ -232,6 +235,7 @@ def test_a_configuration_cannot_run_foreign_code(genlab_command, tmp_path, monke
         assert not marker.exists()
 
 
+@pytest.mark.fault(16)
 def test_a_checkpoint_of_another_model_is_refused_with_the_difference(trained, genlab_command):
     checkpoint = ("--ckpt_path", trained / "checkpoints/last.ckpt")
     code, _, error = genlab_command("test", *DIGITS, *checkpoint)
@@ -240,6 +244,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_difference(trained, g
     assert code == 4 and "holds a genlab.families.gan.GAN" in error
 
 
+@pytest.mark.fault(6)
 def test_a_damaged_checkpoint_is_named_in_the_error(trained, genlab_command):
     checkpoint = trained / "checkpoints/last.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
@@ -248,6 +253,7 @@ def test_a_damaged_checkpoint_is_named_in_the_error(trained, genlab_command):
     assert code == 4 and "last.ckpt is no readable checkpoint" in error
 
 
+@pytest.mark.fault(52)
 def test_an_extractor_that_cannot_be_had_is_said_before_training_and_training_goes_on(
     small, genlab_command, no_inception
 ):
@@ -280,6 +286,7 @@ def trainings():
         yield process
 
 
+@pytest.mark.fault(9)
 @pytest.mark.slow
 def test_ctrl_c_ends_the_run_with_a_checkpoint_and_its_exit_code(small, tmp_path, trainings, genlab_command):
     """In a process of its own; test_resume and test_going_on send the other signals."""
@@ -300,6 +307,7 @@ def test_ctrl_c_ends_the_run_with_a_checkpoint_and_its_exit_code(small, tmp_path
     assert open_run(run.path).read()["examples_seen"] >= seen + 640
 
 
+@pytest.mark.fault(56)
 def test_a_run_that_is_training_cannot_be_resumed_by_another_process(trained, genlab_command):
     code = (
         "import sys",
@@ -317,6 +325,7 @@ def test_a_run_that_is_training_cannot_be_resumed_by_another_process(trained, ge
     assert code == 2 and "train" in error
 
 
+@pytest.mark.fault(20)
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(small, genlab_command):
     arguments = ("--model.generator_optimizer.init_args.lr", "1e30", "--trainer.log_every_n_steps", "1")
     code, _, error = genlab_command("fit", *small, *arguments)

@@ -50,6 +50,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_file_that_is_wrong_is_named_with_the_place(fault, genlab_command, tmp_path):
     text, where, what = FAULTS[fault]
@@ -74,6 +75,7 @@ BYTES = {
 }
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("name", BYTES)
 def test_a_file_that_is_no_text_is_named_with_the_byte(name, genlab_command, tmp_path):
     content, what = BYTES[name]

@@ -106,6 +106,7 @@ def placed(rank, world_size, **kwargs):
     return data
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_row_j_of_rank_r_is_row_r_plus_w_j_of_the_batch_that_one_process_sees(world_size):
     alone = numbers(Digits(batch_size=30 * world_size).train_dataloader())
@@ -120,6 +121,7 @@ def test_an_epoch_drops_its_rest_and_repeats_nothing():
     assert len({row for batch in batches for row in batch}) == 896
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 7, 15, 18])
 def test_a_stopped_loader_goes_on_to_the_bit(stop, num_workers):
@@ -215,6 +217,7 @@ def test_lightning_resumes_from_every_checkpoint_with_the_same_images_and_flips(
         assert fit(file, **kwargs) == whole[seen:], file.name
 
 
+@pytest.mark.fault(38)
 def test_too_few_images_for_a_batch_are_refused_before_training():
     message = (
         r"1797 images are too few: the 900 left to learn from are fewer than one batch of 1600 "
@@ -229,6 +232,7 @@ def test_too_few_images_for_a_batch_are_refused_before_training():
 # --- scoring: every item once -------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_items", [4, 5, 7, 12, 25, 31])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -373,6 +377,7 @@ def test_there_is_no_rest_of_a_split_that_is_used_whole():
         Digits().split("rest")
 
 
+@pytest.mark.fault(14)
 def test_one_changed_pixel_label_source_or_level_count_changes_the_fingerprint():
     images, labels = np.zeros((3000, 1, 4, 4), np.uint8), np.zeros(3000, np.int64)
     source, other_source = np.zeros((3000, 5), np.uint8), np.zeros((3000, 5), np.uint8)
@@ -559,6 +564,7 @@ def bad_files():
     }
 
 
+@pytest.mark.fault(32, 36)
 @pytest.mark.parametrize("kind", bad_files())
 def test_a_file_that_cannot_be_used_is_named_with_its_reason_in_one_line(kind):
     data, reason = bad_files()[kind]
@@ -568,6 +574,7 @@ def test_a_file_that_cannot_be_used_is_named_with_its_reason_in_one_line(kind):
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+@pytest.mark.fault(32)
 def test_a_truncated_file_is_refused_even_where_pillow_was_told_to_be_lenient(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     jpeg = encoded(picture(size=(200, 200)), format="JPEG")
@@ -583,6 +590,7 @@ def tiff16(photometric):
     return encoded(Image.fromarray(GRADIENT), format="TIFF", tiffinfo={262: photometric})
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -601,6 +609,7 @@ def test_deep_grey_is_rescaled_by_its_range_and_not_clipped(data, expected):
     assert len(np.unique(pixels)) == 256
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_every_value_of_sixteen_bits_goes_to_its_nearest_level(kind):
     values = np.arange(65536).reshape(256, 256)
@@ -608,6 +617,7 @@ def test_every_value_of_sixteen_bits_goes_to_its_nearest_level(kind):
     assert np.array_equal(pixels, (values + 128) // 257)
 
 
+@pytest.mark.fault(34)
 def test_sixteen_bit_colour_keeps_its_range():
     colour = np.stack([GRADIENT, GRADIENT[::-1], np.roll(GRADIENT, 99)], axis=-1)
     decoded = decode(png(colour, 2), "x.png", AS_IT_IS)
@@ -616,6 +626,7 @@ def test_sixteen_bit_colour_keeps_its_range():
     assert decoded.notes == ("16-bit colour to 8 bits",)
 
 
+@pytest.mark.fault(34)
 def test_declared_maximum_of_a_tiff_is_its_white():
     data = encoded(Image.fromarray(GRADIENT // 16), format="TIFF", tiffinfo={281: 4095})
     assert np.abs(decode(data, "x.tif", GREY).pixels[0] - (GRADIENT // 16) / 4095 * 255).max() <= 0.51
@@ -624,6 +635,7 @@ def test_declared_maximum_of_a_tiff_is_its_white():
         decode(beyond, "x.tif", GREY)
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize(
     ("background", "expected"), [("white", 255), ("black", 0), ("#336699", (51, 102, 153))]
 )
@@ -638,11 +650,13 @@ def test_transparent_pixels_take_the_named_background(mode, background, expected
     assert f"transparency laid over {background}" in decoded.notes
 
 
+@pytest.mark.fault(33)
 def test_half_transparency_mixes_in_proportion():
     decoded = decode(encoded(Image.new("RGBA", (1, 1), (100, 0, 0, 128))), "x.png", AS_IT_IS)
     assert np.abs(decoded.pixels[:, 0, 0] - np.array([177.2, 127, 127])).max() <= 1
 
 
+@pytest.mark.fault(33)
 def test_palette_pixels_keep_their_colours():
     image = Image.new("RGB", (2, 1), (10, 20, 30))
     image.putpixel((1, 0), (200, 100, 50))
@@ -663,6 +677,7 @@ def cmyk_profile():
     return head.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", start, len(lut)) + lut
 
 
+@pytest.mark.fault(33)
 def test_cmyk_follows_its_colour_profile_where_it_has_one():
     image = Image.new("CMYK", (2, 2), (255, 0, 0, 0))
     plain = decode(encoded(image, format="TIFF"), "x.tif", AS_IT_IS)
@@ -673,6 +688,7 @@ def test_cmyk_follows_its_colour_profile_where_it_has_one():
     assert managed.notes == ("CMYK to RGB by its profile",)
 
 
+@pytest.mark.fault(35)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
     array = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
@@ -685,6 +701,7 @@ def test_exif_orientation_is_applied(orientation):
     assert ("turned by its EXIF orientation" in decoded.notes) == (orientation != 1)
 
 
+@pytest.mark.fault(35)
 def test_the_first_frame_of_an_animation_counts():
     frames = [Image.new("L", (4, 4), grey) for grey in (10, 200)]
     data = encoded(frames[0], format="GIF", save_all=True, append_images=frames[1:])
@@ -692,6 +709,7 @@ def test_the_first_frame_of_an_animation_counts():
     assert (decoded.pixels == 10).all() and "first of several frames" in decoded.notes
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "L"), (1, "RGB"), (3, "RGB"), (1, "1")])
 def test_grey_and_colour_become_what_is_wanted(channels, mode):
     image = picture(mode)
@@ -700,6 +718,7 @@ def test_grey_and_colour_become_what_is_wanted(channels, mode):
     assert np.array_equal(decoded.pixels, wanted.transpose(2, 0, 1))
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize("size", [(21, 9), (9, 21), (178, 218), (9, 9)])
 def test_the_centred_square_is_what_remains(size):
     width, height = size
@@ -710,6 +729,7 @@ def test_the_centred_square_is_what_remains(size):
     assert np.array_equal(pixels, array[top : top + side, left : left + side])
 
 
+@pytest.mark.fault(39)
 def test_resizing_does_not_alias():
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
     pixels = decode(encoded(Image.fromarray(stripes)), "x.png", Policy(16, 1)).pixels
@@ -765,6 +785,7 @@ def member(name, kind=tarfile.REGTYPE, link=""):
     return info
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize(
     "info",
     [
@@ -785,6 +806,7 @@ def test_hostile_members_of_a_tar_are_refused(info, tmp_path):
         open_source(tmp_path / "a.tar")
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize("name", ["/x.png", "../x.png", "a\\..\\..\\x.png", "c:/x.png", "link.png"])
 def test_hostile_members_of_a_zip_are_refused(name, tmp_path):
     info = zipfile.ZipInfo("x.png")
@@ -796,6 +818,7 @@ def test_hostile_members_of_a_zip_are_refused(name, tmp_path):
         open_source(tmp_path / "a.zip")
 
 
+@pytest.mark.fault(37)
 def test_a_place_without_images_says_what_to_do(tmp_path):
     images_in(tmp_path / "high" / "sub" / "deep", 3)
     (tmp_path / "empty").mkdir()
@@ -833,6 +856,7 @@ def test_several_processes_pack_what_one_packs(tmp_path):
     assert np.array_equal(one.x, np.stack(expected).transpose(0, 3, 1, 2))
 
 
+@pytest.mark.fault(44)
 def test_a_second_call_reads_the_pack_and_a_change_makes_another(tmp_path):
     folder = images_in(tmp_path / "a", 4)
     first = pack(open_source(folder), Policy(8), "a")
@@ -847,6 +871,7 @@ def test_a_second_call_reads_the_pack_and_a_change_makes_another(tmp_path):
     assert len(list(cache_folder().glob("data/a-*"))) == 3
 
 
+@pytest.mark.fault(44)
 def test_a_pack_that_lost_bytes_is_built_again(tmp_path):
     source = open_source(images_in(tmp_path / "a", 4))
     first = pack(source, Policy(8), "a")
@@ -855,6 +880,7 @@ def test_a_pack_that_lost_bytes_is_built_again(tmp_path):
     assert np.array_equal(pack(source, Policy(8), "a").x, first.x)
 
 
+@pytest.mark.fault(32)
 def test_bad_files_stop_packing_with_their_names_and_leave_nothing_behind(tmp_path):
     folder = images_in(tmp_path / "a", 6)
     for number, name in enumerate(["bad0.png", "bad1.png", "bad2.png", "bad3.png"]):
@@ -954,6 +980,7 @@ def test_an_image_folder_trains_from_a_mapped_pack_with_reading_processes(tmp_pa
 # --- check --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(32, 39, 40)
 def test_a_check_lists_everything_about_a_folder(tmp_path):
     folder = images_in(tmp_path / "a", 6, size=(12, 10))
     for number, (data, _) in enumerate(bad_files().values()):
@@ -1117,6 +1144,7 @@ class _Trap:
         return os.mkdir, ("trapped",)
 
 
+@pytest.mark.fault(54)
 def test_a_pickle_that_calls_something_is_refused(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()

@@ -811,6 +811,7 @@ def test_a_copy_answers_alike_and_knows_nothing_of_the_original(name, trained):
         assert not same_bits(answers(twin, batch), before)
 
 
+@pytest.mark.fault(21)
 @ALL
 def test_all_that_a_checkpoint_keeps_is_finite(name, trained):
     assert not_finite(trained(name)) == ""
@@ -907,8 +908,9 @@ class Keep(pl.Callback):
         return copy.deepcopy([model.state_dict(), optimizers, schedulers, kept])
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize("name", [*FAMILIES, *HARD])
-def test_stopped_and_resumed_equals_never_stopped_to_the_bit(name, tmp_path):
+def test_stopped_and_resumed_equals_never_stopped_to_the_bit(name, tmp_path, record_property):
     """On one machine, in one layout and with the same kernels, so that bits are equal.
 
     Where a step has two batches, or a player two of its own, it is stopped in the middle of one.
@@ -924,6 +926,8 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(name, tmp_path):
         torch.load(tmp_path / path, weights_only=True)
         for path in (f"whole/{stop}.ckpt", f"whole/{end}.ckpt", f"parts/{end}.ckpt")
     )
-    assert differences(whole, parts) == []
+    found = differences(whole, parts)
+    record_property("table", ("resume, tensors and counts", name, f"{len(found)} differ"))
+    assert found == []
     assert whole["examples_seen"] * stop == first["examples_seen"] * end and differences(whole, first) != []
     assert bool(first["gradients"]) == ("accumulate_grad_batches" in family.trainer)

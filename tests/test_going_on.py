@@ -60,6 +60,7 @@ def flip_a_bit(path):
 # A run that is complete
 
 
+@pytest.mark.fault(18)
 def test_a_finished_run_is_left_as_it_is(trained, genlab_command):
     before = files_of(trained)
     code, out, _ = genlab_command("resume", trained.path, LR, "0.5")
@@ -101,6 +102,7 @@ def test_each_limit_is_spent_where_it_is_reached(limits, expected):
 # Settings and data
 
 
+@pytest.mark.fault(15)
 def test_only_what_shapes_the_curve_is_fixed():
     config = {
         "seed_everything": 0,
@@ -137,6 +139,7 @@ class Data(SimpleNamespace):
         return self.prints[split]
 
 
+@pytest.mark.fault(14)
 def test_other_data_are_refused_by_name_and_accepted_by_wish():
     trained_with = TrainedWith({}, {"train": "a" * 64, "test": "b" * 64}, {})
     resumed = Resumption(Path("last.ckpt"), trained_with, 640, "0.2.0", accepts=False)
@@ -148,6 +151,7 @@ def test_other_data_are_refused_by_name_and_accepted_by_wish():
     assert change.to_dict() == {"key": "data (test split)", "before": "b" * 12, "after": "c" * 12}
 
 
+@pytest.mark.fault(14)
 def test_a_test_asks_whether_the_data_are_those_of_the_training(trained, genlab_command):
     checkpoint = trained.checkpoints / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)
@@ -158,6 +162,7 @@ def test_a_test_asks_whether_the_data_are_those_of_the_training(trained, genlab_
     assert "test" not in trained.read()
 
 
+@pytest.mark.fault(6, 15, 19)
 def test_changed_settings_are_refused_unless_accepted_and_then_count_and_are_recorded(
     trained, genlab_command
 ):
@@ -188,6 +193,7 @@ def test_changed_settings_are_refused_unless_accepted_and_then_count_and_are_rec
     assert state["trained_with"]["settings"]["model.optimizer.lr"] == 0.01
 
 
+@pytest.mark.fault(15)
 def test_another_class_of_optimiser_is_refused_even_if_accepted():
     was = {"model.optimizer": "torch.optim.Adam"}
     resumed = Resumption(Path("last.ckpt"), TrainedWith(was, {}, {}), 640, "0.2.0", accepts=True)
@@ -198,6 +204,7 @@ def test_another_class_of_optimiser_is_refused_even_if_accepted():
 # Files
 
 
+@pytest.mark.fault(6)
 def test_every_changed_bit_is_found_or_harmless(tmp_path):
     """What torch reads of a file that passes is what was written."""
     file, state = tmp_path / "last.ckpt", {"w": torch.arange(9.0), "n": 3, "d": {"x": ["text", 1.5]}}
@@ -222,6 +229,7 @@ def attribute_bits(archive):
     return [8 * (place + 38) + 4 for place in places]
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
@@ -281,6 +289,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault(16, 17)
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_checkpoint_is_refused_in_one_line(kind, trained, tmp_path):
     spoil, expected = HOSTILE[kind]
@@ -292,6 +301,7 @@ def test_a_checkpoint_is_refused_in_one_line(kind, trained, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.fault(16)
 def test_a_state_that_is_not_of_such_a_training_is_refused_in_one_line(trained, genlab_command):
     file = trained.checkpoints / "last.ckpt"
     state = torch.load(file, weights_only=True)
@@ -306,6 +316,7 @@ def test_a_state_that_is_not_of_such_a_training_is_refused_in_one_line(trained, 
     assert code == 4 and "last.ckpt cannot be restored" in error
 
 
+@pytest.mark.fault(16)
 def test_complex_weights_are_refused(trained, genlab_command):
     file = trained.checkpoints / "last.ckpt"
     state = torch.load(file, weights_only=True)
@@ -319,6 +330,7 @@ def test_complex_weights_are_refused(trained, genlab_command):
 # Signals
 
 
+@pytest.mark.fault(9)
 def test_two_requests_at_once_are_one_and_leave_a_checkpoint(small, genlab_command, monkeypatch):
     """They come while the untrained model is evaluated, before there is anything to save."""
 
@@ -333,6 +345,7 @@ def test_two_requests_at_once_are_one_and_leave_a_checkpoint(small, genlab_comma
     assert torch.load(run.checkpoint(), weights_only=True)["examples_seen"] == 64
 
 
+@pytest.mark.fault(8, 9)
 def test_a_second_ctrl_c_stops_at_once_but_not_within_a_save(monkeypatch):
     request, now = StopRequest(), [0.0]
     monkeypatch.setattr("genlab.callbacks.checkpoints.time.monotonic", lambda: now[0])
@@ -347,6 +360,7 @@ def test_a_second_ctrl_c_stops_at_once_but_not_within_a_save(monkeypatch):
         request._ask(signal.SIGINT, None)
 
 
+@pytest.mark.fault(60)
 def test_signals_are_given_back_and_what_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -389,6 +403,7 @@ def test_what_is_asked_in_the_last_evaluation_comes_too_late(small, genlab_comma
 FAST_DEV_RUN = pytest.param(("--trainer.fast_dev_run", "3"), marks=pytest.mark.slow)
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("trial", [(), FAST_DEV_RUN])
 def test_divergence_is_seen_before_an_evaluation_where_no_loss_was_logged(trial, small, genlab_command):
     asked = ("--trainer.callbacks", "[PosteriorHealth, LatentPictures]", *trial)

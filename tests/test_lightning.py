@@ -220,6 +220,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_setting_that_is_refused_leaves_no_folder(setting, genlab_command):
     code, _, error = genlab_command(*POINTS, *FOUR, setting)
@@ -227,6 +228,7 @@ def test_a_setting_that_is_refused_leaves_no_folder(setting, genlab_command):
     assert not Path(os.environ["GENLAB_OUTPUTS"]).exists() or not list_runs()
 
 
+@pytest.mark.fault(52)
 def test_an_extractor_that_was_asked_for_must_be_there(genlab_command, monkeypatch):
     code, _, error = genlab_command(*DIGITS, "--extractor", "/nowhere")
     assert code == 5 and "There is no extractor /nowhere" in error and not list_runs()
@@ -250,12 +252,14 @@ OUT_OF_MEMORY = (
 )
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_no_memory_is_said_in_a_line_with_what_to_lower(error):
     assert exit_code(error) == 8
     assert len(explain(error).splitlines()) == 1 and "--data.batch_size" in explain(error)
 
 
+@pytest.mark.fault(3)
 def test_a_full_disk_says_what_is_needed_and_keeps_the_old_file(tmp_path):
     target = tmp_path / "last.ckpt"
     target.write_bytes(b"old")
@@ -273,6 +277,7 @@ def test_a_full_disk_says_what_is_needed_and_keeps_the_old_file(tmp_path):
     assert target.read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.fault(3)
 def test_a_full_disk_in_training_names_the_way_on(genlab_command, monkeypatch):
     saved = []
 
@@ -291,6 +296,7 @@ def test_a_full_disk_in_training_names_the_way_on(genlab_command, monkeypatch):
     assert "the storage is full" in said[0] and f"genlab resume {run.path}" in said[1] and len(said) == 2
 
 
+@pytest.mark.fault(5)
 def test_a_folder_that_cannot_be_written_is_refused_before_the_imports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda *arguments: False)
     with pytest.raises(StorageError, match="read-only"):
@@ -300,6 +306,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_imports(tmp_path,
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.fault(7, 60)
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)]
 )
@@ -317,6 +324,7 @@ def test_a_signal_ends_any_command_with_a_line(number, code, monkeypatch, capsys
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+@pytest.mark.fault(7)
 def test_a_signal_ends_a_test_within_a_step(visited, genlab_command, monkeypatch):
     run = visited[0].path
     monkeypatch.setattr(GAN, "test_step", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
@@ -326,6 +334,7 @@ def test_a_signal_ends_a_test_within_a_step(visited, genlab_command, monkeypatch
     assert (run / "run.json").read_bytes() == before
 
 
+@pytest.mark.fault(60)
 def test_what_is_ignored_stays_ignored(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
@@ -337,11 +346,13 @@ def test_what_is_ignored_stays_ignored(monkeypatch):
     assert Stopped(signal.SIGINT).code == 130
 
 
+@pytest.mark.fault(60)
 def test_closed_output_is_quiet(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout", None)
     assert command_line.main(["--version"]) == 0
 
 
+@pytest.mark.fault(29)
 def test_the_waiting_for_others_is_limited_and_settable(monkeypatch):
     assert peers.timeout() == 300
     monkeypatch.setenv("GENLAB_TIMEOUT", "20")
@@ -351,6 +362,7 @@ def test_the_waiting_for_others_is_limited_and_settable(monkeypatch):
         peers.timeout()
 
 
+@pytest.mark.fault(28, 29, 30)
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -374,6 +386,7 @@ def test_the_loss_of_a_process_has_one_cause(command, words):
     launcher.procs[0].wait(5)
 
 
+@pytest.mark.fault(30)
 def test_an_error_of_ones_own_is_no_loss():
     assert not peers.is_of_peers(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert peers.is_of_peers(RuntimeError("[../gloo/x.cc] Timed out waiting 1ms for recv operation"))

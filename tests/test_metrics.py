@@ -187,6 +187,7 @@ def test_inception_score_is_the_exponential_of_the_mean_divergence_over_splits()
     assert values == pytest.approx({"is": np.mean(expected), "is_std": np.std(expected)}, rel=1e-9)
 
 
+@pytest.mark.fault(49)
 def test_inception_score_with_fewer_samples_than_splits_says_so_in_its_protocol():
     metric = InceptionScore(num_splits=10)
     assert result(metric, normal(4, 2), logits=normal(4, 3))["is"] == pytest.approx(1.0)
@@ -361,6 +362,7 @@ def test_scores_leave_the_random_numbers_of_training_alone(metric):
     assert (np.random.get_state()[1] == numpy_before).all()
 
 
+@pytest.mark.fault(50)
 @pytest.mark.parametrize("metric", METRICS)
 def test_nan_in_the_features_is_an_error_that_says_so(metric):
     rows, logits = normal(20, 6), normal(20, 4)
@@ -369,6 +371,7 @@ def test_nan_in_the_features_is_an_error_that_says_so(metric):
         result(make(metric), rows, normal(20, 6), logits)
 
 
+@pytest.mark.fault(49)
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_sample_counted_twice_or_a_single_one_is_refused(metric):
     rows, logits, real = normal(8, 6), normal(8, 4), normal(20, 6)
@@ -440,6 +443,7 @@ def test_collected_statistics_are_those_of_all_rows_and_kept_rows_keep_their_num
     assert reference.protocol["num_kept"] == len(reference.index) == min(num_kept, 211)
 
 
+@pytest.mark.fault(51)
 def test_cached_reference_is_built_once_for_a_key_and_again_for_another():
     built = []
 
@@ -458,6 +462,7 @@ def test_cached_reference_is_built_once_for_a_key_and_again_for_another():
     assert len(built) == 3
 
 
+@pytest.mark.fault(53)
 @pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: b"x" * 64])
 def test_damaged_cache_is_rebuilt_with_a_warning(tmp_path, damage):
     cached_reference("key", build=lambda: collected(normal(30, 4)))
@@ -578,6 +583,7 @@ def test_features_do_not_depend_on_the_batch_size():
     assert torch.allclose(extractor(levels, 17).pool, single, atol=1e-6)
 
 
+@pytest.mark.fault(50)
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
@@ -612,6 +618,7 @@ def test_only_networks_of_this_package_are_loaded(tmp_path):
         load_extractor(file)
 
 
+@pytest.mark.fault(52)
 def test_missing_and_damaged_extractors_are_named_before_training(tmp_path, saved):
     assert "is not there" in extractor_available(tmp_path / "nowhere.safetensors")
     assert "is not there" in extractor_available(tmp_path)
@@ -695,6 +702,7 @@ def test_weights_are_downloaded_once_and_checked(public_file, tmp_path):
     assert extractor_available("inception") is None
 
 
+@pytest.mark.fault(53)
 def test_tampered_cache_is_removed_and_fetched_again(public_file):
     found = inception_weights.find_weights()
     found.write_bytes(found.read_bytes()[:-1])
@@ -703,6 +711,7 @@ def test_tampered_cache_is_removed_and_fetched_again(public_file):
     assert found.read_bytes() == public_file.read_bytes()
 
 
+@pytest.mark.fault(53)
 def test_tampered_download_is_removed_and_the_remedy_named(public_file, tmp_path):
     public_file.write_bytes(b"half")
     with pytest.raises(MissingWeights) as raised:
@@ -783,6 +792,7 @@ def _no_weights(folder):
     return sorted(folder.glob("*.safetensors"))
 
 
+@pytest.mark.fault(54)
 def test_a_file_that_is_no_extractor_is_refused_and_runs_nothing(tmp_path, monkeypatch):
     for path in _no_weights(tmp_path):
         by_variable = path.name in ("zip.safetensors", "pickle.safetensors")

@@ -80,6 +80,7 @@ def test_a_half_bleeds_nothing_into_the_other_when_it_is_made_smaller(tmp_path):
     assert image.shape == (3, 8, 16) and not image[..., :8].any() and (image[..., 8:] == 255).all()
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("size", [(16, 16), (15, 8), (17, 8), (8, 16), (24, 8)])
 def test_a_picture_that_is_not_two_squares_is_refused(tmp_path, size):
     data = PairedImages(saved(tmp_path / "a", range(3), size), image_size=8)
@@ -131,6 +132,7 @@ def test_pictures_outside_of_the_folders_of_splits_are_named(tmp_path):
         PairedImages(str(tmp_path / "set"), image_size=8).split("train")
 
 
+@pytest.mark.fault(41)
 def test_two_folders_are_matched_by_name_whatever_the_ending(tmp_path):
     images = saved(tmp_path / "a", range(12))
     sources = saved(tmp_path / "b", range(12), ending="bmp")
@@ -161,6 +163,7 @@ def test_the_spec_of_pairs_names_both_and_counts_pairs(tmp_path):
 # --- unpaired -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize(("num", "num_sources"), [(10, 4), (4, 10), (6, 6), (7, 1)])
 def test_sources_are_dealt_anew_in_each_epoch_and_equally_often(num, num_sources):
     dealt = [deal(num, num_sources, 0, epoch) for epoch in range(40)]
@@ -174,6 +177,7 @@ def test_sources_are_dealt_anew_in_each_epoch_and_equally_often(num, num_sources
     assert set(np.concatenate(dealt)) == set(range(num_sources))
 
 
+@pytest.mark.fault(42)
 def test_unpaired_sets_meet_other_partners_in_each_epoch(tmp_path):
     data = UnpairedImages(
         saved(tmp_path / "a", range(20)), saved(tmp_path / "b", range(100, 140)), image_size=8, batch_size=3
@@ -350,6 +354,7 @@ def test_an_image_comes_with_one_of_its_captions_drawn_anew_in_each_epoch(tmp_pa
     assert texts == [f"picture {number} as one" for number in numbers_of(batch["image"])]
 
 
+@pytest.mark.fault(46)
 def test_captions_that_are_missing_or_no_table_are_named(tmp_path):
     data = captioned(tmp_path)
     file = tmp_path / "a" / "captions.tsv"
@@ -423,6 +428,7 @@ WRONG_TABLES = [
 ]
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize(("kind", "content", "message"), WRONG_TABLES)
 def test_a_wrong_table_of_captions_is_named_and_nothing_dropped(
     tmp_path, kind, content, message, genlab_command
@@ -455,6 +461,7 @@ def test_a_caption_without_folders_is_that_of_one_image_alone(tmp_path):
         read_captions(open_source(str(tmp_path / "a")))
 
 
+@pytest.mark.fault(46)
 def test_a_check_counts_captions_and_names_the_first_images_without(tmp_path, genlab_command):
     folder = saved(tmp_path / "a", range(9))
     rows = [(f"{n:03d}.png", "a") for n in (0, 0, 1)]

@@ -130,6 +130,7 @@ def test_the_facts_of_a_kept_record_are_those_of_its_configuration():
 LINKED = ("config.yaml", "environment.json", "metrics.jsonl", "run.json", "samples", "speed")
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("command", ["records", "report", "compare", "runs"])
 def test_runs_with_a_link_out_of_their_folder_are_named_and_left_out(command, tmp_path, genlab_command):
     """Whatever reads runs: what a link points to may be private, and copies and reports are passed on."""
@@ -164,6 +165,7 @@ def test_a_run_that_is_itself_a_link_is_a_run(tmp_path, genlab_command):
     assert Run(tmp_path / "runs" / "far" / "linked").output("samples").is_dir()
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("link", ["samples", "samples/seed0", "samples/seed0/grid.png"])
 def test_nothing_is_written_through_a_link_of_a_run(link, tmp_path):
     run = Run(write_run(tmp_path, record("a"), pictures=False))

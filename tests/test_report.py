@@ -298,6 +298,7 @@ def test_trainings_that_end_well_are_counted(tmp_path):
     assert stability(tmp_path) == "3/3"
 
 
+@pytest.mark.fault(20)
 def test_a_seed_that_diverged_is_a_result(tmp_path):
     write_seeds(tmp_path, "a", [1.0, 1.1])
     write_run(tmp_path, record("a", seed=2, status="diverged", test={}), pictures=False)
@@ -310,6 +311,7 @@ def test_an_experiment_whose_only_seed_diverged_has_a_row(tmp_path):
     assert stability(tmp_path) == "0/1, 1 diverged"
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize(("last", "word"), [(0.9, "3/3"), (1.1, "2/3, 1 collapsed")])
 def test_a_last_fid_far_above_the_best_is_a_collapse(tmp_path, last, word):
     curve = [80.0, 2.0, 2.0 * COLLAPSE_FACTOR * last]
@@ -921,6 +923,7 @@ GARBAGE = {
 }
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("command", ["runs", "compare", "report", "records"])
 def test_runs_whose_records_hold_garbage_are_named_and_the_others_are_shown(
     tmp_path, command, genlab_command
@@ -1039,6 +1042,7 @@ FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2
 COMMANDS = "\x1b]0;title\x07\x1b[2Ja\u202eb\u2066c\u200fd\x9be\u2028f"
 
 
+@pytest.mark.fault(57, 61)
 def test_no_text_of_a_record_commands_a_terminal_or_turns_a_line_around(tmp_path, genlab_command):
     """In whatever is printed: tables, sentences, warnings, errors."""
     fields = {"precision": COMMANDS, "error": COMMANDS, "data.name": COMMANDS, "device": COMMANDS}
@@ -1061,6 +1065,7 @@ def test_no_text_of_a_record_commands_a_terminal_or_turns_a_line_around(tmp_path
         assert not any(FORBIDDEN.search(text) for text in (out, error, page)), command
 
 
+@pytest.mark.fault(57)
 def test_no_name_can_break_out_of_a_markdown_cell(tmp_path):
     write_seeds(tmp_path, "a|b <script>alert(1)</script> [x](y) `z`", [1.0, 1.1])
     line = markdown_table(compare([tmp_path])).splitlines()[2]

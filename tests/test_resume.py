@@ -100,6 +100,7 @@ def lines(run):
 SLOW = "before_an_evaluation_with_reading_processes"
 
 
+@pytest.mark.fault(7, 11)
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow) if case == SLOW else case for case in CASES]
 )
@@ -124,6 +125,7 @@ def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
     assert lines(whole) == lines(parts)
 
 
+@pytest.mark.fault(10)
 def test_lines_written_after_the_last_checkpoint_are_written_once(options_of, genlab_command, tmp_path):
     """A killed run has logged more than it has saved; the resumed one writes those lines again."""
     code, _, error = genlab_command("fit", *options_of("dcgan_digits"), *MLP, "--budget.examples", "1280")

@@ -48,6 +48,7 @@ def write_checkpoint(path, age=0.0):
 # Folders
 
 
+@pytest.mark.fault(56)
 def test_twenty_runs_started_together_get_twenty_folders(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from genlab.runs import folder;"
@@ -81,6 +82,7 @@ def test_runs_go_to_the_folder_that_the_environment_names(tmp_path, monkeypatch)
     assert create_run("a").path.is_relative_to(tmp_path / "outputs")
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize(
     ("experiment", "folder"),
     [
@@ -99,6 +101,7 @@ def test_the_name_of_an_experiment_becomes_one_plain_folder(experiment, folder, 
     assert create_run(experiment, tmp_path).path.parent == tmp_path / folder
 
 
+@pytest.mark.fault(57)
 def test_a_long_name_still_fits_a_file_system(tmp_path):
     assert create_run("模" * 500, tmp_path).path.is_dir()
 
@@ -140,12 +143,14 @@ def test_a_wrong_path_without_any_run_says_how_to_make_one(tmp_path, monkeypatch
         open_run("nothing/here/at/all")
 
 
+@pytest.mark.fault(58)
 def test_runs_are_listed_by_time_whatever_their_names(tmp_path):
     made = [create_run(name, tmp_path) for name in ("b", "a", "c", "a", "a")]
     assert list_runs(tmp_path) == made
     assert list_runs(tmp_path / "absent") == []
 
 
+@pytest.mark.fault(61)
 def test_a_damaged_record_is_named_and_does_not_hide_the_other_runs(run, tmp_path):
     damaged = create_run("other", tmp_path)
     damaged.record.write_text('{"status": "runn')
@@ -234,6 +239,7 @@ def test_only_the_known_statuses_are_accepted(run):
 # Checkpoints
 
 
+@pytest.mark.fault(6)
 def test_a_truncated_last_checkpoint_gives_way_to_the_newest_complete_one(run):
     assert run.last_checkpoint is run.best_checkpoint is None
     for name, age in (("best-old.ckpt", 30), ("best-new.ckpt", 10), ("last.ckpt", 20)):
@@ -264,12 +270,14 @@ def holder(run):
     process.wait()
 
 
+@pytest.mark.fault(56)
 def test_a_second_process_is_refused_and_told_who_trains(run, holder):
     assert run.is_live
     with pytest.raises(RunIsLive, match=f"process {holder.pid} on .* delete .*lock.json"), run.lock():
         pass
 
 
+@pytest.mark.fault(56)
 def test_a_killed_process_leaves_a_lock_that_the_next_one_takes(run, holder):
     run.update(status="running")
     assert run.status == "running"
@@ -329,6 +337,7 @@ def test_a_lock_of_this_machine_under_another_name_is_stale_once_its_process_is_
         assert run.is_live
 
 
+@pytest.mark.fault(56)
 def test_a_lock_of_another_machine_is_never_taken(run):
     (run.path / "lock.json").write_text('{"host": "another", "pid": 1, "boot": "another"}')
     run.update(status="running")
@@ -359,6 +368,7 @@ def test_metrics_of_a_resumed_run_equal_those_of_one_never_stopped(tmp_path):
     assert resumed.csv.read_bytes() == straight.csv.read_bytes()
 
 
+@pytest.mark.fault(4)
 def test_a_torn_last_line_is_neither_read_nor_glued_to_the_next(run):
     metrics = MetricsFile(run)
     fill(metrics, 0, 3)
@@ -434,6 +444,7 @@ def test_the_environment_names_versions_machine_and_commit():
 CANARY = "c4n4ry-5ecret"
 
 
+@pytest.mark.fault(62)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -506,6 +517,7 @@ def test_ordinary_options_are_kept(argument):
     assert command_line(["genlab", "fit", argument, "7"]) == ["genlab", "fit", argument, "7"]
 
 
+@pytest.mark.fault(62)
 @pytest.mark.parametrize(
     "token",
     [
@@ -528,6 +540,7 @@ def test_text_of_any_length_is_searched_in_a_moment():
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.fault(62)
 def test_secret_settings_of_a_configuration_are_found_by_their_place():
     arguments = {"api_key": CANARY, "name": "x", "num_tokens": 3, "token": None}
     logger = {"class_path": "W", "init_args": arguments}
@@ -535,6 +548,7 @@ def test_secret_settings_of_a_configuration_are_found_by_their_place():
     assert list(secret_settings(config)) == ["trainer.logger[0].init_args.api_key"]
 
 
+@pytest.mark.fault(62)
 def test_neither_the_user_nor_the_home_folder_is_kept(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("LOGNAME", "ada")
@@ -560,6 +574,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.fault(60)
 def test_a_piped_table_is_plain_aligned_text():
     lines = str(metrics_table(ROWS, ["metric", "value", "protocol"])).splitlines()
     assert lines == [
@@ -598,6 +613,7 @@ OLD = {
 }
 
 
+@pytest.mark.fault(17)
 def test_a_record_of_version_0_1_is_read_in_todays_words(tmp_path):
     run = create_run("old", tmp_path)
     files.write_json(run.record, OLD)
@@ -607,6 +623,7 @@ def test_a_record_of_version_0_1_is_read_in_todays_words(tmp_path):
     assert read_metrics(run.metrics_jsonl)[0]["examples_seen"] == 64
 
 
+@pytest.mark.fault(17)
 def test_a_model_of_version_0_1_is_refused_in_one_line(tmp_path, genlab_command):
     run = create_run("old", tmp_path)
     files.write_json(run.record, OLD)

@@ -67,6 +67,7 @@ def test_without_a_validation_split_nothing_is_trained():
         Digits(val_fraction=0).require_usable()
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("num", [3, 4])
 def test_too_few_items_for_three_splits_are_refused_once(num):
     class Few(Digits):
@@ -95,6 +96,7 @@ def test_rows_of_one_content_are_told_by_their_first():
     assert np.array_equal(first, expected)
 
 
+@pytest.mark.fault(40)
 @pytest.mark.parametrize("seed", range(12))
 def test_equal_items_lie_on_one_side_and_are_counted(seed):
     packed = images_with_copies()
@@ -114,6 +116,7 @@ def test_without_equal_items_a_split_is_that_of_the_labels_alone(seed):
     assert np.array_equal(rows, stratified(packed["label"], 55, 15, seed))
 
 
+@pytest.mark.fault(40)
 @pytest.mark.filterwarnings("ignore:.*copies of others")
 def test_equal_files_and_equal_pairs_are_never_learned_and_scored(tmp_path):
     (tmp_path / "d").mkdir()
@@ -212,6 +215,7 @@ def test_a_run_of_before_the_validation_split_is_tested_on_what_it_was(genlab_co
     assert code in (2, 3) and ("no validation split" in err or "must not be test" in err)
 
 
+@pytest.mark.fault(43)
 def test_a_named_pipe_and_links_out_of_the_folder_are_refused_by_name(tmp_path, genlab_command):
     folder = tmp_path / "d"
     folder.mkdir()
@@ -270,6 +274,7 @@ def _pixels(folder):
     return [np.asarray(Image.open(file)).transpose(2, 0, 1) for file in sorted(folder.rglob("*.png"))]
 
 
+@pytest.mark.fault(37)
 def test_a_folder_without_images_says_which_command_reads_what_it_holds(tmp_path):
     for name, file, command in (
         ("celeba", "img_align_celeba.zip", "--data.path .*celeba/img_align_celeba.zip"),
@@ -298,6 +303,7 @@ def test_kaggles_celeba_and_mnist_are_found(tmp_path):
     assert MNIST(str(tmp_path / "m")).describe()["counts"] == {"train": 27, "val": 3, "test": 5}
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -327,6 +333,7 @@ def test_a_partition_in_another_encoding_is_named(tmp_path):
         CelebA(str(tmp_path), image_size=8).split("train")
 
 
+@pytest.mark.fault(43)
 def test_texts_are_files_inside_their_folder(tmp_path):
     (tmp_path / "t").mkdir()
     os.mkfifo(tmp_path / "t" / "a.txt")
@@ -349,6 +356,7 @@ def images_of_every_kind(rng):
     yield "turned", Image.fromarray(colours[..., :3]), "jpg"
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize("background", ["white", "red"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_strips_of_an_image_give_the_pixels_of_the_whole(monkeypatch, background, channels):
@@ -365,6 +373,7 @@ def test_strips_of_an_image_give_the_pixels_of_the_whole(monkeypatch, background
         assert np.array_equal(whole.pixels, strips.pixels) and whole.notes == strips.notes, name
 
 
+@pytest.mark.fault(35)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_is_pillows(orientation):
     exif, stream = Image.Exif(), io.BytesIO()
@@ -376,6 +385,7 @@ def test_every_exif_orientation_is_pillows(orientation):
     assert np.array_equal(found, expected.transpose(2, 0, 1))
 
 
+@pytest.mark.fault(35)
 def test_a_film_is_not_read_to_its_end(monkeypatch):
     stream = io.BytesIO()
     frames = [Image.new("L", (4, 4), level) for level in (10, 200)]

@@ -120,6 +120,7 @@ def test_a_text_of_no_more_pairs_gives_a_smaller_vocabulary():
         BPE.trained_on("ab", 258, marks=True)
 
 
+@pytest.mark.fault(48)
 def test_what_is_no_vocabulary_is_named():
     with pytest.raises(ValueError, match="must be a tokenizer's JSON, got 'abc'"):
         tokenizer_of("abc")

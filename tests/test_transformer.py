@@ -79,6 +79,7 @@ def test_a_cleared_cache_reads_a_new_window_in_the_memory_it_has():
     assert cache.length == CONTEXT - 1 and not cache.is_full
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("read", [0, 1, CONTEXT])
 def test_a_text_beyond_the_context_is_refused_and_leaves_the_cache_as_it_was(read):
     net = network()

@@ -100,6 +100,7 @@ IN_FILES = {
 }
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize("form", IN_FILES)
 def test_a_file_cannot_run_foreign_code(form, marker, genlab_command, no_training):
     Path("more.yaml").write_text(yaml.safe_dump(IN_FILES[form]))
@@ -134,6 +135,7 @@ ON_THE_LINE = {
 }
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize("form", ON_THE_LINE)
 def test_an_argument_cannot_run_foreign_code(form, marker, genlab_command, no_training):
     Path("callbacks.yaml").write_text("trainer: {callbacks: [foreign_code.run]}")
@@ -176,6 +178,7 @@ TRUSTED_PACKAGES = {
 }
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize("form", TRUSTED_PACKAGES)
 def test_a_name_inside_a_trusted_package_is_no_way_around(form, marker, genlab_command, no_training):
     Path("more.yaml").write_text(yaml.safe_dump(TRUSTED_PACKAGES[form](marker)))
@@ -197,6 +200,7 @@ def test_an_allowed_package_runs_and_only_while_it_is_allowed(marker, genlab_com
     assert not marker.exists()
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize("command", ["sample", "test", "resume", "interpolate"])
 @pytest.mark.parametrize("place", ["model", "variants", "data", "trainer"])
 def test_a_run_from_elsewhere_cannot_run_code(command, place, marker, copy_of_trained, genlab_command):
@@ -228,6 +232,7 @@ PLACES = {
 }
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("form", PLACES)
 def test_nothing_is_written_outside_of_the_run(form, tmp_path, genlab_command, no_training):
     options = [option.format(there=tmp_path / "there") for option in PLACES[form]]
@@ -341,6 +346,7 @@ def assert_harmless(number, marker, genlab_command):
     assert code == 0 or said, arguments
 
 
+@pytest.mark.fault(54)
 def test_random_configurations_run_no_foreign_code(marker, genlab_command, no_training):
     for number in range(25):
         assert_harmless(number, marker, genlab_command)

@@ -25,7 +25,7 @@ from genlab.runs.checkpoint_files import BEST, LAST, PREVIOUS
 from genlab.runs.headline import Headline, headline_of, named
 
 CHECK_CLOCK_EVERY = 50  # batches: the processes of a run agree on the time only by a collective
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has only the first two
 ONE_REQUEST = 1.0  # seconds in which a second Ctrl-C is the same request: wrappers pass it on twice
 
 
@@ -42,11 +42,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class StopRequest(Callback):
-    """Remembers that the run was asked to stop, by Ctrl-C, SIGTERM or SIGHUP (a terminal that was closed).
+    """Remembers that the run was asked to stop, by Ctrl-C or a signal.
 
-    Lightning exits with code 0 on SIGTERM and saves nothing. Here whoever saves asks `code` at the end of a
-    step. A second Ctrl-C stops at once, unless a checkpoint is being written: then once it is. Stands before
-    callbacks that evaluate the untrained model, which may take long.
+    SIGHUP says that a terminal was closed; by SIGUSR1 clusters announce the end of a job's time. Lightning
+    exits with code 0 on SIGTERM and saves nothing. Here whoever saves asks `code` at the end of a step. A
+    second Ctrl-C stops at once, unless a checkpoint is being written: then once it is. Stands before what
+    evaluates the untrained model, which may take long.
 
     Attributes:
         code: The exit code that was asked for first; 0 for no request.
@@ -63,7 +64,7 @@ class StopRequest(Callback):
             return
         known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
         for number in known:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
+            if _is_ours(number):
                 self._handlers[number] = signal.signal(number, self._ask)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -93,6 +94,13 @@ class StopRequest(Callback):
         self._at_once |= again
         if again and not self._is_saving:
             raise SystemExit(self.code)
+
+
+def _is_ours(number: signal.Signals) -> bool:
+    current = signal.getsignal(number)
+    if number.name == "SIGUSR1":  # whoever requeues by it, such as Lightning under Slurm, keeps it
+        return current == signal.SIG_DFL
+    return current != signal.SIG_IGN  # as nohup asks
 
 
 class RunCheckpoints(Checkpoint):

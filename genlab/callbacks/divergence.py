@@ -15,6 +15,8 @@ from genlab.families.base import Model
 from genlab.families.sharding import local
 
 REMEDIES = "a smaller learning rate, `clip` or 32-bit precision are the usual remedies."
+LEAST_SCALE = 2.0**-10
+"""Of the losses in half precision, which begins at 2^16 and is halved for every step that overflows."""
 
 
 class DivergenceGuard(Callback):
@@ -34,17 +36,18 @@ class DivergenceGuard(Callback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.check(pl_module)
+            self.check(trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.check(pl_module)
+        self.check(trainer, pl_module)
 
-    def check(self, model: Model) -> None:
+    def check(self, trainer: Any, model: Model) -> None:
         """Looks at the last losses and at all that a checkpoint would keep.
 
         Raises:
-            Diverged: One of them is not finite.
+            Diverged: One of them is not finite, or no step is taken any more.
         """
+        require_scale(trainer)
         require_finite_losses(model, read_losses(model.latest), self._batch)
         require_finite_state(model)
 
@@ -59,6 +62,19 @@ def require_finite_losses(model: Model, losses: dict[str, float], batch: Any) ->
         f"The {'' if broken == 'loss' else f'{broken} '}loss is not finite after {model.examples_seen:,} "
         f"{model.spec.unit}. The last checkpoint is untouched; {reason}"
     )
+
+
+def require_scale(trainer: Any) -> None:
+    """Raises `Diverged` where gradients overflow half precision whatever they are scaled by.
+
+    Such steps are left out, and a training of nothing else would look like one that learns nothing.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and scaler.get_scale() < LEAST_SCALE:
+        raise Diverged(
+            f"Gradients overflow half precision even at a scale of {scaler.get_scale():.2g}: no step counts. "
+            "The last checkpoint is untouched; --trainer.precision bf16-mixed has the range of 32 bits."
+        )
 
 
 def require_finite_state(model: Model) -> None:

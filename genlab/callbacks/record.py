@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,19 @@ import torch
 import yaml
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 
 import genlab
 from genlab.callbacks.clock import TrainingClock
-from genlab.callbacks.divergence import read_losses, require_finite_losses
+from genlab.callbacks.divergence import read_losses, require_finite_losses, require_scale
 from genlab.callbacks.measured import measured
 from genlab.callbacks.run_logger import RunLogger
 from genlab.data.base import SPLITS, DataModule
-from genlab.errors import DataError, Diverged
+from genlab.errors import DataError, Diverged, StorageError
 from genlab.evaluation.first_stage import TrainedStage
 from genlab.families.base import Model
-from genlab.files import write_json, write_text
-from genlab.runs.changes import Change, TrainedWith, data_changes, fixed_settings, refusal, setting_changes
+from genlab.files import replacing, write_json, write_text
+from genlab.runs.changes import Change, TrainedWith, data_changes, refusal, step_changes
 from genlab.runs.environment import environment
 from genlab.runs.folder import Run
 from genlab.runs.metrics_file import MetricsFile
@@ -55,12 +58,13 @@ class Resumption:
         version = str(state["genlab"]["version"])
         return cls(checkpoint, TrainedWith.read(state), state["examples_seen"], version, accepts)
 
-    def check(self, data: DataModule, config: str | None = None) -> list[Change]:
+    def check(self, data: DataModule, config: str | None = None, devices: int | None = None) -> list[Change]:
         """Returns how data and configuration differ from before, where that was accepted.
 
         Args:
             data: The data of this command.
             config: Its configuration, as YAML; None to compare the data alone.
+            devices: How many share its steps; None where that does not matter.
 
         Raises:
             ValueError: A setting differs that shapes the curve.
@@ -70,9 +74,8 @@ class Resumption:
         now = {name: data.fingerprint(name) for name in splits}
         of_data, of_settings = data_changes(self.trained_with.data, now), []
         if config is not None:
-            settings = fixed_settings(yaml.safe_load(config))
-            is_same = self.version == genlab.__version__
-            of_settings = setting_changes(self.trained_with.settings, settings, is_same)
+            asked = TrainedWith.of(yaml.safe_load(config), now, devices)
+            of_settings = step_changes(self.trained_with, asked, self.version == genlab.__version__)
         unfit = next((change for change in of_settings if change.is_of_optimizer_class), None)
         if unfit is not None:
             raise ValueError(
@@ -121,19 +124,23 @@ class RunRecorder(Callback):
         self.clock = clock
         self.file = MetricsFile(run)
         self.latest: dict[str, float] = {}
+        self.is_short_of_room = False
         self._noted: dict[str, float] = {}
         self.trained_with: TrainedWith | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
-        changes = [] if self.resumed is None else self.resumed.check(trainer.datamodule, self.config)
+        changes = []
+        if self.resumed is not None:
+            changes = self.resumed.check(trainer.datamodule, self.config, trainer.world_size)
         pl_module.renews_optimizers = any("optimizer" in c.key or "schedule" in c.key for c in changes)
         if not trainer.is_global_zero:
             return
         data: DataModule = trainer.datamodule
         described = data.describe()
-        self.trained_with = TrainedWith.of(yaml.safe_load(self.config), described["fingerprints"])
+        config, prints = yaml.safe_load(self.config), described["fingerprints"]
+        self.trained_with = TrainedWith.of(config, prints, trainer.world_size)
         write_text(self.run.config, self.config)
         write_json(self.run.environment, {**environment(), **device_facts(trainer)})
         self.run.update(
@@ -181,6 +188,7 @@ class RunRecorder(Callback):
         losses = read_losses(model.latest)
         self.write(trainer, model, {f"train/{name}": value for name, value in losses.items()})
         require_finite_losses(model, losses, batch)
+        require_scale(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking:
@@ -198,11 +206,20 @@ class RunRecorder(Callback):
             return
         seconds = self.clock.seconds
         noted, self._noted = self._noted, {}
-        self.file.write({**noted, **values}, model.examples_seen, trainer.global_step, seconds)
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                continue  # writes here
-            logger.log_metrics({**values, "training_seconds": seconds}, step=model.examples_seen)
+        if not self.file.write({**noted, **values}, model.examples_seen, trainer.global_step, seconds):
+            self.say_short_of_room(trainer, self.file.jsonl)
+        shown = {**values, "training_seconds": seconds}
+        pass_on(trainer, lambda logger: logger.log_metrics(shown, step=model.examples_seen))
+
+    def say_short_of_room(self, trainer: Any, path: Path) -> None:
+        """Says, once, that the storage has no room for a file that a training can do without for a while."""
+        if not self.is_short_of_room:
+            self.is_short_of_room = True
+            say(
+                trainer,
+                f"{path} cannot be written, the storage is full: pictures are left out and numbers wait for "
+                "room; training goes on.",
+            )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -240,8 +257,36 @@ def say(trainer: Any, text: str) -> None:
     print(f"! {text}", file=sys.stderr)
     recorder = find_recorder(trainer)
     if recorder is not None:
-        with recorder.run.log.open("a", encoding="utf-8") as log:
+        with suppress(OSError), recorder.run.log.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def pass_on(trainer: Any, give: Callable[[Logger], Any]) -> None:
+    """Gives something to every logger beside the run's own files; one that fails gets nothing any more."""
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            continue  # writes the run's own
+        try:
+            give(logger)
+        except Exception as error:
+            trainer.loggers = [other for other in trainer.loggers if other is not logger]
+            reason = next(iter(str(error).splitlines()), "")
+            say(
+                trainer,
+                f"{type(logger).__name__} failed ({type(error).__name__}: {reason}) and is left out from now "
+                "on; the run's own files have everything.",
+            )
+
+
+@contextmanager
+def spared(trainer: Any, path: Path) -> Iterator[None]:
+    """Leaves a picture or a text out where the storage has no room for it."""
+    try:
+        yield
+    except StorageError:
+        recorder = find_recorder(trainer)
+        assert recorder is not None
+        recorder.say_short_of_room(trainer, path)
 
 
 def log_image(trainer: Any, key: str, picture: np.ndarray, examples_seen: int) -> Path | None:
@@ -254,20 +299,25 @@ def log_image(trainer: Any, key: str, picture: np.ndarray, examples_seen: int) -
         examples_seen: The picture's place in the run.
 
     Returns:
-        The file, or None where nothing is written (another rank, or a fast_dev_run).
+        The file, or None where nothing is written (another rank, a fast_dev_run, or a full storage).
     """
     recorder = find_recorder(trainer)
     if recorder is None or not trainer.is_global_zero:
         return None
     path = recorder.run.inside("samples", f"{key}_{examples_seen:010d}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
-    for logger in trainer.loggers:
+    with spared(trainer, path), replacing(path) as partial:
+        Image.fromarray(picture).save(partial, "png")
+    if not path.is_file():
+        return None
+
+    def show(logger: Any) -> None:
         if hasattr(logger, "log_image"):  # wandb
             logger.log_image(key, [str(path)], step=examples_seen)
-        elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+        elif hasattr(getattr(logger, "experiment", None), "add_image"):  # TensorBoard
             formats = "HW" if picture.ndim == 2 else "HWC"
             logger.experiment.add_image(key, picture, examples_seen, dataformats=formats)
+
+    pass_on(trainer, show)
     return path
 
 
@@ -277,12 +327,18 @@ def log_text(trainer: Any, key: str, text: str, examples_seen: int) -> Path | No
     if recorder is None or not trainer.is_global_zero:
         return None
     path = recorder.run.samples / f"{key}_{examples_seen:010d}.txt"
-    write_text(path, text + "\n")
-    for logger in trainer.loggers:
+    with spared(trainer, path):
+        write_text(path, text + "\n")
+    if not path.is_file():
+        return None
+
+    def show(logger: Any) -> None:
         if hasattr(logger, "log_text"):  # wandb
             logger.log_text(key, columns=["text"], data=[[text]], step=examples_seen)
-        elif hasattr(logger.experiment, "add_text"):  # TensorBoard
+        elif hasattr(getattr(logger, "experiment", None), "add_text"):  # TensorBoard
             logger.experiment.add_text(key, text, examples_seen)
+
+    pass_on(trainer, show)
     return path
 
 

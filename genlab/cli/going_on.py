@@ -11,7 +11,7 @@ from genlab.callbacks.budget import spent_limit
 from genlab.callbacks.record import Resumption
 from genlab.errors import CheckpointError
 from genlab.evaluation.checkpoint import read_checkpoint, restoring
-from genlab.evaluation.load import check_weights
+from genlab.evaluation.load import check_vocabulary, check_weights
 from genlab.families.base import Model
 from genlab.runs.changes import TrainedWith
 from genlab.runs.folder import Run, open_run, shown_path
@@ -50,7 +50,8 @@ class GoingOn:
             )
 
     def require_weights_of(self, model: Model) -> None:
-        """Refuses a model whose weights are not the checkpoint's, and lets go of these."""
+        """Refuses a model whose weights or vocabulary are not the checkpoint's, and lets go of these."""
+        check_vocabulary(model, self.state, self.checkpoint)
         check_weights(model, self.state, self.checkpoint)
         self.state = {}  # as much memory as the model and its optimisers
 

@@ -17,12 +17,9 @@ from typing import Any
 from lightning_fabric.plugins.collectives.torch_collective import default_pg_timeout
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from genlab.distributed import TIMEOUT_VARIABLE, timeout
 from genlab.errors import EXIT_CODES, EXIT_INTERRUPTED, EXIT_TERMINATED, LostPeer
 from genlab.runs.folder import Run, folder_name, open_run, outputs_root
-
-TIMEOUT_VARIABLE = "GENLAB_TIMEOUT"
-TIMEOUT = 300.0
-"""Seconds that the processes of a training wait for one that does not answer."""
 
 GRACE = 10.0  # seconds in which a process notices by itself that another one has gone
 ON_REQUEST = (0, EXIT_INTERRUPTED, EXIT_TERMINATED)
@@ -87,18 +84,6 @@ def prepare(trainer: Any, run: Run | None) -> None:
         strategy._timeout = timedelta(seconds=timeout())
     if type(strategy.launcher) is _SubprocessScriptLauncher:
         strategy._launcher = Launcher(strategy.launcher, lambda text: _tell(text, run))
-
-
-def timeout() -> float:
-    """Returns the seconds that a process waits for another one."""
-    given = os.environ.get(TIMEOUT_VARIABLE) or TIMEOUT
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if seconds <= 0:
-        raise ValueError(f"${TIMEOUT_VARIABLE} must be a positive number of seconds, got {given}.")
-    return seconds
 
 
 def awaited_run(experiment: str, name: str | None) -> Run:

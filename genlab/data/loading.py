@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from genlab import randomness
 from genlab.data.packed import Packed
-from genlab.errors import DataError
+from genlab.distributed import timeout
+from genlab.errors import DataError, is_of_readers
 from genlab.shapes import Batch
 
 
@@ -283,17 +284,28 @@ def read(items: Items, batches: list[Tensor], num_workers: int) -> Iterator[Batc
         items,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
+        timeout=timeout() if num_workers else 0.0,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, or every pass would draw a seed from the training's numbers
     )
+    return _ended_together(iter(loader)) if num_workers else iter(loader)
+
+
+def _ended_together(batches: Any) -> Iterator[Batch]:
+    """Ends all reading processes with the first that is lost: one that hears nothing would be waited for."""
     try:
-        yield from loader
+        yield from batches
     except DataError as error:
-        if not num_workers:
-            raise
-        # Of a reading process it comes behind that one's traceback.
+        # It comes behind the reading process's traceback.
         raise DataError(str(error).rstrip().splitlines()[-1].removeprefix(_KIND)) from None
+    except RuntimeError as error:
+        if is_of_readers(error):
+            batches._shutdown_workers()  # also ends the watch that would raise for each that is killed here
+            for process in batches._workers:
+                process.kill()
+                process.join()
+        raise
 
 
 _KIND = f"{DataError.__module__}.{DataError.__qualname__}: "

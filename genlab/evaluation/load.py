@@ -19,6 +19,7 @@ from genlab.evaluation.checkpoint import read_checkpoint, spec_of
 from genlab.evaluation.first_stage import TrainedStage
 from genlab.families.base import Model
 from genlab.families.codes import FirstStage
+from genlab.files import digest
 from genlab.runs.folder import Run
 from genlab.runs.tests import is_without_validation, model_config, read_config
 from genlab.shapes import DataSpec
@@ -120,6 +121,20 @@ def check_weights(model: Model, state: dict[str, Any], source: Path) -> None:
     problems = mismatches(model, state["state_dict"])
     if problems:
         raise CheckpointError(f"{source} belongs to another model: {'; '.join(problems[:3])}.")
+
+
+def check_vocabulary(model: Model, state: dict[str, Any], source: Path) -> None:
+    """Refuses data whose tokens stand for other texts than those that a checkpoint was trained on.
+
+    Weights tell their number and not their meaning.
+    """
+    trained, now = spec_of(state).told(model.given), model.seen_spec
+    for of, before, after in (("", trained, now), (" of the sources", trained.source, now.source)):
+        if before is not None and after is not None and before.vocabulary != after.vocabulary:
+            raise CheckpointError(
+                f"{source} was trained on another vocabulary{of}: {digest(before.vocabulary, 12)} -> "
+                f"{digest(after.vocabulary, 12)}. Give the text that it was trained on."
+            )
 
 
 def mismatches(model: Model, weights: dict[str, Any]) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from genlab.data.base import DataModule
 from genlab.data.reversed import WayBackData
 from genlab.data.tokenizers import tokenizer_of
 from genlab.distributed import place
+from genlab.errors import is_of_memory
 from genlab.evaluation.given import given_for
 from genlab.evaluation.reranking import Ranking
 from genlab.families.base import Model
@@ -27,6 +29,8 @@ from genlab.shapes import DataSpec, observed, predicted, to_levels
 
 ENOUGH_IMAGES = 10_000
 """Below this many images on either side, a score carries their number in its name."""
+
+Made = TypeVar("Made")
 
 KEPT_BYTES = 2**28
 """Most bytes of samples that are kept; others are drawn again when they are wanted."""
@@ -179,13 +183,18 @@ class _Pass:
         """Yields this device's share of the samples, in batches, with all that the metrics need."""
         model, data, split = self.model, self.data, self.split
         compares = any("target" in metric.needs for metric in self.metrics)
-        share = -(-self.num_fake // place()[1])
-        for index in watched(batches_of(self.num_fake, self.batch_size), "sampling", share, "sample"):
+
+        def draw(index: Tensor) -> Drawn:
             given = given_for(model, index, data, split)
             x = sample_levels(model, index, self.seed, given, self.ranking)
             features = None if self.extractor is None else self.extractor(x, model.spec.levels)
             target = targets_of(data, split, index) if compares else None
-            yield Drawn(index, x, features, target, given.get("source"))
+            return Drawn(index, x, features, target, given.get("source"))
+
+        rank, world_size = place()
+        share = torch.arange(rank, self.num_fake, world_size)
+        drawn = as_memory_allows(draw, share, self.batch_size)
+        yield from watched(drawn, "sampling", len(share), "sample", lambda part: len(part.index))
 
     def _values(self) -> dict[str, float]:
         return values_of(self.metrics, self.num_real, self.num_fake)
@@ -347,10 +356,29 @@ def reference_of(
     )
 
 
-def batches_of(num: int, batch_size: int) -> Iterator[Tensor]:
-    """Yields this device's share of the numbers 0 ... num - 1, in batches."""
-    rank, world_size = place()
-    yield from torch.arange(rank, num, world_size).split(batch_size)
+def as_memory_allows(make: Callable[[Tensor], Made], index: Tensor, batch_size: int) -> Iterator[Made]:
+    """Yields what is made of numbers in batches, half as many at a time whenever memory runs out.
+
+    Args:
+        make: Makes something of a batch of numbers that no number's neighbours alter.
+        index: The numbers.
+        batch_size: Numbers at a time as long as there is room.
+    """
+    while len(index):
+        part = index[:batch_size]
+        try:
+            made = make(part)
+        except Exception as error:
+            if not is_of_memory(error) or len(part) == 1:
+                raise
+            batch_size = len(part) // 2
+            warnings.warn(f"Memory has no room for {len(part)} samples at a time: {batch_size} are drawn.")
+        else:
+            yield made
+            index = index[len(part) :]
+            continue
+        if torch.cuda.is_available():  # outside of `except`, whose error holds what was made so far
+            torch.cuda.empty_cache()
 
 
 def score_name(metric: str, num_real: int, num_fake: int) -> str:

@@ -21,6 +21,8 @@ PLACE = ("path", "source_path", "num_workers", "eval_batch_size", "stream_cache_
 """What of the data is free: how they are read, and where they lie, since their fingerprint tells them."""
 
 
+BATCH = "data.batch_size"
+
 LIMITS = (
     *("budget.examples", "budget.seconds"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
@@ -67,25 +69,30 @@ class TrainedWith:
         settings: What shapes the curve, by key.
         data: Fingerprints of the data's splits.
         limits: What ends the training, by key.
+        devices: How many share a step; None where that is not known.
     """
 
     settings: dict[str, Any]
     data: dict[str, str]
     limits: dict[str, Any]
+    devices: int | None = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], data: Mapping[str, str]) -> TrainedWith:
-        """Returns what a configuration and the fingerprints of its data say."""
+    def of(
+        cls, config: Mapping[str, Any], data: Mapping[str, str], devices: int | None = None
+    ) -> TrainedWith:
+        """Returns what a configuration, the fingerprints of its data and its trainer say."""
         found = _flat({"budget": config.get("budget"), "trainer": config.get("trainer")})
         limits = {key: found.get(key) for key in LIMITS}
-        return cls(fixed_settings(config), dict(data), limits)
+        return cls(fixed_settings(config), dict(data), limits, devices)
 
     @classmethod
     def read(cls, state: Mapping[str, Any]) -> TrainedWith:
         """Returns what a checkpoint says; of one that says little, what it does."""
         kept = state.get("trained_with")
         if isinstance(kept, Mapping):
-            return cls(*(dict(kept.get(name) or {}) for name in ("settings", "data", "limits")))
+            settings, data, limits = (dict(kept.get(name) or {}) for name in ("settings", "data", "limits"))
+            return cls(settings, data, limits, kept.get("devices"))
         return cls(fixed_settings({"model": state["genlab"]["model"]}), {}, {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,6 +112,19 @@ def setting_changes(
     keys = dict.fromkeys([*before, *after]) if same_version else [key for key in before if key in after]
     found = [Change(key, before.get(key), after.get(key)) for key in keys]
     return [change for change in found if change.before != change.after]
+
+
+def step_changes(before: TrainedWith, after: TrainedWith, same_version: bool = True) -> list[Change]:
+    """Returns the differences of two trainings' settings; a batch is what all devices read together.
+
+    So a run goes on on another number of devices where a step sees as many items as before.
+    """
+    found = setting_changes(before.settings, after.settings, same_version)
+    if not before.devices or not after.devices or before.devices == after.devices:
+        return found
+    sizes = [each.settings.get(BATCH, 0) * each.devices for each in (before, after) if each.devices]
+    joined = [Change(f"{BATCH} of all devices", *sizes)] if sizes[0] != sizes[1] else []
+    return [change for change in found if change.key != BATCH] + joined
 
 
 def data_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[Change]:

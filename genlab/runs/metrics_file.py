@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab import files
+from genlab.errors import is_of_storage
 from genlab.runs.folder import Run, in_todays_words
 
 _POSITION = ("examples_seen", "step", "seconds")
@@ -25,14 +27,25 @@ class MetricsFile:
     def __init__(self, run: Run) -> None:
         self.jsonl = run.metrics_jsonl
         self.csv = run.metrics_csv
+        self._waiting = b""
 
-    def write(self, values: dict[str, float], examples_seen: int, step: int, seconds: float) -> None:
-        """Appends one line, with null for what is not finite; it is in the file when this returns."""
+    def write(self, values: dict[str, float], examples_seen: int, step: int, seconds: float) -> bool:
+        """Appends one line, with null for what is not finite.
+
+        Returns:
+            Whether it is in the file. Where the storage is full it waits, and comes with a later one.
+        """
         position = {"examples_seen": examples_seen, "step": step, "seconds": round(seconds, 3)}
         line = json.dumps(files.plain({**position, **values}), allow_nan=False) + "\n"
-        with self.jsonl.open("a+b", buffering=0) as file:  # unbuffered: one line is one write
-            _drop_torn_end(file)
-            file.write(line.encode())
+        self._waiting += line.encode()
+        try:
+            _append(self.jsonl, self._waiting)
+        except OSError as error:
+            if not is_of_storage(error):
+                raise
+            return False
+        self._waiting = b""
+        return True
 
     def write_csv(self) -> None:
         """Writes all lines as one table; a column for every metric, in the order of first appearance."""
@@ -84,6 +97,19 @@ def _row(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict) or "examples_seen" not in row:
         raise ValueError("not a line of metrics")
     return row
+
+
+def _append(path: Path, lines: bytes) -> None:
+    """Adds whole lines to a file, or nothing."""
+    with path.open("a+b", buffering=0) as file:  # unbuffered: a line is one write
+        _drop_torn_end(file)
+        end = file.seek(0, io.SEEK_END)
+        try:
+            if file.write(lines) < len(lines):  # as far as there was room
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def _drop_torn_end(file: io.FileIO) -> None:
