@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
@@ -15,6 +16,7 @@ from genlab.cli.places import add_place, place_asked, show
 from genlab.cli.study import Study, Trial
 from genlab.cluster.extra import require
 from genlab.cluster.place import Place, work_through
+from genlab.configuration import experiments
 from genlab.errors import Stopped
 from genlab.report.table import MetricsTable
 from genlab.runs import lock
@@ -166,6 +168,16 @@ def allowed(ranges: Mapping[str, Range]) -> Mapping[str, Range]:
     return ranges
 
 
+def _experiment(text: str) -> Path:
+    found = experiments.find(text)
+    if found is not None:
+        return found
+    try:
+        return read.file(text)
+    except read.Wrong as error:
+        raise read.Wrong(f"{error} {experiments.nearest_names(text)}") from None
+
+
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     parser = Parser(
@@ -174,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
         "from it, and write them as an experiment. Killed and started again, it goes on where it was. Options"
         " after -- go to every `genlab fit`.",
     )
-    parser.add_argument("experiment", type=read.file, help="the YAML file: experiments/gan_digits.yaml")
+    parser.add_argument("experiment", type=_experiment, help="a name, such as gan_digits, or a YAML file")
     parser.add_argument(
         "--over",
         type=read.words,
