@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from genlab.networks.transformer import BidirectionalTransformer
+from genlab.networks.transformer import BidirectionalTransformer, Positions
 from genlab.shapes import DataSpec
 
 
@@ -18,6 +18,8 @@ class SentenceEncoder(nn.Module):
         spec: The sentences, whose vocabulary says which token fills up.
         num_outputs: Length of the vector.
         num_layers, num_heads, width, dropout: Of the transformer.
+        positions: Of the transformer: learned ones tell places from the first step on, rotary ones which
+            words are neighbours, as a colour and what has it are.
 
     Shapes:
         tokens: (batch, length), int64. Returns (batch, num_outputs).
@@ -34,10 +36,11 @@ class SentenceEncoder(nn.Module):
         num_heads: int = 4,
         width: int = 128,
         dropout: float = 0.0,
+        positions: Positions = "both",
     ) -> None:
         super().__init__()
         self.pad = spec.padding
-        self.transformer = BidirectionalTransformer(spec, num_layers, num_heads, width, dropout)
+        self.transformer = BidirectionalTransformer(spec, num_layers, num_heads, width, dropout, positions)
         self.output = nn.Linear(width, num_outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:

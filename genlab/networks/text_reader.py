@@ -36,7 +36,8 @@ class TextReader(nn.Module):
         num_heads: Attention heads of a block; must divide the width.
         width: Length of a token's vector.
         dropout: Share of numbers set to 0 in training.
-        positions: "learned", "rotary" or "both", as of a BidirectionalTransformer.
+        positions: "learned", "rotary" or "both", as of a BidirectionalTransformer: learned ones tell places
+            from the first step on, rotary ones which words are neighbours, as a colour and what has it are.
 
     Attributes:
         width: Length of a token's vector.
@@ -55,7 +56,7 @@ class TextReader(nn.Module):
         num_heads: int = 4,
         width: int = 128,
         dropout: float = 0.0,
-        positions: Positions = "learned",
+        positions: Positions = "both",
     ) -> None:
         super().__init__()
         self.padding, self.mark, self.width = spec.padding, spec.levels, width

@@ -147,8 +147,8 @@ class BidirectionalTransformer(nn.Module):
         num_heads: Attention heads of a block; must divide the width.
         width: Length of a token's vector.
         dropout: Share of numbers set to 0 in training.
-        positions: As of a CausalTransformer: "learned", "both", or "rotary", by which a gap knows its
-            neighbours from the first step on, where learned ones long leave it with what tokens are frequent.
+        positions: As of a CausalTransformer: "learned", "both", or "rotary", by which a gap finds its
+            neighbours early, where learned ones long leave it with what tokens are frequent.
 
     Attributes:
         width: Length of a token's vector.
