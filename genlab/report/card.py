@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from genlab.report.columns import shown
 from genlab.report.comparison import compare
 from genlab.report.forms import as_markdown, markdown_table, markdown_text
 from genlab.report.galleries import stored_samples
@@ -251,7 +252,7 @@ def _count(value: Any) -> str:
 
 def _time(value: Any) -> str:
     found = number(value)
-    return "" if found is None else f"{found:,.0f} s"
+    return "" if found is None else f"{shown(found)} s"
 
 
 def _listed(facts: Facts) -> str:
