@@ -50,6 +50,46 @@ def replacing(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_new(folder: Path) -> None:
+    """Refuses a folder that holds something already, and a file.
+
+    Raises:
+        ValueError: It does.
+    """
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something already: name a new folder with --output, or remove it.")
+
+
+@contextmanager
+def making(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside the target, which becomes the target once the block has ended well.
+
+    Args:
+        target: A folder that is not there, or is empty.
+
+    Raises:
+        ValueError: It holds something.
+        StorageError: There is no room, or writing here is not allowed.
+    """
+    require_new(target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            sync(file)
+        if target.is_dir():
+            target.rmdir()
+        os.replace(temporary, target)
+        sync(target.parent)
+    except Exception as error:
+        if not is_of_storage(error):
+            raise
+        raise StorageError(f"{target} cannot be written: {_shortage(error, target, temporary)}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def require_writable(folder: Path) -> None:
     """Refuses a folder that could not be made or written into, without touching it.
 

@@ -48,6 +48,7 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
     ("export VALUE --to safetensors", FEW_RUNS, {2}),
     ("export {run} --to VALUE", ("", "nothing", "\x1b[31m"), {2}),
     ("export {run} --to safetensors -o VALUE", NO_WEIGHTS_FILE, {2}),
+    ("export {run} --to hub -o VALUE", NO_OUTPUT_FOLDER, {2}),
     ("translate {run} VALUE", NO_FILE, {2}),
     ("inpaint VALUE {image} {image}", FEW_RUNS, {2}),
     ("sample VALUE --film", FEW_RUNS, {2}),

@@ -41,7 +41,7 @@ OTHERS = {
     "complete": "draw the rest of a picture:   genlab complete RUN IMAGE --rows 14",
     "restore": "denoise, deblur, enlarge:      genlab restore RUN IMAGES... --noise 50",
     "translate": "pictures of any size, or text: genlab translate RUN IMAGES|TEXTS... -o FOLDER|FILE",
-    "export": "for other programs:           genlab export RUN --to onnx|safetensors",
+    "export": "for other programs:           genlab export RUN --to onnx|safetensors|hub|diffusers",
     "score": "images made anywhere:        genlab score IMAGES REFERENCE --extractor digits|inception|RUN",
     "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
 from genlab.report.columns import Cell, Column, filled, heading
@@ -115,7 +116,7 @@ def markdown_table(
     """Returns a table of each group, and sentences below them, all remarks if None, as Markdown."""
     tables = [as_markdown(text_table(*group)) for group in groups(comparison, columns)]
     lines = remarks(comparison) if told is None else told
-    sentences = "\n".join(f"- {_markdown_text(line)}" for line in lines)
+    sentences = "\n".join(f"- {markdown_text(line)}" for line in lines)
     return "\n\n".join(filter(None, [*tables, sentences])) + "\n"
 
 
@@ -123,9 +124,9 @@ def as_markdown(table: MetricsTable) -> str:
     """Returns a table as Markdown; no cell can end its column, become a tag or command a terminal."""
     rule = ["--:" if numeric else ":--" for numeric in table.numeric]
     lines = [
-        list(map(_markdown_text, table.columns)),
+        list(map(markdown_text, table.columns)),
         rule,
-        *(list(map(_markdown_text, row)) for row in table.cells),
+        *(list(map(markdown_text, row)) for row in table.cells),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -175,15 +176,11 @@ def _plain(field: str | float | None) -> str:
     return field or ""
 
 
-def _markdown_text(text: str) -> str:
-    text = printable(text)
-    for letter, written in (
-        ("\\", "\\\\"),
-        ("|", "\\|"),
-        ("<", "&lt;"),
-        ("`", "\\`"),
-        ("[", "\\["),
-        ("*", "\\*"),
-    ):
-        text = text.replace(letter, written)
-    return text
+def markdown_text(text: str) -> str:
+    """Returns anybody's text for the middle of a line of Markdown, where it is shown as it is.
+
+    It ends no cell, becomes neither tag nor link nor picture nor formula, and commands no terminal.
+    """
+    text = re.sub(r"[\\|`\[*~$]", r"\\\g<0>", printable(text).replace("&", "&amp;").replace("<", "&lt;"))
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # one inside of a word is no emphasis
+    return re.sub(r"(?<=www)\.|:(?=//)", lambda sign: f"&#{ord(sign[0])};", text)

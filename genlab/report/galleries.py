@@ -31,13 +31,13 @@ def films(comparison: Comparison, album: Album) -> list[tuple[str, list[Frame]]]
 
 def _film(row: Row, album: Album) -> list[Frame]:
     for trained in row.runs:
-        files = _stored_samples(trained)
+        files = stored_samples(trained)
         if files:
             return list(_frames(row, trained, files, album))
     return []
 
 
-def _stored_samples(trained: Trained) -> list[tuple[int, str]]:
+def stored_samples(trained: Trained) -> list[tuple[int, str]]:
     """Returns when and where samples were stored during training, thinned from first to last."""
     places = {}
     for file in sorted(trained.run.samples.glob("samples_*")):

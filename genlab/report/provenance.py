@@ -39,6 +39,11 @@ def provenance(comparison: Comparison) -> list[tuple[str, Pairs, str]]:
 
 
 def _facts_of(trained: Trained) -> Pairs:
+    return [(f"seed {trained.seed}, {name}", fact) for name, fact in facts_of(trained).items()]
+
+
+def facts_of(trained: Trained) -> dict[str, str]:
+    """Returns how a training came about, in words by what they tell, without what is not recorded."""
     facts = {
         "run": f"{trained.name}, {trained.status}",
         "command": _command(trained),
@@ -47,7 +52,7 @@ def _facts_of(trained: Trained) -> Pairs:
         "machine": _machine(trained),
         "hashes": _hashes(trained),
     }
-    return [(f"seed {trained.seed}, {name}", fact) for name, fact in facts.items() if fact]
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _command(trained: Trained) -> str:
