@@ -8,6 +8,7 @@ from genlab.report import fairness
 from genlab.report.comparison import Comparison
 from genlab.report.gather import Trained, part
 from genlab.report.points import trainings
+from genlab.runs.selection import tags_of
 
 Pairs = list[tuple[str, str]]
 
@@ -41,6 +42,7 @@ def provenance(comparison: Comparison) -> list[tuple[str, Pairs, str]]:
 def _facts_of(trained: Trained) -> Pairs:
     facts = {
         "run": f"{trained.name}, {trained.status}",
+        "tags": ", ".join(tags_of(trained.record)),
         "command": _command(trained),
         "test": " ".join(["genlab test", trained.name, *map(str, trained.entry().get("arguments") or [])]),
         "versions": _versions(trained),
