@@ -61,6 +61,11 @@ def _add_pack(commands: read.Commands) -> None:
         default=32.0,
         help="MiB of a chunk at most (32)",
     )
+    packer.add_argument(
+        "--label_column",
+        type=read.words,
+        help="the column of labels in a labels.csv, metadata.csv or .jsonl, in place of class folders",
+    )
     packer.add_argument("--workers", type=read.count(most=1024), help="decoding processes (one a core)")
     _add_column(packer)
     packer.set_defaults(run=_pack)
@@ -91,9 +96,12 @@ def _pack(options: Namespace) -> int:
     """Writes a pack and says how to train from it."""
     from genlab.data.chunk_writer import write
     from genlab.data.decode import Policy
+    from genlab.data.image_tables import label_by_table
     from genlab.data.shards import open_images
 
     source = open_images(options.images)
+    if options.label_column is not None:
+        label_by_table(source, options.label_column)
     policy = Policy(options.image_size, options.channels, options.background)
     folder: Path = options.output
     chunks = write(source, policy, folder, options.chunk_mib, options.caption_column, options.workers)

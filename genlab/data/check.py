@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from genlab.data.caption_tables import Captions, find_captions, first_of
 from genlab.data.decode import BadImage, Policy, decode
+from genlab.data.image_tables import Told, find_captions, first_of
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source, open_source
 
@@ -45,7 +45,7 @@ class CheckReport:
     bad: list[tuple[str, str]] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
     proposed_size: int = 0
-    captions: Captions | None = None
+    captions: Told | None = None
     problem: str = ""
 
     @property
@@ -125,7 +125,7 @@ def print_report(report: CheckReport, file: TextIO | None = None) -> None:
         print(line, file=file or sys.stdout)
 
 
-def _captions(source: Source, column: str) -> tuple[Captions | None, str]:
+def _captions(source: Source, column: str) -> tuple[Told | None, str]:
     try:
         return find_captions(source, column), ""
     except BadSource as error:
