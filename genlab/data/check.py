@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -193,7 +194,7 @@ def _caption_lines(report: CheckReport) -> list[str]:
     return lines
 
 
-def counted(title: str, counts: dict[str, int]) -> list[str]:
+def counted(title: str, counts: Mapping[str, int | str]) -> list[str]:
     """Returns how often there is each kind of something, as a line of a report or none."""
     if not counts:
         return []

@@ -1,10 +1,10 @@
 """Tables that say which captions or labels the images of a folder or an archive have. Imports no torch.
 
 captions.tsv has lines of "name<TAB>caption". metadata.csv and metadata.jsonl are those of Hugging Face's
-`imagefolder`: a column `file_name`, one of captions, in JSON a caption or a list of them, and any others, such
-as one of labels; labels.csv is a metadata.csv of labels alone. An image may have several captions and has one
-label. The table lies in the folder, or one in each of its folders with names from there on; that of an archive
-lies beside it.
+`imagefolder`: a column `file_name`, one of captions, in JSON a caption or a list of them, and any others,
+such as one of labels; labels.csv holds labels alone. An image may have several captions and has one label.
+The table lies in the folder, or one in each of its folders with names from there on; an archive's lies beside
+it.
 """
 
 from __future__ import annotations
