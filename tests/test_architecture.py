@@ -49,7 +49,7 @@ WITHOUT_TORCH = (
     "genlab.cluster",
     "genlab.data.decode",
     "genlab.data.sources",
-    "genlab.data.caption_tables",
+    "genlab.data.image_tables",
     "genlab.data.check",
     "genlab.data.check_text",
     "genlab.data.utf8",

@@ -8,12 +8,12 @@ from PIL import Image
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from genlab.data import packed as packing
-from genlab.data.caption_tables import read_captions
 from genlab.data.captions import CaptionedImages
 from genlab.data.decode import BadImage, Policy, decode
 from genlab.data.degraded import Degraded, Edges, Grey, Masked, Small
 from genlab.data.digits import Digits
 from genlab.data.folder import ImageFolder
+from genlab.data.image_tables import read_captions
 from genlab.data.packed import MappedRows, pack
 from genlab.data.pairs import PairedImages, UnpairedImages, deal
 from genlab.data.procedural import SHAPES, Shapes, caption, caption_tokenizer, render

@@ -215,6 +215,18 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tagged(parser: argparse._ActionsContainer) -> None:
+    """Adds the tags that runs must have to be taken."""
+    parser.add_argument(
+        "--tagged",
+        metavar="TAG",
+        type=name,
+        nargs="+",
+        default=[],
+        help="only runs with these tags (genlab runs RUN --tag TAG)",
+    )
+
+
 def images_in(place: Path) -> list[Path]:
     """Returns the image files of a folder by name."""
     from genlab.data.decode import EXTENSIONS

@@ -48,7 +48,7 @@ def compare(arguments: list[str]) -> int:
 
 def asked(options: argparse.Namespace) -> tuple[Comparison, list[Column] | None]:
     """Returns the comparison of the runs that were named, and the columns that were asked for."""
-    comparison = compared(options.runs or [outputs_root()], options.rank)
+    comparison = compared(options.runs or [outputs_root()], options.rank, options.tagged)
     return comparison, chosen(options.columns.replace(" ", "").split(",")) if options.columns else None
 
 
@@ -127,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         help="run folders, folders of experiments, or roots ($GENLAB_OUTPUTS or ./outputs)",
     )
+    read.add_tagged(parser)
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--csv", action="store_true", help="every number, with the ends of its interval")
     forms.add_argument("--markdown", action="store_true", help="the table and its remarks for a README")

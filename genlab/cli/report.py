@@ -18,7 +18,7 @@ def report(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if not options.output.parent.is_dir():
         raise ValueError(f"-o names a file in {options.output.parent}, which is no folder: make it first.")
-    comparison = compare(options.runs or [outputs_root()])
+    comparison = compare(options.runs or [outputs_root()], tagged=options.tagged)
     from genlab.report.page import page
 
     files.write_text(options.output, page(comparison))
@@ -40,6 +40,7 @@ def parser() -> Parser:
         nargs="*",
         help="run folders, folders of experiments, or roots (all outputs)",
     )
+    read.add_tagged(parser)
     parser.add_argument(
         "-o",
         "--output",

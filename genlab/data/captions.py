@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from genlab import randomness
-from genlab.data.caption_tables import read_captions
 from genlab.data.folder import ImageFolder
+from genlab.data.image_tables import read_captions
 from genlab.data.loading import Items
 from genlab.data.packed import Packed, Rows
 from genlab.data.sentences import sentence_spec, sources
@@ -22,7 +22,7 @@ from genlab.shapes import DataSpec
 class CaptionedImages(ImageFolder):
     """Images of a folder, a zip or a tar with a table of captions: batch["source"] is a caption.
 
-    The table is captions.tsv, metadata.csv or metadata.jsonl (see `caption_tables`), in the folder or beside
+    The table is captions.tsv, metadata.csv or metadata.jsonl (see `image_tables`), in the folder or beside
     the archive. Every image needs captions, one or several, and every caption an image. Training takes one,
     drawn anew in each epoch from (seed, epoch); scoring takes the first. The vocabulary is made of the
     captions of the training images alone. Rows of tokens are as those of `sentences.PairData`.

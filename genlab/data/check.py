@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from genlab.data.caption_tables import Captions, find_captions, first_of
 from genlab.data.decode import BadImage, Policy, decode
+from genlab.data.image_tables import Told, find_captions, first_of
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source, open_source
 
@@ -45,7 +46,7 @@ class CheckReport:
     bad: list[tuple[str, str]] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
     proposed_size: int = 0
-    captions: Captions | None = None
+    captions: Told | None = None
     problem: str = ""
 
     @property
@@ -125,7 +126,7 @@ def print_report(report: CheckReport, file: TextIO | None = None) -> None:
         print(line, file=file or sys.stdout)
 
 
-def _captions(source: Source, column: str) -> tuple[Captions | None, str]:
+def _captions(source: Source, column: str) -> tuple[Told | None, str]:
     try:
         return find_captions(source, column), ""
     except BadSource as error:
@@ -193,7 +194,7 @@ def _caption_lines(report: CheckReport) -> list[str]:
     return lines
 
 
-def counted(title: str, counts: dict[str, int]) -> list[str]:
+def counted(title: str, counts: Mapping[str, int | str]) -> list[str]:
     """Returns how often there is each kind of something, as a line of a report or none."""
     if not counts:
         return []

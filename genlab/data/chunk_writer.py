@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from genlab.data import chunks, decode
-from genlab.data.caption_tables import find_captions, read_captions
 from genlab.data.decode import BadImage, Policy
+from genlab.data.image_tables import find_captions, read_captions
 from genlab.data.packed import appearing, bad_images
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source

@@ -11,6 +11,7 @@ import numpy as np
 from genlab.data.base import DataModule
 from genlab.data.chunks import WINDOW, ChunkRows, Chunks
 from genlab.data.decode import Policy
+from genlab.data.image_tables import label_by_table
 from genlab.data.packed import Packed, Rows, pack
 from genlab.data.sources import BadSource, Pack, Source, open_source
 from genlab.data.splits import LEAST, as_test, require_share, seeded_split, share_of
@@ -32,6 +33,8 @@ class ImageFolder(DataModule):
         num_test: Images kept for the test where no folder is; None means test_fraction of all.
         test_fraction: Share kept for the test where no folder is.
         labelled: Use class sub-folders; False gives images without labels.
+        label_column: The column of labels.csv, metadata.csv or metadata.jsonl that holds the labels, in place
+            of class sub-folders; see `image_tables`.
         background: Colour under transparent pixels.
         stream: Read the chunks of a pack (`genlab data pack`), a few at a time, in place of one array that is
             made of all images: for what neither memory nor this disk holds.
@@ -55,12 +58,17 @@ class ImageFolder(DataModule):
         stream: bool = False,
         stream_window: int = WINDOW,
         stream_cache_gib: float | None = None,
+        label_column: str | None = None,
         **base: Any,
     ) -> None:
         super().__init__(**base)
         require_share(test_fraction)
         if num_test is not None and num_test < LEAST:
             raise ValueError(f"num_test must be at least {LEAST} for a covariance, got {num_test}.")
+        if label_column is not None and not (labelled and label_column):
+            raise ValueError(
+                f"label_column must name a column, of data that are labelled, got {label_column!r}."
+            )
         if stream_window < 1:
             raise ValueError(f"stream_window must be at least 1 chunk, got {stream_window}.")
         if stream_cache_gib is not None and not stream_cache_gib > 0.0:
@@ -70,12 +78,15 @@ class ImageFolder(DataModule):
         self.path, self.image_size = path, image_size
         self.stream, self.stream_window, self.stream_cache_gib = stream, stream_window, stream_cache_gib
         self.policy = Policy(image_size, channels, background)
-        self.num_test, self.test_fraction, self.labelled = num_test, test_fraction, labelled
+        self.num_test, self.test_fraction = num_test, test_fraction
+        self.labelled, self.label_column = labelled, label_column
 
     @cached_property
     def source(self) -> Source:
         """The images' place, opened once."""
         source = self.open()
+        if self.label_column is not None:
+            label_by_table(source, self.label_column)
         if self.labelled and source.labels is None and source.parts is None:
             self._refuse_split_folders(source)
         return source
@@ -151,7 +162,8 @@ class ImageFolder(DataModule):
         return self.num_test
 
     def preprocessing(self) -> dict[str, Any]:
-        return self.policy.to_dict()
+        labels = {} if self.label_column is None else {"label_column": self.label_column}
+        return {**self.policy.to_dict(), **labels}
 
     def _refuse_split_folders(self, source: Source) -> None:
         tops = sorted({name.split("/")[0] for name in source.names if "/" in name})

@@ -64,6 +64,11 @@ def load_data(run: Run) -> DataModule:
     config = read_config(run)["data"]
     if is_without_validation(run):
         config["init_args"]["val_fraction"] = 0.0
+    return build_data(config)
+
+
+def build_data(config: dict[str, Any] | str) -> DataModule:
+    """Returns the data that a configuration describes."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data")
     return parser.instantiate_classes(_parsed(parser, {"data": config})).data

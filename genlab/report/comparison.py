@@ -121,21 +121,24 @@ class Comparison:
         return ranks
 
 
-def compare(paths: Sequence[Path], rank: str | None = None) -> Comparison:
+def compare(paths: Sequence[Path], rank: str | None = None, tagged: Sequence[str] = ()) -> Comparison:
     """Reads runs and puts them side by side.
 
     Args:
         paths: Run folders, folders of experiments, or roots.
         rank: Key of a column to rank by; rows that may not be ranked are then an error.
+        tagged: Only runs with all of these tags.
 
     Raises:
         ValueError: Nothing was found, or there is no such column to rank by.
         genlab.report.fairness.Incomparable: A ranking was asked for that would be unfair.
     """
-    gathered = gather(paths)
+    gathered = gather(paths, tagged)
     rows, notes = rows_of(gathered.runs)
     if not rows and not gathered.runs:
         places = ", ".join(map(str, paths))
+        if tagged:
+            raise ValueError(f"No run in {places} has the tags {', '.join(tagged)}: genlab runs lists them.")
         told = [f"There are no runs in {places}: genlab fit --config FILE makes one.", *gathered.problems]
         raise ValueError(" ".join(told))
     ranked = _rank_column(rank) if rank else None

@@ -15,6 +15,7 @@ from genlab.report.units import unit_of
 from genlab.runs.folder import NotARun, Run, open_run, shown_path
 from genlab.runs.headline import SCORES, Headline, headline_of, named
 from genlab.runs.metrics_file import short_name
+from genlab.runs.selection import tags_of
 from genlab.runs.settings import facts_of
 
 _SIGNS_OF_A_RUN = ("run.json", "config.yaml", "metrics.jsonl", "environment.json", "checkpoints")
@@ -176,11 +177,12 @@ class Gathered:
     problems: list[str] = field(default_factory=list)
 
 
-def gather(paths: Sequence[Path]) -> Gathered:
+def gather(paths: Sequence[Path], tagged: Sequence[str] = ()) -> Gathered:
     """Reads the runs at and below the paths; one that cannot be read is named and left out.
 
     Args:
         paths: Run folders or files in them, folders of an experiment, or roots; a run is read once.
+        tagged: Tags that a run must have, all of them.
 
     Raises:
         NotARun: A path leads nowhere.
@@ -194,6 +196,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
                 continue
             known.add(place)
             _read_into(gathered, Run(folder))
+    gathered.runs = [one for one in gathered.runs if {*tagged} <= {*tags_of(one.record)}]
     return gathered
 
 
