@@ -72,7 +72,7 @@ def test_each_new_part_trains_for_a_batch_by_the_command_that_it_names(kind, her
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_names_the_own_part_alone(kind):
     files = texts(kind, "own", "a_1st_part")
-    assert [file.name for file in files][0] == "a_1st_part.py"
+    assert next(iter(files)).name == "a_1st_part.py"
     assert len(files) == 1 + (kind in ("family", "data"))
     for text in files.values():
         assert "genlab.cli" not in text and "genlab/cli" not in text and "New" not in text
@@ -94,8 +94,11 @@ def test_nothing_is_overwritten_not_even_an_experiment_alone(here, genlab_comman
 
 @pytest.mark.parametrize(
     "part",
-    ["mine", "own/", "/mine", "own/Mine", "own/2d", "own/a-b", "own/class", "import/a", "../own/a", "own/a/b"]
-    + ["random/a", "genlab/a", "torch/a", "numpy/a", "sys/a", "a_file/mine", "own/é", "own/mine.yaml", ""],
+    [
+        *("mine", "own/", "/mine", "own/Mine", "own/2d", "own/a-b", "own/class", "import/a", "../own/a"),
+        *("own/a/b", "random/a", "genlab/a", "torch/a", "numpy/a", "sys/a", "a_file/mine", "own/é"),
+        *("own/mine.yaml", ""),
+    ],
 )
 def test_a_bad_name_is_refused_in_one_line_and_leaves_nothing(part, here, genlab_command):
     Path("a_file").touch()
@@ -110,7 +113,10 @@ def test_an_unknown_kind_is_answered_by_those_there_are(here, genlab_command):
 
 
 def test_a_new_part_is_written_without_torch(here):
-    code = "from genlab.cli.main import main; main(['new', 'family', 'own/a']); import sys; exit('torch' in sys.modules)"
+    code = (
+        "import sys; from genlab.cli.main import main; main(['new', 'family', 'own/a']); "
+        "sys.exit('torch' in sys.modules)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.DEVNULL)
 
@@ -260,7 +266,7 @@ NUMBERS = itertools.count()
 
 @pytest.fixture
 def installed(here):
-    """Installs a package, as pip leaves it, that declares a part or else what it is told; returns its names."""
+    """Installs a package, as pip leaves it, that declares a part or other values; returns both names."""
     site = here.parent / "site-packages"
 
     def install(*values, code=PART, name=""):

@@ -21,7 +21,8 @@ from genlab.shapes import Batch, DataSpec, observed
 class NewFamily(Model):
     """A generator whose batches are to be as far from each other as they are from the data's.
 
-        loss = E k(x, x') - 2 E k(x, G(z)) + E k(G(z), G(z')),    k(a, b) = mean over w of exp(-|a - b|^2 / 2 w)
+        loss = E k(x, x') - 2 E k(x, G(z)) + E k(G(z), G(z'))
+        k(a, b) = mean over w of exp(-|a - b|^2 / 2 w)
 
     The squared maximum mean discrepancy: Li et al. 2015 (arXiv:1502.02761), Dziugaite et al. 2015
     (arXiv:1505.03906). One network and no game.
