@@ -53,7 +53,9 @@ def no_training(monkeypatch):
 # What is written
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind == "network" else []) for kind in KINDS]
+)
 def test_each_new_part_trains_for_a_batch_by_the_command_that_it_names(kind, here, genlab_command):
     package = f"own_{kind}"  # one each, as Python keeps what it has imported
     code, out, error = genlab_command("new", kind, f"{package}/a_part")
@@ -295,7 +297,12 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("form", NAMED)
+OFTEN = ("an option", "a file")
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[] if form in OFTEN else [pytest.mark.slow]) for form in NAMED]
+)
 def test_an_installed_part_is_named_by_its_class_alone_and_imported_no_sooner(
     form, here, installed, genlab_command, no_training
 ):
