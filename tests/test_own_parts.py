@@ -21,6 +21,7 @@ from genlab.cli.templates.metric import NewMetric
 from genlab.cli.templates.network import NewNetwork
 from genlab.cli.templates.sampler import NewSampler
 from genlab.cli.training import GenlabCLI
+from genlab.configuration.trust import allowed_packages
 from genlab.data.digits import Digits
 from genlab.losses.adversarial import NonSaturating
 from genlab.metrics.base import Drawn, Reference
@@ -353,6 +354,7 @@ def test_a_misspelt_part_is_answered_by_the_declared_one(installed, genlab_comma
 @pytest.mark.parametrize("value", ["os:system", "genlab.files:os", "torch.hub:load", "subprocess:Popen"])
 def test_no_package_can_declare_what_is_not_its_own(value, installed, genlab_command, no_training):
     installed(value)
+    assert value.partition(":")[0].partition(".")[0] not in allowed_packages()
     for name in (value.replace(":", "."), value.partition(":")[2]):
         code, _, error = genlab_command(*LOSS, name)
         assert code == 2 and error.count("\n") == 1, error
