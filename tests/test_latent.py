@@ -379,7 +379,9 @@ def test_a_run_of_two_stages_needs_no_other_folder(genlab_command, tmp_path):
     outputs, quiet = tmp_path / "outputs", ("--trainer.accelerator", "cpu", "--run_name", "a")
     second = file_of(tmp_path, "second", SECOND)
     code, _, said = genlab_command("fit", "--config", second, *quiet)
-    assert code == 2 and "Train it first: genlab fit --config experiments/first.yaml" in said
+    assert code == 2 and "first is neither a run nor an experiment with a finished run in" in said
+    known = genlab_command("fit", "--config", second, "--model.first_stage", "vqvae_digits", *quiet)
+    assert known[0] == 2 and "Train it first: genlab fit --config vqvae_digits" in known[2]
     for name, config in (("first", FIRST), ("second", SECOND)):
         assert genlab_command("fit", "--config", file_of(tmp_path, name, config), *quiet)[0] == 0
     run = outputs / "second" / "a"

@@ -46,6 +46,7 @@ OTHERS = {
     "speed": "FID against network passes:    genlab speed RUN",
     "bench": "train and compare families:   genlab bench digits --families gan,vae --budget 90s --seeds 5",
     "experiments": "list what can be trained:     genlab experiments digits",
+    "new": "write a part of your own:     genlab new family|network|loss|data|metric|sampler PACKAGE/NAME",
     "sweep": "search for good settings:     genlab sweep EXPERIMENT --over KEY=log:1e-4:1e-2 --trials 20",
     "runs": "list the runs and their scores",
     "compare": "runs side by side:            genlab compare outputs/",

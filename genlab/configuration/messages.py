@@ -7,12 +7,15 @@ import re
 import sys
 from collections.abc import Sequence
 
-from genlab.configuration.trust import public_classes, refusal
+from genlab.configuration import parts
+from genlab.configuration.trust import allowed_packages, own_names, public_names, refusal
 from genlab.text import nearest
 
 _UNKNOWN = re.compile(r"[Oo]ption '([\w.+]+)' is not accepted|does not accept option '([\w.+]+)'")
 _DENIED = re.compile(r"Importing '([\w.]+)' is not allowed")
 _NO_CLASS = re.compile(r"Expected a dot import path string: ([\w.]+)")
+_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+_SEVERAL = re.compile(r"Multiple subclasses with name (\w+)\..*: (.+)\.")
 _KEY = re.compile(r"Parser key \"([\w.+]+)\":")
 _REQUIRED = re.compile(r"^the following arguments are required: (.+)")
 _TYPES = re.compile(r"Expected an? (typing\.Literal\[[^]]*\]|<(?:class|enum) '[\w.]+'>)")
@@ -45,6 +48,13 @@ def readable(error: BaseException, options: Sequence[str] = ()) -> str:
             return f"{place}{key} is '{found.group(1)}': write null for none."
         if found := _NO_CLASS.search(text):
             return f"{place}there is no class '{found.group(1)}'.{_nearest_class(found.group(1))}"
+        if (found := _NO_MODULE.search(text)) and _is_allowed(found.group(1)):
+            return (
+                f"There is no module {found.group(1)} here, although it is allowed: type the command in the "
+                "folder that holds it, or install it."
+            )
+        if found := _SEVERAL.search(text):
+            return f"{place}there are several classes '{found.group(1)}': write out which, {found.group(2)}."
         if found := _REQUIRED.search(text):
             return _missing(found.group(1), place)
         if text.startswith("unrecognized arguments:"):
@@ -58,6 +68,11 @@ def readable(error: BaseException, options: Sequence[str] = ()) -> str:
         return layers[0]  # what a class said of its values
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:1] + lines[-1:]) if len(lines) > 3 else " ".join(lines)
+
+
+def _is_allowed(module: str) -> bool:
+    top = module.partition(".")[0]
+    return top in {name.partition(".")[0] for name in allowed_packages()}
 
 
 def _missing(names: str, place: str) -> str:
@@ -135,17 +150,5 @@ def _parameters(cls: type) -> list[str]:
 
 
 def _nearest_class(name: str) -> str:
-    ours = [cls.__name__ for cls in _subclasses(object) if str(cls.__module__).startswith("genlab.")]
     short = name.rsplit(".", 1)[-1]
-    return nearest(short, ours) or nearest(short, [name.rsplit(".", 1)[-1] for name in public_classes()])
-
-
-def _subclasses(base: type) -> set[type]:
-    found: set[type] = set()
-    waiting = [base]
-    while waiting:
-        # type.__subclasses__, since `type` itself is among the subclasses of object.
-        new: set[type] = set(type.__subclasses__(waiting.pop())) - found
-        found |= new
-        waiting += new
-    return found
+    return nearest(short, own_names() | parts.declared().keys()) or nearest(short, public_names())

@@ -12,12 +12,15 @@ import importlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from genlab.configuration import parts
 from genlab.text import nearest
 
 MODEL_ROOMS = ("families", "networks", "bijections", "processes", "samplers", "losses")
@@ -55,6 +58,7 @@ def lock_imports() -> None:
 
     os.environ.pop("JSONARGPARSE_DEFAULT_ENV", None)  # settings would come from variables, unseen
     _lock_once()
+    _find_allowed()
     allowed = set(allowed_packages())
     jsonargparse.set_parsing_settings(
         import_path_denylist=sorted(_allowed_before - allowed), import_path_allowlist=sorted(allowed)
@@ -83,9 +87,41 @@ def _lock_once() -> None:
 
     def strict(text: str, **given: Any) -> Any:
         check_yaml(text)
-        return load(text, **given)
+        value = load(text, **given)
+        import_parts(value)
+        return value
 
     jsonargparse.set_loader("yaml", strict, exceptions=(yaml.YAMLError,))
+
+
+def import_parts(config: Any) -> None:
+    """Imports what a configuration names of the parts that installed packages declare.
+
+    A name of genlab's own or of `PUBLIC` goes on meaning that.
+
+    Raises:
+        ValueError: One cannot be imported.
+    """
+    if named := parts.named_in(config):
+        for name in sorted(named - own_names() - public_names()):
+            parts.load(name)
+
+
+def own_names() -> set[str]:
+    """Returns the bare names of those classes of genlab that a configuration may name and that are loaded."""
+    rooms = tuple(f"genlab.{room}." for room in ROOMS)
+    return {cls.__name__ for cls in _subclasses(object) if str(cls.__module__).startswith(rooms)}
+
+
+def _subclasses(base: type) -> set[type]:
+    found: set[type] = set()
+    waiting = [base]
+    while waiting:
+        # type.__subclasses__, since `type` itself is among the subclasses of object.
+        new: set[type] = set(type.__subclasses__(waiting.pop())) - found
+        found |= new
+        waiting += new
+    return found
 
 
 @cache
@@ -102,13 +138,37 @@ def public_classes() -> dict[str, type]:
     return found
 
 
+def public_names() -> set[str]:
+    """Returns the bare names of the classes of `PUBLIC`."""
+    return {path.rpartition(".")[2] for path in public_classes()}
+
+
 _HOMES = ("torch", "pytorch_lightning", "lightning_fabric")
 
 
 def allowed_packages() -> tuple[str, ...]:
-    """Returns the packages that --allow and GENLAB_ALLOW trust: their classes and functions may be named."""
+    """Returns the packages whose classes and functions may be named.
+
+    Those that --allow and GENLAB_ALLOW trust, and those that were installed with parts of genlab.
+    """
+    return tuple(dict.fromkeys([*_given_packages(), *parts.packages()]))
+
+
+def _given_packages() -> list[str]:
     given = os.environ.get("GENLAB_ALLOW", "").split(",")
-    return tuple(name for name in given if name and all(part.isidentifier() for part in name.split(".")))
+    return [name for name in given if name and all(part.isidentifier() for part in name.split("."))]
+
+
+def _find_allowed() -> None:
+    """Lets an allowed package be found in the folder where the command is typed, if it is nowhere else.
+
+    Last of all places, so that nothing there comes before what is installed.
+    """
+    for name in _given_packages():
+        top = name.partition(".")[0]
+        is_here = os.path.isdir(top) or os.path.isfile(f"{top}.py")
+        if is_here and top not in sys.modules and find_spec(top) is None:
+            sys.path.append(os.getcwd())
 
 
 def refusal(path: str) -> str:
@@ -116,9 +176,8 @@ def refusal(path: str) -> str:
     if path in SINCE:
         return f"{path} came with torch {SINCE[path]}, and this is torch {version('torch')}: update it."
     package = path.split(".")[0]
-    known = {name.rsplit(".", 1)[-1] for name in public_classes()}
     if package in ("genlab", *_HOMES):
-        hint = nearest(path.rsplit(".", 1)[-1], known)
+        hint = nearest(path.rsplit(".", 1)[-1], public_names())
         return (
             f"'{path}' is none of the classes that a configuration may name.{hint} If you trust it, add "
             f"--allow {path}."

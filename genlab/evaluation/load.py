@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 
 from genlab.configuration.messages import readable
-from genlab.configuration.trust import check_objects, lock_imports
+from genlab.configuration.trust import check_objects, import_parts, lock_imports
 from genlab.data.base import DataModule
 from genlab.errors import CheckpointError
 from genlab.evaluation.checkpoint import read_checkpoint, spec_of
@@ -77,6 +77,7 @@ def build_data(config: dict[str, Any] | str) -> DataModule:
 def _parsed(parser: ArgumentParser, config: dict[str, Any]) -> Any:
     """Returns parsed settings, which name classes of the allowed list only."""
     lock_imports()
+    import_parts(config)
     try:
         namespace = parser.parse_object(config)
     except ArgumentError as error:
