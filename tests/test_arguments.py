@@ -129,6 +129,8 @@ ARGUMENTS = [  # a command with VALUE in it, what is given for it, and the exit 
     ("experiments VALUE", (*WORDS[:2], *WORDS[3:]), {2}),
     ("experiments --copy VALUE", (*WORDS, "../x", "text.txt"), {2}),
     ("experiments --copy gan_digits --output VALUE", ("", "text.txt", "text.txt/below", "{long}"), {2, 7}),
+    ("new VALUE own_package/part", WORDS, {2}),
+    ("new family VALUE", (*WORDS, "text.txt/part", "random/part", "own-package/part"), {2}),
     ("bench VALUE --families gan", NAMES, {2}),
     ("bench digits --families VALUE", WORDS, {2}),
     ("bench digits --families gan --budget VALUE", (*COUNTS[:-1], "0s", "-5m", "90x"), {2}),
