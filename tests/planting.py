@@ -1,6 +1,7 @@
 """Planted faults: kills and signals at a place, processes that are forked to be killed, small disks."""
 
 import errno
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ def in_a_fork(function):
     if not child:
         code = 1
         try:
+            multiprocessing.util._run_after_forkers()  # as in its own: the parent's threads are not here
             code = function() or 0
         except BaseException:
             traceback.print_exc()

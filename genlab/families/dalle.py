@@ -11,6 +11,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
+from genlab.distributed import joined_mean
 from genlab.families.base import NetworkFactory, indices
 from genlab.families.chain_rule import ChainRule
 from genlab.families.weights import evaluating
@@ -99,8 +100,11 @@ class DALLE(ChainRule):
             caption = caption.masked_fill(is_hidden[:, None], self.start)
         text, image = self._nats(network, caption, batch["tokens"])
         length = (caption != self.start).sum(dim=1)
-        # An empty caption has no mean.
-        text_nats = (text.sum(dim=1) / length.clamp_min(1)).sum() / (length > 0).sum().clamp_min(1)
+        # An empty caption has no mean. Each of several processes counts as many captions as all have on
+        # average: the mean of their gradients is then that of all captions together.
+        told = (length > 0).sum().float()
+        told = (joined_mean(told) if self.training else told).clamp_min(torch.finfo(told.dtype).tiny)
+        text_nats = (text.sum(dim=1) / length.clamp_min(1)).sum() / told
         image_nats = image.mean()
         loss = self.text_weight * text_nats + (1.0 - self.text_weight) * image_nats
         return {"loss": loss, "text_nats": text_nats, "image_nats": image_nats}
