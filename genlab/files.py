@@ -35,19 +35,12 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises:
         StorageError: There is no room, or writing here is not allowed; the target is as it was.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with _beside(target) as temporary:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         sync(temporary)
         os.replace(temporary, target)
         sync(target.parent)
-    except Exception as error:
-        if not is_of_storage(error):
-            raise
-        raise StorageError(f"{target} cannot be written: {_shortage(error, target, temporary)}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def require_new(folder: Path) -> None:
@@ -72,8 +65,7 @@ def making(target: Path) -> Iterator[Path]:
         StorageError: There is no room, or writing here is not allowed.
     """
     require_new(target)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with _beside(target) as temporary:
         temporary.mkdir(parents=True)
         yield temporary
         for file in filter(Path.is_file, temporary.rglob("*")):
@@ -82,12 +74,23 @@ def making(target: Path) -> Iterator[Path]:
             target.rmdir()
         os.replace(temporary, target)
         sync(target.parent)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Yields a temporary path beside the target, of which nothing is left; says what the storage lacks."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
     except Exception as error:
         if not is_of_storage(error):
             raise
         raise StorageError(f"{target} cannot be written: {_shortage(error, target, temporary)}.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def require_writable(folder: Path) -> None:
