@@ -33,7 +33,7 @@ def write_folder(model: Any, run: Run, checkpoint: Path, target: Path) -> dict[s
     from genlab.report.gather import Trained
     from genlab.runs.tests import model_config, read_config
 
-    trained = Trained(run, run.read(), run.status)
+    trained = Trained.of(run)
     card = Card(trained, WEIGHTS, is_tested(run, checkpoint), paper_of(run, model), task_of(model))
     with making(target) as folder:
         found = export_weights(model, published(model_config(run)), folder / WEIGHTS)

@@ -15,7 +15,7 @@ from genlab.report.units import unit_of
 from genlab.runs.folder import NotARun, Run, open_run, shown_path
 from genlab.runs.headline import SCORES, Headline, headline_of, named
 from genlab.runs.metrics_file import short_name
-from genlab.runs.selection import tags_of
+from genlab.runs.selection import Described
 from genlab.runs.settings import facts_of
 
 _SIGNS_OF_A_RUN = ("run.json", "config.yaml", "metrics.jsonl", "environment.json", "checkpoints")
@@ -46,26 +46,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One training, as its folder tells it.
-
-    Args:
-        run: Its folder.
-        record: Its run.json.
-        status: What became of it.
-    """
-
-    run: Run
-    record: dict[str, Any]
-    status: str
-
-    @property
-    def experiment(self) -> str:
-        return str(self.record.get("experiment") or self.run.experiment)
-
-    @property
-    def family(self) -> str:
-        return str(self.record.get("family") or "")
+class Trained(Described):
+    """One training, as its folder tells it."""
 
     @property
     def seed(self) -> Any:
@@ -196,7 +178,7 @@ def gather(paths: Sequence[Path], tagged: Sequence[str] = ()) -> Gathered:
                 continue
             known.add(place)
             _read_into(gathered, Run(folder))
-    gathered.runs = [one for one in gathered.runs if {*tagged} <= {*tags_of(one.record)}]
+    gathered.runs = [one for one in gathered.runs if {*tagged} <= {*one.tags}]
     return gathered
 
 

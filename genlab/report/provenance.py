@@ -8,7 +8,6 @@ from genlab.report import fairness
 from genlab.report.comparison import Comparison
 from genlab.report.gather import Trained, part
 from genlab.report.points import trainings
-from genlab.runs.selection import tags_of
 
 Pairs = list[tuple[str, str]]
 
@@ -47,7 +46,7 @@ def facts_of(trained: Trained) -> dict[str, str]:
     """Returns how a training came about, in words by what they tell, without what is not recorded."""
     facts = {
         "run": f"{trained.name}, {trained.status}",
-        "tags": ", ".join(tags_of(trained.record)),
+        "tags": ", ".join(trained.tags),
         "command": _command(trained),
         "test": " ".join(["genlab test", trained.name, *map(str, trained.entry().get("arguments") or [])]),
         "versions": _versions(trained),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Self
 
 from genlab.runs.folder import NotARun, Run, is_inside, outputs_root, shown_path
 from genlab.runs.headline import named
@@ -32,9 +32,9 @@ class Described:
     record: dict[str, Any]
     status: str
 
-    @staticmethod
-    def of(run: Run) -> Described:
-        return Described(run, run.read(), run.status)
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        return cls(run, run.read(), run.status)
 
     @property
     def experiment(self) -> str:
