@@ -19,6 +19,7 @@ from genlab.distributed import distributed
 from genlab.errors import MetricError
 from genlab.evaluation.examine import Examination
 from genlab.evaluation.first_stage import found_run
+from genlab.evaluation.load import load_run
 from genlab.evaluation.reranking import Ranking
 from genlab.evaluation.score import Scores
 from genlab.families.base import Model
@@ -71,8 +72,6 @@ class Drawing:
         """Who chooses among several samples, loaded once; None without."""
         if self.ranker is None:
             return None
-        from genlab.evaluation.load import load_run  # not before it is asked for
-
         run = found_run(self.ranker, "evaluate.drawing.ranker")
         return Ranking(load_run(run, run.best_checkpoint), self.best_of)
 
