@@ -28,11 +28,13 @@ from genlab.families import latent as module
 from genlab.families.capabilities import HasLikelihood, can
 from genlab.families.codes import FirstStage
 from genlab.families.diffusion import Diffusion, Objective
+from genlab.families.dvae import DiscreteVAE
 from genlab.families.gan import GAN
 from genlab.families.kl_autoencoder import KLAutoencoder
 from genlab.families.latent import Latent, LatentDiffusion
 from genlab.families.vqvae import VQVAE
 from genlab.losses.adversarial import NonSaturating
+from genlab.losses.likelihoods import Gaussian
 from genlab.networks.autoencoder import ConvMapDecoder, ConvMapEncoder
 from genlab.networks.mlp import MLPDiscriminator, MLPGenerator
 from genlab.networks.quantizer import FSQ
@@ -72,7 +74,15 @@ def autoencoder(seed=0):
 
 def scalar_codes():
     torch.manual_seed(0)
-    return VQVAE(images().spec, *CODING, partial(FSQ, levels=[3, 4]), ADAM, code_dim=2)
+    model = VQVAE(images().spec, *CODING, partial(FSQ, levels=[3, 4]), ADAM, code_dim=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def discrete_codes():
+    return DiscreteVAE(images().spec, *CODING, Gaussian, ADAM, num_codes=5)
 
 
 def diffusion(spec, **options):
@@ -156,6 +166,35 @@ def test_code_numbers_have_no_scale():
     assert torch.equal(model.decode(index), model.first_stage.model.decode(index))
 
 
+def test_noise_is_put_on_the_vectors_of_code_numbers_and_what_is_drawn_is_rounded_to_codes():
+    model, data, x = two_stages(scalar_codes()), images(), batch_of()["image"]
+    stage = model.first_stage.model
+    assert model.code_spec.shape == (2, 4, 4) and model.code_spec.levels == 0
+    model.measure_scale(data, torch.device("cpu"))
+    index = stage.encode(x)
+    z = model.encode(x)
+    assert torch.equal(z, stage.codebook.look_up(index).movedim(-1, 1) * model.scale)
+    assert torch.equal(model.coded({"code": index, "image": x})["point"], z)
+    assert torch.equal(model.decode(z), stage.decode(index))
+    # Levels of 3 and 4 lie 1 and 1/2 apart: less than half of that is forgiven, and more is another code.
+    nudge = torch.tensor([0.49, 0.24])[:, None, None] * (torch.rand(z.shape) * 2 - 1)
+    assert torch.equal(model.decode(z + nudge * model.scale), stage.decode(index))
+    assert not torch.equal(model.decode(z + 2.2 * nudge * model.scale), stage.decode(index))
+    drawn = model.prior.sample(torch.arange(3), 5) / model.scale
+    assert torch.equal(model.sample(torch.arange(3), 5), stage.decode(stage.nearest(drawn)))
+    train(model, data, 1)
+
+
+def test_a_measurement_through_rounded_codes_has_the_decoders_own_derivative():
+    model = scaled(two_stages(scalar_codes()))
+    stage, z = model.first_stage.model, torch.randn(1, 2, 4, 4, requires_grad=True)
+    codes = stage.vectors(stage.nearest(z / model.scale)).requires_grad_()
+    v = torch.randn(1, 1, 8, 8)
+    (through,) = torch.autograd.grad(model.space.decode(z), z, v)
+    (wanted,) = torch.autograd.grad(stage.eval().decoder(codes), codes, v)
+    assert torch.allclose(through, wanted / model.scale, atol=1e-6) and through.abs().max() > 0
+
+
 class Numbers(Diffusion):
     """A prior of code numbers that learns nothing."""
 
@@ -226,6 +265,7 @@ def gan(spec):
             {"stage": scalar_codes(), "prior": Numbers, "family": LatentDiffusion},
             "takes a prior that removes noise, such as Diffusion, and Numbers does not",
         ),
+        ({"stage": discrete_codes()}, "and those of a DiscreteVAE do not: take a first stage"),
     ],
 )
 def test_what_is_no_first_stage_or_no_prior_is_refused(arguments, message):

@@ -186,6 +186,24 @@ def test_every_number_is_a_code_and_every_code_a_point_of_the_grid(levels):
         assert torch.equal(book(z), torch.arange(book.num_codes))
 
 
+@pytest.mark.parametrize("kind", ["scalar", "table"])
+def test_the_code_next_to_a_vector_is_the_nearest_of_all_codes(kind):
+    book = FSQ(2, [3, 4]) if kind == "scalar" else LearnedCodebook(2, 12)
+    codes = book.look_up(torch.arange(12))
+    z = torch.randn(200, 2) * (1.5 if kind == "scalar" else codes.std())
+    assert torch.equal(book.nearest(codes), torch.arange(12))
+    if kind == "scalar":  # its levels differ in their distances; each number is rounded by itself
+        apart = (z[:, None] - codes).abs()
+        assert torch.equal(book.nearest(z), (apart == apart.amin(1, keepdim=True)).all(2).int().argmax(1))
+    else:
+        assert torch.equal(book.nearest(z), torch.cdist(z, codes).argmin(1))
+    z.requires_grad_()
+    rounded = book.rounded(z)
+    assert torch.allclose(rounded, codes[book.nearest(z)])
+    (gradient,) = torch.autograd.grad(rounded.sum(), z)
+    assert torch.equal(gradient, torch.ones_like(z))
+
+
 def test_zero_is_in_the_middle_and_what_is_far_out_at_the_ends():
     book = FSQ(2, [8, 5])
     near = torch.tensor([[0.0, 0.0], [-0.1, -0.1], [0.1, 0.1]])

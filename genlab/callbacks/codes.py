@@ -37,7 +37,7 @@ class CodeCache(Callback):
         for split in ("train", "val"):
             file = cached(data, split, stage)
             if trainer.is_global_zero and not file.is_file():
-                _write(file, data, split, stage, pl_module.code_spec, device)
+                _write(file, data, split, stage, device)
             trainer.strategy.barrier()
             data.add_column(split, COLUMN, column_of(file))
 
@@ -54,11 +54,9 @@ def _are_always_the_same(data: DataModule) -> bool:
 
 
 @torch.no_grad()
-def _write(
-    file: Path, data: DataModule, split: str, stage: FirstStage, spec: DataSpec, device: torch.device
-) -> None:
+def _write(file: Path, data: DataModule, split: str, stage: FirstStage, device: torch.device) -> None:
     model = stage.model.to(device)
-    num = len(data.split(split))
+    num, spec = len(data.split(split)), model.code_spec
     with replacing(file) as partial:
         rows = np.lib.format.open_memmap(partial, "w+", _dtype(spec), (num, *spec.shape))
         for batch in data.loader(split):

@@ -60,6 +60,22 @@ class HasCode(Protocol):
 
 
 @runtime_checkable
+class HasVectors(HasCode, Protocol):
+    """A first stage of code numbers, each of which stands for a vector that the decoder takes."""
+
+    vector_spec: DataSpec
+    """The vectors: (channels, height, width) of floats."""
+
+    def vectors(self, index: Tensor) -> Tensor:
+        """Returns the vectors of code numbers, (batch, *vector_spec.shape)."""
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """Returns the code number next to each vector, (batch, *code_spec.shape)."""
+
+    def decoded(self, z: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
 class HasFirstStage(Protocol):
     """Is a prior of the codes of another model, which decodes what the prior draws."""
 

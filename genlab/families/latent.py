@@ -11,7 +11,7 @@ from torch import Tensor
 from genlab.distributed import joined_sum, place
 from genlab.errors import CheckpointError
 from genlab.families.base import Model
-from genlab.families.capabilities import Denoises, HasCode, Samples, can
+from genlab.families.capabilities import Denoises, HasCode, HasVectors, Samples, can
 from genlab.families.codes import FirstStage
 from genlab.samplers.base import Sampler
 from genlab.samplers.conditioning import Codes
@@ -56,7 +56,9 @@ class Latent(Model):
     num_measured: Tensor
 
     def __init__(self, spec: DataSpec, first_stage: FirstStage, prior: PriorFactory) -> None:
-        code_spec = _code_spec(first_stage.model, spec)
+        _require_first_stage(first_stage.model, spec)
+        codes = self._seen_codes(first_stage.model)
+        code_spec = spec.coded(codes.shape, codes.levels)
         made = prior(code_spec)
         _require_prior(made)
         super().__init__(spec, made.given)
@@ -91,7 +93,7 @@ class Latent(Model):
     @torch.no_grad()
     def to_images(self, z: Tensor) -> Tensor:
         """Returns images of codes, whatever is told of them."""
-        return self.first_stage.model.decode(z / self.scale if self._is_scaled else z)
+        return self.first_stage.model.decode(self._unscaled(z))
 
     def coded(self, batch: Batch) -> Batch:
         """Returns a batch of codes in place of images; of codes that it brings along, or encodes here.
@@ -133,7 +135,7 @@ class Latent(Model):
         if not bool((std > 0).all()):
             raise ValueError(
                 f"Channel {int(std.argmin())} of the first stage's codes is the same everywhere: train it "
-                "with fewer latent_channels."
+                "longer, or with fewer channels of codes."
             )
         self.scale.copy_(1.0 / std[:, None, None])
         self.num_measured.copy_(count[0] / self.code_spec.shape[1] / self.code_spec.shape[2])
@@ -142,8 +144,17 @@ class Latent(Model):
     def _is_scaled(self) -> bool:
         return self.code_spec.kind == "point"
 
+    def _seen_codes(self, stage: Any) -> DataSpec:
+        """Returns the form of the codes that the prior sees."""
+        return stage.code_spec
+
     def _scaled(self, code: Tensor) -> Tensor:
+        """Returns a first stage's codes as the prior sees them."""
         return code * self.scale if self._is_scaled else code
+
+    def _unscaled(self, z: Tensor) -> Tensor:
+        """Returns codes as the first stage decodes them."""
+        return z / self.scale if self._is_scaled else z
 
     # The prior
 
@@ -241,8 +252,12 @@ class LatentDiffusion(Latent):
     Rombach et al. 2022 (arXiv:2112.10752). Samplers walk in the space of codes; what they are to agree with,
     a part of an image or a start, is encoded first.
 
+    Of a first stage of code numbers, noise is put on the numbers' vectors, and what is drawn is decoded by
+    the codes next to it (section 3.1's "VQ-reg.": quantisation is the decoder's first layer), which forgives
+    whatever error is smaller than half of the way to another code.
+
     Raises:
-        ValueError: The prior does not walk from noise.
+        ValueError: The prior does not walk from noise, or the first stage's numbers have no vectors.
     """
 
     prior: Any
@@ -254,6 +269,28 @@ class LatentDiffusion(Latent):
                 f"LatentDiffusion takes a prior that removes noise, such as Diffusion, and "
                 f"{type(self.prior).__name__} does not: use Latent."
             )
+
+    def _seen_codes(self, stage: Any) -> DataSpec:
+        if not stage.code_spec.levels:
+            return super()._seen_codes(stage)
+        if not can(stage, HasVectors):
+            raise ValueError(
+                f"LatentDiffusion puts noise on codes that are vectors or stand for vectors, and those of a "
+                f"{type(stage).__name__} do not: take a first stage such as KLAutoencoder or VQVAE, or "
+                "Latent with a prior of code numbers."
+            )
+        return stage.vector_spec
+
+    @property
+    def _has_vectors(self) -> bool:
+        return bool(self.first_stage.model.code_spec.levels)
+
+    def _scaled(self, code: Tensor) -> Tensor:
+        return super()._scaled(self.first_stage.model.vectors(code) if self._has_vectors else code)
+
+    def _unscaled(self, z: Tensor) -> Tensor:
+        z = super()._unscaled(z)
+        return self.first_stage.model.nearest(z) if self._has_vectors else z
 
     @property
     def space(self) -> Codes:
@@ -286,8 +323,7 @@ class LatentDiffusion(Latent):
         return self.prior.passes_with(sampler)
 
 
-def _code_spec(stage: Model, spec: DataSpec) -> DataSpec:
-    """Returns the spec of the codes of these images."""
+def _require_first_stage(stage: Model, spec: DataSpec) -> None:
     if not can(stage, HasCode):
         raise ValueError(
             f"A {type(stage).__name__} is no first stage, which has codes: train one such as "
@@ -299,8 +335,6 @@ def _code_spec(stage: Model, spec: DataSpec) -> DataSpec:
                 f"The first stage knows images of {name} {getattr(stage.spec, name)}, and {spec.name} has "
                 f"{getattr(spec, name)}: train it on images of this form."
             )
-    code: DataSpec = stage.code_spec  # type: ignore[assignment]
-    return spec.coded(code.shape, code.levels)
 
 
 def _require_prior(prior: Model) -> None:

@@ -65,7 +65,9 @@ class VQVAE(CodeNumbers):
         self.encoder = encoder(unconditional, code_dim, 0)
         self.decoder = decoder(unconditional, code_dim, 0)
         self.codebook = codebook(code_dim)
-        self.code_spec = spec.coded(code_shape(self.encoder, spec)[1:], self.codebook.num_codes)
+        sides = code_shape(self.encoder, spec)[1:]
+        self.code_spec = spec.coded(sides, self.codebook.num_codes)
+        self.vector_spec = spec.coded((code_dim, *sides), 0)
         self.optimizer = optimizer
         self.data_variance = data_variance
 
@@ -98,6 +100,21 @@ class VQVAE(CodeNumbers):
         with evaluating(self):
             codes = self.codebook.look_up(z).movedim(-1, 1)
             return self.decoder(codes).float().clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def vectors(self, index: Tensor) -> Tensor:
+        """Returns the vectors of code numbers, as the decoder takes them."""
+        return self.codebook.look_up(index).movedim(-1, 1)
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """Returns the code number next to each vector."""
+        return self.codebook.nearest(z.movedim(1, -1))
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Returns the images of the codes next to vectors, with the gradient of what is not rounded."""
+        with evaluating(self):
+            return self.decoder(self.codebook.rounded(z.movedim(1, -1)).movedim(-1, 1)).float()
 
     def _count(self, z: Tensor, index: Tensor) -> Tensor:
         """Returns the batch's uses of each code; in training the codes learn from it."""

@@ -40,6 +40,14 @@ class Quantizer(nn.Module, ABC):
     def look_up(self, index: Tensor) -> Tensor:
         """Returns the vectors of code numbers."""
 
+    def nearest(self, codes: Tensor) -> Tensor:
+        """Returns the number of the code next to each vector: the way back of `look_up`, and around it."""
+        return self(codes)
+
+    def rounded(self, z: Tensor) -> Tensor:
+        """Returns the codes next to vectors, with the gradient of the vectors."""
+        return straight_through(z, self.look_up(self.nearest(z)))
+
     def passed(self, z: Tensor, codes: Tensor) -> Tensor:
         """Returns the codes of z as a decoder takes them, whose gradient goes on to z."""
         return straight_through(z, codes)
@@ -258,6 +266,11 @@ class FSQ(Quantizer):
     def look_up(self, index: Tensor) -> Tensor:
         digits = index[..., None] // self.strides % self.sizes
         return (digits - self.middle) / self.middle
+
+    def nearest(self, codes: Tensor) -> Tensor:
+        # Not `forward`, which takes what is not yet bounded.
+        digits = (codes.detach().float() * self.middle).round().long() + self.middle
+        return (digits.clamp_min(0).minimum(self.sizes - 1) * self.strides).sum(dim=-1)
 
     def passed(self, z: Tensor, codes: Tensor) -> Tensor:
         return straight_through(self._bounded(z) / self.middle, codes)
