@@ -127,14 +127,15 @@ def near_captions(source: Tensor, u: Tensor, padding: int, words: Tensor) -> Ten
     """Returns captions that differ from each caption in one place or two.
 
     In every other one, two tokens are exchanged (whose colour is whose, what is left of what); in the rest
-    one is replaced by a token of some caption (another colour, another relation). Many are no sentences and
-    soon told apart; what then remains to be learned are the others.
+    one is replaced by what a caption of the same length has there, which is mostly a word of the same kind
+    (another colour, another relation). Many are no sentences and soon told apart; what then remains to be
+    learned are the others.
 
     Args:
         source: The captions.
         u: What is drawn, uniform in [0, 1).
         padding: The token that fills up a caption.
-        words: The captions that tokens are taken from.
+        words: The captions that tokens are taken from, in which all of source are.
 
     Shapes:
         source: (batch, length), int64; u: (batch, near, 3); words: (captions, length). Returns (batch, near,
@@ -143,8 +144,9 @@ def near_captions(source: Tensor, u: Tensor, padding: int, words: Tensor) -> Ten
     near = source[:, None].expand(-1, u.shape[1], -1).clone()
     lengths = (source != padding).sum(dim=1).clamp_min(1)[:, None]
     first, second = ((u[..., i] * lengths).long()[..., None] for i in (0, 1))
-    spoken = words[words != padding]
-    drawn = spoken[(u[..., 2:] * len(spoken)).long()]
+    alike = ((words != padding).sum(dim=1) == (source != padding).sum(dim=1)[:, None]).cumsum(dim=1)
+    chosen = torch.searchsorted(alike, (u[..., 2] * alike[:, -1:]).long(), right=True)
+    drawn = words[chosen].gather(2, first)
     is_exchange = (torch.arange(u.shape[1], device=u.device) % 2 == 0)[:, None]
     there = torch.where(is_exchange, near.gather(2, second), drawn)
     back = torch.where(is_exchange, near.gather(2, first), near.gather(2, second))
