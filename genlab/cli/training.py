@@ -78,10 +78,16 @@ class GenlabCLI(LightningCLI):
     """The limit that the checkpoint's training has reached, such as `budget.examples`."""
 
     def __init__(
-        self, *args: Any, given: Sequence[str] = (), again: bool = False, accepts: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        given: Sequence[str] = (),
+        again: bool = False,
+        accepts: bool = False,
+        callbacks: Sequence[Callback] = (),
+        **kwargs: Any,
     ) -> None:
         # The parent's constructor runs the command.
-        self.given, self.again, self.accepts = given, again, accepts
+        self.given, self.again, self.accepts, self.callbacks = given, again, accepts, callbacks
         skipped = self.subcommands()
         # Only this command's: each parser takes a quarter of a second to make.
         self.subcommands = lambda: {kwargs["args"][0]: skipped[kwargs["args"][0]]}  # type: ignore[method-assign]
@@ -229,7 +235,7 @@ class GenlabCLI(LightningCLI):
             callbacks.append(SameData(self.origin.resumption))
         if self.subcommand == "predict":
             callbacks.append(SampleWriter(self._prediction_folder()))
-        return callbacks
+        return [*callbacks, *self.callbacks]
 
     def _run_subcommand(self, subcommand: str) -> None:
         trains_here = subcommand == "fit" and self.run is not None and self.trainer.is_global_zero
@@ -352,7 +358,11 @@ class GenlabCLI(LightningCLI):
 
 
 def main(
-    arguments: Sequence[str], given: Sequence[str] = (), again: bool = False, accepts: bool = False
+    arguments: Sequence[str],
+    given: Sequence[str] = (),
+    again: bool = False,
+    accepts: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Run | None:
     """Runs one of Lightning's commands; returns the run that it made or was about, None of a trial.
 
@@ -361,6 +371,7 @@ def main(
         given: The options as they were typed, for the record of a test.
         again: Measure what a test has measured before, too.
         accepts: Go on although settings or data have changed, and record how.
+        callbacks: What the caller has to do in this training, beside what every one has.
     """
     for room in ROOMS:
         import_room(room)
@@ -391,6 +402,7 @@ def main(
         given=given,
         again=again,
         accepts=accepts,
+        callbacks=callbacks,
     )
     return command.run
 
