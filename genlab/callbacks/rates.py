@@ -111,8 +111,8 @@ class RateSweep(Callback):
 def steepest(factors: Sequence[float], losses: Sequence[float]) -> float | None:
     """Returns the factor at which losses fall fastest by its logarithm, None where they never fall.
 
-    The slope at a factor is that of a line through `SHARE` of all losses around it, by least squares: unlike a
-    running mean, it does not lag behind. Nothing after the lowest of the fitted means is looked at.
+    The slope at a factor is that of a line through `SHARE` of all losses around it, by least squares: unlike
+    a running mean, it does not lag behind. Nothing after the lowest of the fitted means is looked at.
     """
     x, y = _finite(factors, losses)
     x = np.log(x)
