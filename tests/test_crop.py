@@ -204,7 +204,7 @@ def test_what_cannot_be_cut_so_is_refused_in_words(tmp_path, genlab_command):
     with pytest.raises(ValueError, match="crop must be centre, random, none, got 'middle'"):
         data(square, crop="middle")
     wide = data(saved(tmp_path / "wide", arrays(forms=[(8, 12)])), crop="random", channels=3)
-    with pytest.raises(ValueError, match="data.crop random would move an image and not what is left"):
+    with pytest.raises(ValueError, match=r"data.crop random would move an image and not what is left"):
         Degraded(wide, Grey())
     words = ("--data", "ImageFolder", "--data.path", square, "--data.crop", "middle")
     code, _, error = genlab_command("fit", "--config", "dcgan_celeba", *words)

@@ -48,10 +48,11 @@ from genlab.cli.testing import TestedRun, check_variants
 from genlab.configuration.messages import readable
 from genlab.configuration.trust import ROOMS, check_objects, check_places, lock_imports
 from genlab.data.base import DataModule
-from genlab.errors import exit_code
+from genlab.errors import EXIT_USAGE, exit_code
 from genlab.evaluation.checkpoint import require_resumable
 from genlab.evaluation.examine import entry_of
 from genlab.families.base import Model
+from genlab.families.compiling import require_compiler
 from genlab.report.test_table import table_of
 from genlab.runs.folder import Run, create_run, open_run, shown_path
 from genlab.runs.tests import stamp
@@ -211,6 +212,8 @@ class GenlabCLI(LightningCLI):
         if is_first_process():
             self.datamodule.require_usable()
         evaluate.prepare(self.model)
+        if self.model.is_compiled:
+            require_compiler()
         if self.spent:
             self.run = self._old_run
         elif not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
@@ -343,7 +346,8 @@ class GenlabCLI(LightningCLI):
         code = exit_code(error)
         if self.run is None or self.subcommand != "fit" or code is None:
             return
-        if self.is_new and code in REFUSED and not self.model.examples_seen:
+        was_refused = code == EXIT_USAGE and self.run.last_checkpoint is None  # such as a monitor's name
+        if self.is_new and code in REFUSED and (was_refused or not self.model.examples_seen):
             shutil.rmtree(self.run.path, ignore_errors=True)
             with suppress(OSError):
                 self.run.path.parent.rmdir()  # the experiment's, where this was its only run
