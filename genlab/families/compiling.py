@@ -17,8 +17,8 @@ class CompiledForward:
     """The `forward` of a network: compiled while it trains, as it was written while it evaluates.
 
     It stands in the place of the method alone, so that the network keeps its name and its weights theirs.
-    What evaluates calls the method itself: its shapes differ, and its samples do not depend on a compiler. A copy
-    of the network has its own, which compiles anew.
+    What evaluates calls the method itself: its shapes differ, and its samples do not depend on a compiler. A
+    copy of the network has its own, which compiles anew.
 
     Args:
         network: Whose it is.
