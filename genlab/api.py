@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -86,8 +87,9 @@ def test(run: str | Path | Run, settings: Mapping[str, Any] | None = None) -> di
 def load(run: str | Path | Run, checkpoint: str | Path | None = None, device: str | None = None) -> Model:
     """Returns the trained model of a run, in evaluation mode.
 
-    `model.sample(16, seed=0)` draws from it, (16, channels, height, width) in [-1, 1] for images; one that
-    was trained with labels wants these, `label=torch.tensor([...])`, and `genlab.sample` takes them in turn.
+    `model.sample(16, seed=0)` draws from it, (16, channels, height, width) in [-1, 1] for images. One that
+    was trained with labels takes these in turn, as `genlab.sample` does, or as `label=torch.tensor([...])`
+    says; one that is told sources takes those of the run's test split.
 
     Args:
         run: The run, its folder, or a file that `genlab export --to safetensors` has written.
@@ -97,9 +99,14 @@ def load(run: str | Path | Run, checkpoint: str | Path | None = None, device: st
     Raises:
         CheckpointError: The run has no whole checkpoint, or its weights belong to another model.
     """
-    from genlab.cli.model import loaded
+    from genlab.cli.model import data_of, loaded
+    from genlab.evaluation.given import TellingSample
+    from genlab.families.capabilities import can_be_sampled
 
-    return loaded(_path(run), checkpoint, device)[0]
+    model, of = loaded(_path(run), checkpoint, device)
+    if model.given and can_be_sampled(model):
+        model.sample = TellingSample(model, cache(lambda: data_of(model, of)))  # type: ignore[assignment]
+    return model
 
 
 def sample(

@@ -74,6 +74,7 @@ def genlab(case: Case) -> Entry:
         learned_prior=False,
     )
     flow = Flow(case.data.spec, bijection, torch.optim.Adam, compile=True).train()
+    flow.setup("fit")  # as a trainer does
     return Entry(flow, lambda x: flow.losses({"point": x})["loss"], flow.log_prob)
 
 

@@ -236,6 +236,17 @@ def test_samples_of_a_run_are_those_of_its_model_and_of_the_command(trained, gen
     assert (found == to_levels(x, 17)).float().mean() > 0.99
 
 
+def test_a_loaded_model_takes_classes_in_turn_as_samples_of_its_run_do(trained_once):
+    settings = {"samples.num": 0, "evaluate.at_start": False, "evaluate.num_samples": 20}
+    fit = options({**settings, "budget.examples": 64, "trainer.accelerator": "cpu"})
+    run = trained_once("--config", "cvae_digits", *fit)
+    model = genlab.load(run, device="cpu")
+    assert torch.equal(model.sample(12, seed=3), genlab.sample(run, 12, seed=3))
+    assert torch.equal(genlab.sample(model, 12, seed=3), genlab.sample(run, 12, seed=3))
+    label = torch.full((12,), 7)
+    assert torch.equal(model.sample(12, seed=3, label=label), genlab.sample(run, 12, seed=3, label=7))
+
+
 def test_the_same_samples_have_the_fid_of_the_test_wherever_they_come_from(
     tested, small, genlab_command, tmp_path
 ):

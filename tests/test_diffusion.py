@@ -746,6 +746,9 @@ def test_a_schedule_may_be_constant_first_and_fall_evenly():
             ValueError, match=f"schedule.hold must lie between 0 and schedule.decay, got {hold}"
         ):
             Schedule(hold=hold, decay=decay)
+    for name in ("warmup", "decay"):
+        with pytest.raises(ValueError, match=rf"schedule.{name} must not be negative, got -3"):
+            Schedule(**{name: -3})
 
 
 @pytest.mark.parametrize("process", [DiscreteChain(), VESDE(), EDM()])

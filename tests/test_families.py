@@ -24,7 +24,7 @@ from genlab.data.random_data import RandomData
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import TwoMoons
 from genlab.evaluation.functions import functions_of
-from genlab.evaluation.given import given_for
+from genlab.evaluation.given import TellingSample, given_for
 from genlab.families import capabilities
 from genlab.families.autoencoder import Autoencoder
 from genlab.families.autoregressive import Autoregressive, AutoregressiveImages, AutoregressiveMaps
@@ -32,6 +32,7 @@ from genlab.families.base import Schedule
 from genlab.families.capabilities import can
 from genlab.families.classifier import Classifier
 from genlab.families.codes import FirstStage
+from genlab.families.compiling import learning_networks
 from genlab.families.contrastive import Contrastive
 from genlab.families.cut import CUT
 from genlab.families.cyclegan import CycleGAN
@@ -609,24 +610,58 @@ def test_a_family_has_the_capabilities_of_its_row_and_no_other(name, trained):
 
 
 @ALL
-def test_training_alone_calls_the_network_compiled_or_it_is_refused(name, trained, monkeypatch):
+def test_training_alone_calls_every_network_that_learns_compiled(name, trained, monkeypatch):
     family, calls = FAMILIES[name], []
-    if not with_average(trained(name)).can_compile:
-        with pytest.raises((ValueError, TypeError), match="compile"):
-            family.model(compile=True)
-        return
 
-    def compiled(network):
-        return lambda *args, **kwargs: calls.append(network) or network(*args, **kwargs)
+    def compiled(forward):
+        return lambda *args, **kwargs: calls.append(id(forward.__self__)) or forward(*args, **kwargs)
 
     monkeypatch.setattr(torch, "compile", compiled)
     model = family.model(compile=True)
     train_steps(family, model)
-    num_calls = len(calls)
-    assert num_calls >= 2 and len(set(map(id, calls))) == 1
+    learners = list(learning_networks(with_average(model)))
+    assert learners and {*calls} == {id(network) for network in learners}
+    # Nothing else learns but single parameters: what is called is compiled with all that is in it.
+    inside = {id(p) for network in learners for p in network.parameters()}
+    alone = {id(p) for p in with_average(model).parameters(recurse=False)}
+    assert {id(p) for p in with_average(model).parameters() if p.requires_grad} <= inside | alone
     assert same_bits(model.state_dict(), trained(name).state_dict())
+    num_calls = len(calls)
     answers(model.eval(), a_batch(family))
     assert len(calls) == num_calls
+    copied = list(learning_networks(with_average(copy.deepcopy(model))))
+    assert all(network.forward.network is network for network in copied)
+
+
+def compiled_alike(name, backend, monkeypatch, trained):
+    """Whether two steps that are compiled by a backend are nearly those that are not."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    family = FAMILIES[name]
+    model = family.model(compile=True)
+    train_steps(family, model)
+    state, expected = model.state_dict(), trained(name).state_dict()
+    assert state.keys() == expected.keys()
+    plain = family.model()
+    plain.load_state_dict(state)  # no prefix of a compiler's
+    return {k: (state[k], expected[k]) for k in state if not alike(state[k], expected[k])}
+
+
+@pytest.mark.slow
+@ALL
+def test_two_compiled_steps_are_those_that_are_not(name, trained, monkeypatch):
+    assert not compiled_alike(name, "aot_eager", monkeypatch, trained)
+
+
+@pytest.mark.parametrize("name", ["gan", "vae"])
+def test_two_compiled_steps_of_some_families_are_those_that_are_not(name, trained, monkeypatch):
+    assert not compiled_alike(name, "aot_eager", monkeypatch, trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gan", "vae"])
+def test_a_compiler_of_machine_code_changes_nothing_either(name, trained, monkeypatch):
+    assert not compiled_alike(name, "inductor", monkeypatch, trained)
 
 
 @SAMPLED
@@ -650,6 +685,19 @@ def test_samples_of_two_seeds_differ_and_those_of_one_are_repeated(name, trained
     given = FAMILIES[name].given(model, index)
     first, again, other = (model.sample(index, seed, **given) for seed in (3, 3, 4))
     assert torch.equal(first, again) and alike(first, other) != FAMILIES[name].is_random
+
+
+@SAMPLED
+def test_what_nobody_says_is_told_in_turn_and_what_is_said_is_told(name, trained):
+    family, model, index = FAMILIES[name], trained(name), torch.arange(5)
+    data = family.data()
+    sample = TellingSample(model, lambda: data)
+    told = given_for(model, index, data)
+    expected = model.sample(index, 3, **told)
+    assert alike(sample(5, seed=3), expected) and alike(sample(index, 3, **told), expected)
+    backwards = {name: value.flip(0) for name, value in told.items()}
+    assert alike(sample(index, 3, **backwards), model.sample(index, 3, **backwards))
+    assert copy.deepcopy(sample).model is not model
 
 
 @TOLD

@@ -207,7 +207,12 @@ def test_a_callback_that_cannot_work_names_what_does(kind):
 def test_a_monitor_of_a_name_that_never_comes_is_refused_when_the_others_are_there(genlab_command):
     code, _, error = genlab_command(*POINTS, *FOUR, callback("EarlyStopping", monitor="val/fidd"))
     assert code == 2 and "monitors val/fidd, which no evaluation measures; there is val/fid" in error
-    assert [row["examples_seen"] for row in read_metrics(list_runs()[-1].metrics_jsonl)][-1] == 128
+    assert list_runs() == []  # its name is free for the command that is right
+
+
+def test_no_step_after_no_batch_is_refused():
+    with pytest.raises(ValueError, match=r"trainer.accumulate_grad_batches must be at least 1, got 0"):
+        check_trainer({"callbacks": [], "accumulate_grad_batches": 0}, alternating=False)
 
 
 SETTINGS = {

@@ -57,7 +57,8 @@ def require_finite_losses(model: Model, losses: dict[str, float], batch: Any) ->
     broken = next((name for name, value in losses.items() if not math.isfinite(value)), None)
     if broken is None:
         return
-    reason = (model.explain(batch) if batch is not None else "") or REMEDIES
+    with torch.compiler.set_stance("force_eager"):  # layers that are compiled together cannot be told apart
+        reason = (model.explain(batch) if batch is not None else "") or REMEDIES
     raise Diverged(
         f"The {'' if broken == 'loss' else f'{broken} '}loss is not finite after {model.examples_seen:,} "
         f"{model.spec.unit}. The last checkpoint is untouched; {reason}"

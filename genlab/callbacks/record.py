@@ -351,6 +351,7 @@ def device_facts(trainer: Any) -> dict[str, Any]:
         "num_devices": trainer.world_size,
         "precision": str(trainer.precision),
         "threads": torch.get_num_threads(),
+        **({"compiled": True} if trainer.lightning_module.is_compiled else {}),
     }
 
 

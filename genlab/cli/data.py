@@ -80,6 +80,12 @@ def _add_pack(commands: read.Commands) -> None:
     packer.add_argument("-o", "--output", type=read.path, required=True, help="the folder to be made")
     packer.add_argument("--image_size", type=read.count(), default=64, help="side in pixels (64)")
     packer.add_argument(
+        "--crop",
+        choices=("centre", "none"),
+        default="centre",
+        help="the centred square, or the whole image squeezed into one (centre)",
+    )
+    packer.add_argument(
         "--channels", type=int, choices=(1, 3), default=3, help="1 (grey) or 3 (RGB, default)"
     )
     packer.add_argument("--background", default="white", help="colour under transparent pixels (white)")
@@ -172,11 +178,13 @@ def _pack(options: Namespace) -> int:
     source = open_images(options.images)
     if options.label_column is not None:
         label_by_table(source, options.label_column)
-    policy = Policy(options.image_size, options.channels, options.background)
+    policy = Policy(options.image_size, options.channels, options.background, crop=options.crop)
     folder: Path = options.output
     chunks = write(source, policy, folder, options.chunk_mib, options.caption_column, options.workers)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
     classes = f", {len(chunks.classes)} classes" if chunks.classes else ""
     print(f"{folder}: {len(chunks):,} images in {len(chunks.files):,} chunks, {size:,.1f} MiB{classes}")
-    print(f"train from it: --data.path {folder} --data.stream true --data.image_size {options.image_size}")
+    squeezed = " --data.crop none" if options.crop == "none" else ""
+    size_and_crop = f"--data.image_size {options.image_size}{squeezed}"
+    print(f"train from it: --data.path {folder} --data.stream true {size_and_crop}")
     return 0

@@ -48,6 +48,7 @@ OTHERS = {
     "experiments": "list what can be trained:     genlab experiments digits",
     "new": "write a part of your own:     genlab new family|network|loss|data|metric|sampler PACKAGE/NAME",
     "sweep": "search for good settings:     genlab sweep EXPERIMENT --over KEY=log:1e-4:1e-2 --trials 20",
+    "lr": "find a learning rate:         genlab lr EXPERIMENT",
     "runs": "list the runs and their scores",
     "compare": "runs side by side:            genlab compare outputs/",
     "report": "the same as one HTML file:    genlab report outputs/ -o report.html",

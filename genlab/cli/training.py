@@ -48,10 +48,11 @@ from genlab.cli.testing import TestedRun, check_variants
 from genlab.configuration.messages import readable
 from genlab.configuration.trust import ROOMS, check_objects, check_places, lock_imports
 from genlab.data.base import DataModule
-from genlab.errors import exit_code
+from genlab.errors import EXIT_USAGE, exit_code
 from genlab.evaluation.checkpoint import require_resumable
 from genlab.evaluation.examine import entry_of
 from genlab.families.base import Model
+from genlab.families.compiling import require_compiler
 from genlab.report.test_table import table_of
 from genlab.runs.folder import Run, create_run, open_run, shown_path
 from genlab.runs.tests import stamp
@@ -78,10 +79,16 @@ class GenlabCLI(LightningCLI):
     """The limit that the checkpoint's training has reached, such as `budget.examples`."""
 
     def __init__(
-        self, *args: Any, given: Sequence[str] = (), again: bool = False, accepts: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        given: Sequence[str] = (),
+        again: bool = False,
+        accepts: bool = False,
+        callbacks: Sequence[Callback] = (),
+        **kwargs: Any,
     ) -> None:
         # The parent's constructor runs the command.
-        self.given, self.again, self.accepts = given, again, accepts
+        self.given, self.again, self.accepts, self.callbacks = given, again, accepts, callbacks
         skipped = self.subcommands()
         # Only this command's: each parser takes a quarter of a second to make.
         self.subcommands = lambda: {kwargs["args"][0]: skipped[kwargs["args"][0]]}  # type: ignore[method-assign]
@@ -205,6 +212,8 @@ class GenlabCLI(LightningCLI):
         if is_first_process():
             self.datamodule.require_usable()
         evaluate.prepare(self.model)
+        if self.model.is_compiled:
+            require_compiler()
         if self.spent:
             self.run = self._old_run
         elif not self.is_trial():  # made now, so that a setting that is refused leaves no folder behind
@@ -229,7 +238,7 @@ class GenlabCLI(LightningCLI):
             callbacks.append(SameData(self.origin.resumption))
         if self.subcommand == "predict":
             callbacks.append(SampleWriter(self._prediction_folder()))
-        return callbacks
+        return [*callbacks, *self.callbacks]
 
     def _run_subcommand(self, subcommand: str) -> None:
         trains_here = subcommand == "fit" and self.run is not None and self.trainer.is_global_zero
@@ -337,7 +346,8 @@ class GenlabCLI(LightningCLI):
         code = exit_code(error)
         if self.run is None or self.subcommand != "fit" or code is None:
             return
-        if self.is_new and code in REFUSED and not self.model.examples_seen:
+        was_refused = code == EXIT_USAGE and self.run.last_checkpoint is None  # such as a monitor's name
+        if self.is_new and code in REFUSED and (was_refused or not self.model.examples_seen):
             shutil.rmtree(self.run.path, ignore_errors=True)
             with suppress(OSError):
                 self.run.path.parent.rmdir()  # the experiment's, where this was its only run
@@ -352,7 +362,11 @@ class GenlabCLI(LightningCLI):
 
 
 def main(
-    arguments: Sequence[str], given: Sequence[str] = (), again: bool = False, accepts: bool = False
+    arguments: Sequence[str],
+    given: Sequence[str] = (),
+    again: bool = False,
+    accepts: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Run | None:
     """Runs one of Lightning's commands; returns the run that it made or was about, None of a trial.
 
@@ -361,6 +375,7 @@ def main(
         given: The options as they were typed, for the record of a test.
         again: Measure what a test has measured before, too.
         accepts: Go on although settings or data have changed, and record how.
+        callbacks: What the caller has to do in this training, beside what every one has.
     """
     for room in ROOMS:
         import_room(room)
@@ -391,6 +406,7 @@ def main(
         given=given,
         again=again,
         accepts=accepts,
+        callbacks=callbacks,
     )
     return command.run
 

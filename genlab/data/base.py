@@ -14,7 +14,7 @@ from torch import Tensor
 from genlab import randomness
 from genlab.data.chunks import ChunkRows
 from genlab.data.loading import ChunkOrder, Items, Order, ScoringLoader, TrainLoader
-from genlab.data.packed import Packed
+from genlab.data.packed import Packed, WindowRows
 from genlab.data.splits import FIXED, LEAST, held_out, others, share_of, stratified
 from genlab.errors import DataError
 from genlab.files import cache_folder
@@ -246,7 +246,15 @@ class DataModule(pl.LightningDataModule):
     def training_items(self, epoch: int) -> Items:
         """Returns the training items of an epoch; every epoch has as many."""
         train = self.split("train")
-        return Items(train, self.moves(len(train), epoch))
+        return Items(self.cropped(train, epoch), self.moves(len(train), epoch))
+
+    def cropped(self, train: Packed, epoch: int) -> Packed:
+        """Returns training items with a square of each image drawn anew, where more than one is kept."""
+        image = train.get("image")
+        if not isinstance(image, WindowRows):
+            return train
+        draw = randomness.uniform(randomness.key(self.seed, "crop", epoch), torch.arange(len(train)), 1)
+        return Packed({**train.columns, "image": image.at(draw[:, 0].numpy())})
 
     def order(self, num_items: int, joined: int) -> Order:
         """Returns the order of the training items, of which all processes together read `joined` a step."""

@@ -104,7 +104,8 @@ class CaptionedImages(ImageFolder):
         draw = randomness.uniform(address, torch.from_numpy(number), 1)[:, 0].tolist()
         rows = [self.encoded[n] for n in number]
         chosen = np.stack([row[int(u * len(row))] for row, u in zip(rows, draw, strict=True)])
-        return Items(Packed({"image": train["image"], "source": chosen}), self.moves(len(train), epoch))
+        image = self.cropped(train, epoch)["image"]
+        return Items(Packed({"image": image, "source": chosen}), self.moves(len(train), epoch))
 
     def preprocessing(self) -> dict[str, Any]:
         num = sum(map(len, self.captions))

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageFile
@@ -29,6 +29,12 @@ EXTENSIONS = frozenset(
 
 VERSION = 1
 """Part of the cache key of packed images: raise it whenever the same file would give other pixels."""
+
+Crop = Literal["centre", "random", "none"]
+"""Which square of an image is kept; see `Policy`."""
+
+LONGEST = 2
+"""Largest ratio of the sides of an image of which a square is drawn; of a longer one, the middle is taken."""
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_MAXIMUM = 258, 262, 281
 _EXIF_ORIENTATION = 0x0112
@@ -60,9 +66,9 @@ class BadImage(DataError):  # noqa: N818
 class Policy:
     """How images are brought to one size and one number of channels.
 
-    The largest centred square is cut out and resized by Pillow's bicubic filter, which widens with the scale
-    and so does not alias (Parmar et al. 2022, "On aliased resizing"). JPEG files are decoded in full: the
-    decoder's own downscaling ("draft") is faster but moves pixels by several levels.
+    The largest centred square is cut out, or what `crop` says, and resized by Pillow's bicubic filter, which
+    widens with the scale and so does not alias (Parmar et al. 2022, "On aliased resizing"). JPEG files are
+    decoded in full: the decoder's own downscaling ("draft") is faster but moves pixels by several levels.
 
     Args:
         image_size: Side of the square result in pixels; None leaves the size as it is.
@@ -71,6 +77,9 @@ class Policy:
         max_pixels: Largest width times height that is decoded; the header is asked before.
         panels: Number of squares that stand side by side in one file, each brought to image_size alone, so
             that none bleeds into its neighbour; a file of another form is refused. 1 for single pictures.
+        crop: "centre" cuts the square out; "none" squeezes the whole image into a square, whose proportions
+            then change; "random" resizes the shorter side and keeps the longer one, up to `LONGEST` times as
+            long, so that whoever trains draws a square of it.
     """
 
     image_size: int | None
@@ -78,8 +87,11 @@ class Policy:
     background: str = "white"
     max_pixels: int = 64_000_000
     panels: int = 1
+    crop: Crop = "centre"
 
     def __post_init__(self) -> None:
+        if self.crop not in get_args(Crop):
+            raise ValueError(f"crop must be {', '.join(get_args(Crop))}, got {self.crop!r}.")
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}.")
         if self.image_size is not None and self.image_size < 1:
@@ -91,9 +103,10 @@ class Policy:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings by name; single pictures as before there were panels, so that packs stay."""
+        """Returns the settings by name, later ones only where they are used, so that packs stay."""
         settings = asdict(self)
-        return settings if self.panels > 1 else {k: v for k, v in settings.items() if k != "panels"}
+        unused = {"panels": 1, "crop": "centre"}
+        return {name: value for name, value in settings.items() if unused.get(name) != value}
 
 
 def _is_colour(name: str) -> bool:
@@ -166,7 +179,7 @@ def _decode(data: bytes, name: str, policy: Policy) -> Decoded:
     panels = _panels(pixels, policy.panels, name)
     del pixels
     if policy.image_size is not None:
-        panels = [_square(panel, policy.image_size, notes) for panel in panels]
+        panels = [_sized(panel, policy.image_size, policy.crop, notes) for panel in panels]
     arrays = [_channels_first(panel) for panel in panels]
     joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=2)
     return Decoded(joined, size, mode, tuple(dict.fromkeys(notes)))
@@ -344,16 +357,30 @@ def _panels(image: Image.Image, num: int, name: str) -> list[Image.Image]:
     return [image.crop((k * height, 0, (k + 1) * height, height)) for k in range(num)]
 
 
-def _square(image: Image.Image, size: int, notes: list[str]) -> Image.Image:
+def _sized(image: Image.Image, size: int, crop: Crop, notes: list[str]) -> Image.Image:
+    """Returns the square of a size, or what a square is to be drawn of."""
     width, height = image.size
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
     if side < size:
         notes.append("enlarged")
-    if width != height:
-        notes.append("cropped to the centred square")
-    square = image if width == height else image.crop((left, top, left + side, top + side))
-    return square if side == size else square.resize((size, size), Image.Resampling.BICUBIC)
+    if crop == "none" and width != height:
+        notes.append("squeezed into a square")
+    if crop == "centre":
+        image = _middle(image, side, side, notes)
+    elif crop == "random":
+        image = _middle(image, min(width, LONGEST * side), min(height, LONGEST * side), notes)
+    target = (size, size)
+    if crop == "random":
+        target = (round(image.width * size / side), round(image.height * size / side))
+    return image if image.size == target else image.resize(target, Image.Resampling.BICUBIC)
+
+
+def _middle(image: Image.Image, width: int, height: int, notes: list[str]) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    notes.append("cropped to the centred square" if width == height else "cropped to the middle")
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _channels_first(image: Image.Image) -> np.ndarray:

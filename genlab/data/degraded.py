@@ -197,6 +197,10 @@ class Degraded(DataModule):
         if data.spec.kind != "image" or getattr(data, "binarize", False):
             raise ValueError(f"data must hold images of levels, got {type(data).__name__} of {data.spec}.")
         degradation.shape(data.spec.shape)
+        if getattr(getattr(data, "policy", None), "crop", "") == "random":
+            raise ValueError(
+                "data.crop random would move an image and not what is left of it: use centre or none."
+            )
         self.data, self.degradation = data, degradation
 
     @property

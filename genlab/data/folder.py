@@ -10,16 +10,16 @@ import numpy as np
 
 from genlab.data.base import DataModule
 from genlab.data.chunks import WINDOW, ChunkRows, Chunks
-from genlab.data.decode import Policy
+from genlab.data.decode import Crop, Policy
 from genlab.data.image_tables import label_by_table
-from genlab.data.packed import Packed, Rows, pack
+from genlab.data.packed import Packed, Rows, WindowRows, pack
 from genlab.data.sources import BadSource, Pack, Source, open_source
 from genlab.data.splits import LEAST, as_test, require_share, seeded_split, share_of
 from genlab.shapes import DataSpec
 
 
 class ImageFolder(DataModule):
-    """Images of a folder, a zip or a tar, cut to the centred square and resized.
+    """Images of a folder, a zip or a tar, cut to a square and resized.
 
     Folders called train (training), val (valid, validation) and test (testing) at the top are the splits; a
     val without a test is the test split. Else the test split is drawn by `seed`, stratified by class, and
@@ -36,6 +36,9 @@ class ImageFolder(DataModule):
         label_column: The column of labels.csv, metadata.csv or metadata.jsonl that holds the labels, in place
             of class sub-folders; see `image_tables`.
         background: Colour under transparent pixels.
+        crop: "centre" cuts the centred square out; "random", in training, a square drawn anew in each epoch
+            along the longer side, and the middle one wherever is scored; "none" squeezes the whole image into
+            the square.
         stream: Read the chunks of a pack (`genlab data pack`), a few at a time, in place of one array that is
             made of all images: for what neither memory nor this disk holds.
         stream_window: Chunks that are mixed at a time in training; more mix better and take more memory.
@@ -59,6 +62,7 @@ class ImageFolder(DataModule):
         stream_window: int = WINDOW,
         stream_cache_gib: float | None = None,
         label_column: str | None = None,
+        crop: Crop = "centre",
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -77,7 +81,7 @@ class ImageFolder(DataModule):
             )
         self.path, self.image_size = path, image_size
         self.stream, self.stream_window, self.stream_cache_gib = stream, stream_window, stream_cache_gib
-        self.policy = Policy(image_size, channels, background)
+        self.policy = Policy(image_size, channels, background, crop=crop)
         self.num_test, self.test_fraction = num_test, test_fraction
         self.labelled, self.label_column = labelled, label_column
 
@@ -109,8 +113,12 @@ class ImageFolder(DataModule):
 
     def pixels(self, name: str) -> np.ndarray | Rows:
         """Returns all images: as one array that is packed under a name, or as the chunks of a pack."""
+        if isinstance(self.source, Pack):
+            self._require_crop_of(self.source)
         if not self.stream:
-            return pack(self.source, self.policy, name, self.cache)["image"]
+            images = pack(self.source, self.policy, name, self.cache)["image"]
+            self._require_longer_sides(images)
+            return images
         if not isinstance(self.source, Pack):
             raise BadSource(
                 f"{self.path} is not packed, and packs alone are streamed: genlab data pack {self.path} "
@@ -128,6 +136,22 @@ class ImageFolder(DataModule):
         if self.stream_cache_gib is not None:
             chunks.cache_bytes = self._cache_bytes(self.stream_cache_gib, chunks)
         return ChunkRows(chunks, self.stream_window)
+
+    def _require_crop_of(self, source: Pack) -> None:
+        """Refuses another square of packed images than the one that is left of them."""
+        asked, packed = self.policy.crop, source.chunks.policy.get("crop", "centre")
+        if asked != packed:
+            raise BadSource(
+                f"{self.path} was packed with crop {packed}, and holds nothing else of its images: give "
+                f"--data.crop {packed}, or the images themselves for {asked}"
+            )
+
+    def _require_longer_sides(self, images: np.ndarray | Rows) -> None:
+        if isinstance(images, WindowRows) and bool((np.abs(images.lengths) == self.image_size).all()):
+            raise BadSource(
+                f"all images of {self.path} are square, so that there is nothing to draw by --data.crop "
+                "random; leave it out, or move images by --data.shift"
+            )
 
     def _cache_bytes(self, gib: float, chunks: Chunks) -> int:
         """Returns the bytes of chunks that are kept: those that are mixed, or each would be copied often."""

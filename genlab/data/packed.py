@@ -23,10 +23,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from genlab.data import decode
-from genlab.data.decode import BadImage, Policy
+from genlab.data.decode import LONGEST, BadImage, Policy
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source
 from genlab.files import cache_folder, digest_of, sync, write_text
+
+LENGTHS = "lengths.npy"
+"""The file of a pack whose images keep their longer side."""
 
 LARGE = 256 * 2**20
 """Arrays of more bytes are mapped from disk instead of being read."""
@@ -184,6 +187,60 @@ class Packed:
         return digest.hexdigest()
 
 
+class WindowRows:
+    """Images whose longer side is kept, read as squares: the middle one of each, or one at a given place.
+
+    Args:
+        strips: The images along their longer side, upright ones with their axes exchanged, filled up.
+        lengths: Of the longer sides in pixels, negative for upright images.
+        places: How far along the way that a square has its own begins, in [0, 1); None for the middle.
+
+    Shapes:
+        strips: (images, channels, size, LONGEST * size); lengths, places: (images,).
+    """
+
+    def __init__(
+        self, strips: np.ndarray | Rows, lengths: np.ndarray, places: np.ndarray | None = None
+    ) -> None:
+        self.strips, self.lengths, self.places = strips, lengths, places
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *first, size, _ = self.strips.shape
+        return (*first, size, size)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.strips.dtype
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows = np.arange(len(self))[index]
+        squares = self._squares(np.atleast_1d(rows))
+        return squares if np.ndim(rows) else squares[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+    def take(self, rows: np.ndarray) -> WindowRows:
+        places = None if self.places is None else self.places[rows]
+        return WindowRows(_taken(self.strips, rows), self.lengths[rows], places)
+
+    def at(self, places: np.ndarray) -> WindowRows:
+        """Returns the squares at places, (images,)."""
+        return WindowRows(self.strips, self.lengths, places)
+
+    def _squares(self, rows: np.ndarray) -> np.ndarray:
+        size, lengths = self.shape[-1], self.lengths[rows]
+        spare = np.abs(lengths) - size
+        start = spare // 2 if self.places is None else (self.places[rows] * (spare + 1)).astype(np.int64)
+        columns = start[:, None] + np.arange(size)
+        squares = np.take_along_axis(np.asarray(self.strips[rows]), columns[:, None, None], axis=3)
+        return np.where((lengths < 0)[:, None, None, None], squares.swapaxes(2, 3), squares)
+
+
 def part_of(values: Any, part: slice) -> np.ndarray | MappedRows:
     """Returns a part of the last axis of a packed array, such as one half of pictures side by side."""
     if isinstance(values, MappedRows):
@@ -196,8 +253,10 @@ def _taken(values: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
 
 
 def _add(digest: Any, values: np.ndarray | Rows) -> None:
-    for start in range(0, len(values), 1024):
-        digest.update(np.ascontiguousarray(values[start : start + 1024]).tobytes())
+    # Of images of which squares are drawn, all that may be seen.
+    for part in (values.strips, values.lengths) if isinstance(values, WindowRows) else (values,):
+        for start in range(0, len(part), 1024):
+            digest.update(np.ascontiguousarray(part[start : start + 1024]).tobytes())
 
 
 def pack(
@@ -231,7 +290,9 @@ def key(source: Source, policy: Policy) -> str:
 def load(folder: Path) -> Packed:
     """Returns a finished pack."""
     columns: dict[str, Any] = {"image": column_of(folder / "images.npy")}
-    labels = folder / "labels.npy"
+    labels, lengths = folder / "labels.npy", folder / LENGTHS
+    if lengths.exists():
+        columns["image"] = WindowRows(columns["image"], np.load(lengths))
     return Packed({**columns, "label": np.load(labels)} if labels.exists() else columns)
 
 
@@ -254,8 +315,11 @@ def _is_finished(folder: Path) -> bool:
 
 def _build(folder: Path, source: Source, policy: Policy, workers: int | None) -> None:
     with appearing(folder, _is_finished) as work:
-        size = policy.image_size or 0
-        _new_array(work / "images.npy", (len(source), policy.channels, size, policy.panels * size))
+        size, is_drawn = policy.image_size or 0, policy.crop == "random"
+        width = (LONGEST if is_drawn else policy.panels) * size
+        _new_array(work / "images.npy", (len(source), policy.channels, size, width))
+        if is_drawn:
+            _new_array(work / LENGTHS, (len(source),), np.int32)
         notes = _decode_all(work / "images.npy", source, policy, workers)
         if source.labels is not None:
             np.save(work / "labels.npy", np.asarray(source.labels, np.int64))
@@ -302,8 +366,8 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _new_array(file: Path, shape: tuple[int, ...]) -> None:
-    np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape).flush()
+def _new_array(file: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
+    np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape).flush()
 
 
 def _decode_all(file: Path, source: Source, policy: Policy, workers: int | None) -> Counter[str]:
@@ -331,6 +395,7 @@ def _decode_rows(
     file: Path, source: Source, policy: Policy, rows: list[int]
 ) -> tuple[Counter[str], list[BadImage]]:
     array = np.load(file, mmap_mode="r+")
+    lengths = np.load(file.with_name(LENGTHS), mmap_mode="r+") if policy.crop == "random" else None
     notes: Counter[str] = Counter()
     bad: list[BadImage] = []
     for row in rows:
@@ -339,6 +404,17 @@ def _decode_rows(
         except BadImage as error:
             bad.append(error)
             continue
-        array[row] = decoded.pixels
+        if lengths is None:
+            array[row] = decoded.pixels
+        else:
+            lengths[row] = _lay(decoded.pixels, array[row])
         notes.update(decoded.notes)
     return notes, bad
+
+
+def _lay(pixels: np.ndarray, strip: np.ndarray) -> int:
+    """Writes an image along a strip; returns the length of its longer side, negative for an upright one."""
+    height, width = pixels.shape[1:]
+    along = pixels if width >= height else pixels.swapaxes(1, 2)
+    strip[..., : along.shape[2]] = along
+    return width if width >= height else -height

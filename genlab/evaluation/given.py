@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genlab.data.base import DataModule
-from genlab.families.base import Model
+from genlab.families.base import Model, indices
 
 
 def given_for(
@@ -40,3 +41,25 @@ def item_batch(data: DataModule, split: str, index: Tensor, device: torch.device
     """Returns items of a split by their numbers, modulo their count, as a model expects them."""
     items = data.items(split)
     return data.to_device_batch(items.__getitems__(index.cpu() % len(items)), device)
+
+
+class TellingSample:
+    """The `sample` of a model for a person to call: what nobody says, `given_for` does.
+
+    It stands in the place of the method alone, and what is told by name is told as it is.
+
+    Args:
+        model: What is sampled.
+        data: Returns the data that sources are taken from, where the model is told one.
+    """
+
+    def __init__(self, model: Model, data: Callable[[], DataModule | None]) -> None:
+        self.model, self.data = model, data
+
+    def __call__(self, index: int | Tensor, seed: int = 0, **told: Any) -> Tensor:
+        draw: Any = type(self.model).sample  # type: ignore[attr-defined]
+        if set(self.model.given) <= told.keys():
+            return draw(self.model, index, seed, **told)
+        data = self.data() if "source" in self.model.given else None
+        found = given_for(self.model, indices(index, self.model.device), data)
+        return draw(self.model, index, seed, **{**found, **told})

@@ -100,7 +100,7 @@ class Autoregressive(EqualUnits, ChainRule):
         """Returns the negative log-likelihood of a token in nats."""
         network, told, smoothing = self.sampling_network, self.given_of(batch), 0.0
         if self.training:
-            network, smoothing = self.learning(self.network), self.label_smoothing
+            network, smoothing = self.network, self.label_smoothing
             if self.streams is not None:
                 told["cache"] = self.streams.follow(batch["index"])
         nats = self._nats(network, batch["tokens"], told, smoothing)
@@ -279,7 +279,7 @@ class PixelByPixel(ChainRule):
 
     def nats(self, batch: Batch) -> Tensor:
         """Returns the mean of -log p over a batch's items."""
-        network = self.learning(self.network) if self.training else self.sampling_network
+        network = self.network if self.training else self.sampling_network
         return -self._log_prob(network, observed(batch), self.given_of(batch)).mean()
 
     def pixels(self, x: Tensor) -> Tensor:

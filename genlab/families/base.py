@@ -22,6 +22,7 @@ import genlab
 from genlab import randomness
 from genlab.distributed import joined_mean, joined_sum
 from genlab.families.capabilities import Samples
+from genlab.families.compiling import compile_learning
 from genlab.families.sharding import shard, spread_as, whole
 from genlab.families.weights import Average, Snapshot
 from genlab.shapes import Batch, DataSpec
@@ -66,6 +67,9 @@ class Schedule:
             raise ValueError(
                 f"schedule.hold must lie between 0 and schedule.decay, got {self.hold} and {self.decay}."
             )
+        for name in ("warmup", "decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"schedule.{name} must not be negative, got {getattr(self, name)}.")
 
     def factor(self, examples: int) -> float:
         """Returns what share of its learning rate an optimiser has after so many examples."""
@@ -89,8 +93,8 @@ class Model(pl.LightningModule):
         schedule: Of the learning rate.
         half_life: Examples after which an averaged weight counts for half; samples and scores then come from
             the average. 0 keeps none.
-        compile: Compile the network that training calls: up to a minute at the start, for steps that are up
-            to twice as fast. What evaluates calls it as it is, since its shapes differ.
+        compile: Compile the networks that learn: up to a minute at the start, for steps that are up to twice
+            as fast. What evaluates calls them as they are, since its shapes differ.
 
     Attributes:
         examples_seen: What was drawn from the data so far, over all devices, in the data's unit: the unit of
@@ -139,9 +143,6 @@ class Model(pl.LightningModule):
     memory_format: torch.memory_format = torch.channels_last
     """Layout of the weights of convolutions, which all that they compute then has."""
 
-    can_compile: bool = False
-    """Whether training calls its network by `learning`."""
-
     can_shard: bool = False
     """Whether its network's weights may be spread over devices: it learns alone, and is called as a whole."""
 
@@ -157,8 +158,6 @@ class Model(pl.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if compile and not self.can_compile:
-            raise ValueError(f"A {type(self).__name__} cannot compile its networks yet: leave compile out.")
         self.spec = spec
         self.given = _checked(given, spec, self.conditions)
         self.schedule = schedule
@@ -173,7 +172,6 @@ class Model(pl.LightningModule):
         self.step_noise = randomness.StepNoise()
         self.renews_optimizers = False
         self._averaged_at = 0
-        self._compiled: tuple[Callable[..., Any]] | None = None
         self._restored_gradients: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 
@@ -221,15 +219,6 @@ class Model(pl.LightningModule):
         self.average = Average(network, self.half_life) if self.half_life else None
         self._averages = (network,)  # a tuple, since the network is registered under its own name
 
-    def learning(self, network: nn.Module) -> Callable[..., Any]:
-        """Returns a network as training calls it: compiled where the model is."""
-        if not self.is_compiled:
-            return network
-        if self._compiled is None:
-            # In a tuple, so that weights are not registered twice and keep their names.
-            self._compiled = (torch.compile(network),)
-        return self._compiled[0]
-
     def update_average(self) -> None:
         """Moves the average towards its network, once for each optimiser step."""
         if self.average is not None:
@@ -275,6 +264,8 @@ class Model(pl.LightningModule):
         if self.spec.is_grid:
             # Convolutions run a tenth faster on a CPU and more on a GPU with channels innermost.
             self.to(memory_format=self.memory_format)
+        if stage == "fit" and self.is_compiled:
+            compile_learning(self)
 
     def configure_model(self) -> None:
         """Spreads the weights of the network and of its averages where the strategy is a model-parallel one.

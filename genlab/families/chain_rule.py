@@ -24,7 +24,6 @@ class ChainRule(Model):
     optimizer_factory: OptimizerCallable
     matrix_optimizer_factory: OptimizerCallable | None = None
 
-    can_compile = True
     likelihood_kind = "exact"
     likelihood_estimator = "chain rule"
 

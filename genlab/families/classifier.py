@@ -25,6 +25,7 @@ class Classifier(Model):
         optimizer: Built from the network's parameters.
         label_smoothing: s above; 0 trusts the labels, larger values keep the logits small.
         augment: Applied to training images, for example RandomShift for small data sets.
+        compile: Compile the network, as in every model.
     """
 
     conditions = ()
@@ -37,8 +38,9 @@ class Classifier(Model):
         optimizer: OptimizerCallable,
         label_smoothing: float = 0.0,
         augment: nn.Module | None = None,
+        compile: bool = False,
     ) -> None:
-        super().__init__(spec)
+        super().__init__(spec, compile=compile)
         self.extractor_network = network(spec)
         self.augment = augment or nn.Identity()
         self.optimizer = optimizer

@@ -93,7 +93,7 @@ class DALLE(ChainRule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the weighted loss and its parts, in nats a token of a caption and nats a code."""
-        network = self.learning(self.network) if self.training else self.sampling_network
+        network = self.network if self.training else self.sampling_network
         caption = self._numbers(batch["source"])
         if self.training and self.text_dropout:
             is_hidden = self.draw_uniform("hide text", len(caption)) < self.text_dropout

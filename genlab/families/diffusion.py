@@ -121,7 +121,6 @@ class Diffusion(Model):
         z: As x, standard normal: the noise that a deterministic sampler starts from.
     """
 
-    can_compile = True
     can_shard = True
     latent_type = "noise"
 
@@ -182,7 +181,7 @@ class Diffusion(Model):
         x, given = self._spread(observed(batch)), self._hidden(self.given_of(batch))
         t = self.process.training_time(self.draw_uniform("time", len(x)))
         if self.training:
-            return self._loss(self.learning(self.network), x, t, given)
+            return self._loss(self.network, x, t, given)
         with evaluating(self.sampling_network):
             return self._loss(self.sampling_network, x, t, given) | self._errors(x, given)
 

@@ -48,7 +48,6 @@ class Flow(Model):
     """
 
     latent_type = "bijection"
-    can_compile = True
     conditions = ("label",)
     signs = ("inverse_error",)
 
@@ -204,8 +203,7 @@ class Flow(Model):
 
     def _log_density(self, parts: nn.ModuleDict, v: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the latent and log p(v)."""
-        bijection = _bijection(parts)
-        z, log_det = (self.learning(bijection) if self.training else bijection)(v, label)
+        z, log_det = _bijection(parts)(v, label)
         return z, self.base.log_prob(z) + log_det
 
 

@@ -40,6 +40,7 @@ class Latent(Model):
         spec: The images.
         first_stage: The run, or the experiment, that trained it on images of this form.
         prior: The model of its codes.
+        compile: As in every model: the prior's networks are compiled.
 
     Attributes:
         scale: Of each channel, (channels, 1, 1); 1 for code numbers.
@@ -55,13 +56,16 @@ class Latent(Model):
     scale: Tensor
     num_measured: Tensor
 
-    def __init__(self, spec: DataSpec, first_stage: FirstStage, prior: PriorFactory) -> None:
+    def __init__(
+        self, spec: DataSpec, first_stage: FirstStage, prior: PriorFactory, compile: bool = False
+    ) -> None:
         _require_first_stage(first_stage.model, spec)
         codes = self._seen_codes(first_stage.model)
         code_spec = spec.coded(codes.shape, codes.levels)
         made = prior(code_spec)
         _require_prior(made)
-        super().__init__(spec, made.given)
+        super().__init__(spec, made.given, compile=compile)
+        made.is_compiled |= compile
         self.first_stage, self.code_spec = first_stage, code_spec
         # Not registered: a checkpoint would hold the frozen weights again.
         first_stage.model.requires_grad_(False).eval()
@@ -262,8 +266,10 @@ class LatentDiffusion(Latent):
 
     prior: Any
 
-    def __init__(self, spec: DataSpec, first_stage: FirstStage, prior: PriorFactory) -> None:
-        super().__init__(spec, first_stage, prior)
+    def __init__(
+        self, spec: DataSpec, first_stage: FirstStage, prior: PriorFactory, compile: bool = False
+    ) -> None:
+        super().__init__(spec, first_stage, prior, compile)
         if not can(self.prior, Denoises):
             raise ValueError(
                 f"LatentDiffusion takes a prior that removes noise, such as Diffusion, and "

@@ -73,8 +73,6 @@ class MaskGIT(EqualUnits):
             to go by.
     """
 
-    can_compile = True
-
     def __init__(
         self,
         spec: DataSpec,
@@ -113,7 +111,7 @@ class MaskGIT(EqualUnits):
         """Returns the cross-entropy of a masked code in nats."""
         codes, given, network, smoothing = batch["tokens"], self.given_of(batch), self.sampling_network, 0.0
         if self.training:
-            given, network, smoothing = self._hidden(given), self.learning(self.network), self.label_smoothing
+            given, network, smoothing = self._hidden(given), self.network, self.label_smoothing
         masked = self.masked(codes)
         logits = self._logits(network, codes, masked, given)
         target = codes.masked_fill(~masked, IGNORED)

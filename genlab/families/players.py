@@ -176,7 +176,8 @@ class Adversarial(Model):
         total = losses["discriminator"]
         if self.penalty is not None and self.discriminator_updates % self.penalty.every == 0:
             uniform = self.draw_uniform("penalty", len(real))
-            losses["penalty"] = self.penalty(lambda x: self.judge(x, batch), real, fake, uniform)
+            with torch.compiler.set_stance("force_eager"):  # compiled networks have no second derivative
+                losses["penalty"] = self.penalty(lambda x: self.judge(x, batch), real, fake, uniform)
             total = total + losses["penalty"]
         self._learn(total, 1)
         self.discriminator_updates += 1

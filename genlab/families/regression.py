@@ -33,8 +33,6 @@ class ImageRegression(Model):
         source, x: (batch, channels, height, width) in [-1, 1].
     """
 
-    can_compile = True
-
     def __init__(
         self,
         spec: DataSpec,
@@ -57,7 +55,7 @@ class ImageRegression(Model):
         return self.network if self.average is None else self.average
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        network = self.learning(self.network) if self.training else self.sampling_network
+        network = self.network if self.training else self.sampling_network
         return {"loss": self.distance(network(**self.given_of(batch)), observed(batch))}
 
     def configure_optimizers(self) -> Any:

@@ -119,7 +119,8 @@ class Trained(Described):
         record, threads = self.record, self.record.get("threads")
         words = [f"{record.get('num_devices', 1)} x {record.get('device', 'unknown device')}"]
         words += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads is not None else []
-        return ", ".join([*words, *([str(record["precision"])] if "precision" in record else [])])
+        words += [str(record["precision"])] if "precision" in record else []
+        return ", ".join([*words, *(["compiled"] if record.get("compiled") else [])])
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:

@@ -85,6 +85,7 @@ RECORD = {
     **dict.fromkeys(("seed", "num_devices", "threads", "parameters", "examples_seen"), WHOLE),
     "training_seconds": NUMBER,
     "uses_labels": FLAG,
+    "compiled": FLAG,
     "tags": [TEXT],
     "spec": _SPEC,
     "data": _DATA,
