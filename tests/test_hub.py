@@ -416,7 +416,7 @@ def test_what_differs_from_the_model_makes_no_pipeline(tmp_path):
 
 
 def test_a_missing_diffusers_is_named_with_its_extra(run, monkeypatch, genlab_command):
-    monkeypatch.setattr(pipelines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, error = genlab_command("export", run.path, "--to", "diffusers")
     assert code == 2 and "pip install 'genlab[diffusers]'" in error and error.count("\n") == 1
 

@@ -117,7 +117,7 @@ def test_a_bench_in_an_empty_folder_compares_what_genlab_brings_first_stages_inc
     elsewhere, genlab_command
 ):
     code, _, error = genlab_command("bench", "digits", "--families", "vqprio")
-    assert code == 2 and "did you mean vqprior?" in error
+    assert code == 2 and "Did you mean 'vqprior'?" in error
     own = elsewhere / "mine_digits.yaml"
     own.write_text("model: {class_path: Latent, init_args: {first_stage: vqvae_digits}}\n")
     plan = Bench(elsewhere / "bench", {"mine_digits": own}, Budget(2), 1)

@@ -5,7 +5,6 @@ Help and listings answer in a fraction of a second because nothing here imports 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -21,7 +20,7 @@ from genlab.errors import EXIT_CODES, Stopped, exit_code, explain
 from genlab.files import require_writable
 from genlab.runs.changes import ACCEPT
 from genlab.runs.folder import Run, open_run, outputs_root
-from genlab.text import printable
+from genlab.text import nearest, printable
 
 TRAINING = {
     "fit": "train a model:                genlab fit --config dcgan_digits",
@@ -142,9 +141,8 @@ def command(name: str) -> Callable[[list[str]], int]:
     if name in OTHERS:
         function = ALIASES.get(name, name)
         return getattr(importlib.import_module(f"genlab.cli.{function}"), function)
-    near = difflib.get_close_matches(name, [*TRAINING, *OTHERS], n=1)
-    hint = f"did you mean `genlab {near[0]}`?" if near else "`genlab --help` lists them."
-    raise ValueError(f"There is no command '{name}'; {hint}")
+    hint = nearest(name, [*TRAINING, *OTHERS]) or " `genlab --help` lists them."
+    raise ValueError(f"There is no command '{name}'.{hint}")
 
 
 def train(name: str, rest: list[str]) -> int:

@@ -22,6 +22,7 @@ from genlab.data.packed import appearing, bad_images
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source
 from genlab.errors import DataError
+from genlab.extras import require
 
 CHUNK_MIB = 32
 
@@ -69,10 +70,7 @@ def write(
         DataError: The folder exists; images, labels or captions cannot be used, with the first names.
         ValueError: litdata is not installed, or an image is larger than a chunk.
     """
-    try:
-        import litdata.streaming.writer  # noqa: F401
-    except ImportError:
-        raise ValueError("genlab data pack needs litdata: pip install 'genlab[stream]'.") from None
+    require("genlab data pack", "litdata", extra="stream")
     if folder.exists():
         raise DataError(f"{folder} exists; name another folder with -o, or remove it")
     if not source.parallel:
