@@ -40,7 +40,7 @@ def similar(name: str, names: Iterable[str], most: int = 3, least: float = 0.6) 
         most: How many at most.
         least: Similarity that they must have, of 0 ... 1 (`difflib.SequenceMatcher.ratio`).
     """
-    return difflib.get_close_matches(name, names, n=most, cutoff=least)  # type: ignore[arg-type]
+    return difflib.get_close_matches(name, names, n=most, cutoff=least)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

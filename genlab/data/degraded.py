@@ -198,6 +198,7 @@ class Degraded(DataModule):
             raise ValueError(f"data must hold images of levels, got {type(data).__name__} of {data.spec}.")
         degradation.shape(data.spec.shape)
         self.data, self.degradation = data, degradation
+        self.licence = self.licence or data.licence
 
     @property
     def spec(self) -> DataSpec:
