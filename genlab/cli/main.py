@@ -6,6 +6,7 @@ Help and listings answer in a fraction of a second because nothing here imports 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -66,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = take_allowed([argument for argument in given if argument != "--debug"])
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - to the end of the process
+    open_streams()
     try:
         with stoppable():
             done = answer(given)
@@ -86,6 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("genlab:", printable(explain(error), keep="\n"), file=sys.stderr)
         return code
+
+
+def open_streams() -> None:
+    """Opens what the caller has closed, and gives the pipes of Windows, of 256 letters, all of them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the process's end
+        elif isinstance(stream, io.TextIOWrapper) and stream.encoding.startswith("cp"):
+            stream.reconfigure(encoding="utf-8")
 
 
 def answer(given: list[str]) -> int:

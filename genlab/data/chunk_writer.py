@@ -136,7 +136,7 @@ def _chunk_of(images: list[np.ndarray], work: Path, name: str) -> tuple[dict[str
     for place, pixels in enumerate(images):
         writer[place] = pixels.reshape(-1)
     writer.done()
-    index = json.loads(next(own.glob("*index.json")).read_text())
+    index = json.loads(next(own.glob("*index.json")).read_text(encoding="utf-8"))
     (entry,) = index["chunks"]
     (own / entry["filename"]).rename(work / name)
     shutil.rmtree(own)
@@ -148,7 +148,7 @@ def _describe(
 ) -> None:
     """Writes what stands beside the chunks."""
     index = {"chunks": [one.entry for one in done], "config": done[0].config}
-    (work / chunks.INDEX).write_text(json.dumps(index, indent=1))
+    (work / chunks.INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     known = {"name": source.names, "label": source.labels, "split": source.parts, "captions": captions}
     columns = {name: values for name, values in known.items() if values is not None}
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
@@ -166,4 +166,4 @@ def _describe(
         "conversions": dict(sum((one.notes for one in done), Counter[str]())),
         "key": hashlib.sha256(digests + items + json.dumps(source.classes).encode()).hexdigest(),
     }
-    (work / chunks.PACK).write_text(json.dumps(pack, indent=1))
+    (work / chunks.PACK).write_text(json.dumps(pack, indent=1), encoding="utf-8")
