@@ -31,8 +31,8 @@ def export(arguments: list[str]) -> int:
         options.output = read.require(place, options.output, "--output")
         if not ending:
             require_new(options.output)
-    licences = {"licence": options.licence or "", "data_licence": options.data_licence or ""}
-    if any(licences.values()) and options.to != "hub":
+    licences = (options.licence or "", options.data_licence or "")
+    if any(licences) and options.to != "hub":
         raise ValueError("--licence and --data_licence are for the card of --to hub.")
     options.device = "cpu"
     model, run = load(options)
@@ -42,7 +42,7 @@ def export(arguments: list[str]) -> int:
         "onnx": write_onnx,
         "safetensors": write_weights,
         "diffusers": write_diffusers,
-        "hub": partial(write_hub, checkpoint=options.checkpoint, **licences),
+        "hub": partial(write_hub, checkpoint=options.checkpoint, licences=licences),
     }
     for path in writers[options.to](model, run, target):
         print(shown_path(path))
@@ -84,14 +84,16 @@ def write_diffusers(model: Any, run: Run, target: Path) -> list[Path]:
     return [target]
 
 
-def write_hub(model: Any, run: Run, target: Path, checkpoint: Path | None, **licences: str) -> list[Path]:
+def write_hub(
+    model: Any, run: Run, target: Path, checkpoint: Path | None, licences: tuple[str, str]
+) -> list[Path]:
     """Writes a folder for a model hub; to send it there is the hub's own tool's."""
     from genlab.cli.hub import write_folder
 
     if not run.record.is_file():
         raise ValueError(f"{run.path} is weights alone: a model card is made of a run, so name its folder.")
     checkpoint = resolve_checkpoint(checkpoint, run) or run.checkpoint()
-    for name, worst in write_folder(model, run, checkpoint, target, **licences).items():
+    for name, worst in write_folder(model, run, checkpoint, target, *licences).items():
         tell(name, worst)
     print(f"Read its README.md, then: hf upload NAME {shlex.quote(shown_path(target))}", file=sys.stderr)
     return [target]
