@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from typing import Any
 from genlab.errors import StorageError, is_of_storage
 
 _LONGEST_INTEGER = 19  # characters; of 64 bits, sign included
+_PATIENCE = 2.0  # seconds: a virus scanner looks at each new file for an instant
 
 
 def cache_folder(*parts: str) -> Path:
@@ -39,7 +41,7 @@ def replacing(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         sync(temporary)
-        os.replace(temporary, target)
+        _rename(temporary, target)
         sync(target.parent)
 
 
@@ -72,8 +74,20 @@ def making(target: Path) -> Iterator[Path]:
             sync(file)
         if target.is_dir():
             target.rmdir()
-        os.replace(temporary, target)
+        _rename(temporary, target)
         sync(target.parent)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Replaces the target: on Windows, where a file that is being read cannot be, after its readers."""
+    end = time.monotonic() + (_PATIENCE if os.name == "nt" else 0.0)
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -133,7 +147,7 @@ def sweep(folder: Path) -> list[Path]:
 def write_text(target: Path, text: str) -> None:
     """Replaces a text file in one step."""
     with replacing(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on every system
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -31,7 +31,19 @@ def shortened(text: str, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
+def similar(name: str, names: Iterable[str], most: int = 3, least: float = 0.6) -> list[str]:
+    """Returns the names that are most like one, the most similar first.
+
+    Args:
+        name: Possibly misspelt.
+        names: Those that there are.
+        most: How many at most.
+        least: Similarity that they must have, of 0 ... 1 (`difflib.SequenceMatcher.ratio`).
+    """
+    return difflib.get_close_matches(name, names, n=most, cutoff=least)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns a question after the name that was meant, with a space before it; "" where none is near."""
-    near = difflib.get_close_matches(name, sorted(names), n=1)
+    near = similar(name, names, most=1)
     return f" Did you mean '{near[0]}'?" if near else ""

@@ -20,7 +20,10 @@ FLOOR = {
 }
 """What every family stands on; no family imports another one's file."""
 
-SHARED = {"shapes", "randomness", "files", "errors", "amounts", "text", "colour", "distributed", "progress"}
+SHARED = {
+    *("shapes", "randomness", "files", "errors", "extras", "amounts", "text", "colour", "distributed"),
+    "progress",
+}
 ARROWS = {
     "losses": set(),
     "processes": {"losses"},
@@ -395,6 +398,27 @@ def test_a_planted_machine_path_is_found(text):
 )
 def test_other_paths_are_let_through(text):
     assert not machine_paths(text)
+
+
+def test_one_module_alone_knows_which_names_are_alike():
+    assert [name for name, path, tree in modules(ROOT) if "difflib" in imports(path, tree)] == ["genlab.text"]
+
+
+def test_packages_that_are_asked_for_are_those_of_the_extra_that_the_message_names():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = set()
+    for module, _, tree in modules(ROOT):
+        for node in ast.walk(tree):
+            named = {word.arg: word.value for word in getattr(node, "keywords", ())}
+            if isinstance(node, ast.Call) and called(node.func) == "require" and "extra" in named:
+                extra = named["extra"].value
+                brought = {re.match(r"[\w-]+", line)[0] for line in extras[extra]}
+                for package in node.args[1:]:
+                    assert package.value in brought, f"{module}: {package.value} is not in {extra}"
+                    asked.add(package.value)
+    assert asked == {"distributed", "submitit", "optuna", "shtab", "litdata", "diffusers"} | {
+        *("onnx", "onnxruntime", "onnxscript")
+    }
 
 
 def test_the_outputs_are_ignored_at_the_top_only():

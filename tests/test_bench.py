@@ -300,7 +300,7 @@ def test_a_training_that_outlived_its_queue_is_waited_for(plan):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("digits", "--families", "gan,dcgam"), "did you mean dcgan"),
+        (("digits", "--families", "gan,dcgam"), "Did you mean 'dcgan'"),
         (("digits",), "Say what to compare"),
         (("faces", "--families", "gan"), "no experiment on 'faces'"),
         (

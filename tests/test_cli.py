@@ -170,7 +170,7 @@ def test_numbers_and_pictures_reach_wandb_offline_and_tensorboard(
 
 
 MISTAKES = {
-    "a misspelt command": (["ft"], "did you mean `genlab fit`"),
+    "a misspelt command": (["ft"], "Did you mean 'fit'?"),
     "a misspelt option of the data": (
         ["fit", *DIGITS, "--data.batch_sise", "3"],
         "Did you mean 'batch_size'?",

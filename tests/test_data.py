@@ -1,10 +1,12 @@
 import functools
 import gzip
+import importlib
 import io
 import json
 import multiprocessing
 import os
 import pickle
+import pkgutil
 import signal
 import struct
 import subprocess
@@ -22,10 +24,12 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageFile
 
+import genlab.data
 from genlab.data import packed as packing
+from genlab.data.base import MADE_HERE, DataModule
 from genlab.data.check import check, print_report, propose
 from genlab.data.decode import BadImage, Policy, decode
-from genlab.data.degraded import Degraded, Small
+from genlab.data.degraded import Degraded, Grey, Small
 from genlab.data.digits import Digits
 from genlab.data.folder import ImageFolder
 from genlab.data.loading import Items, LengthOrder, ScoringLoader, permutation
@@ -479,6 +483,42 @@ def test_a_description_is_plain_and_names_no_folder(tmp_path):
     text = json.dumps(data.describe())
     assert "secret" not in text and '"source": "photos"' in text
     assert data.describe()["counts"] == {"train": 16, "val": 2, "test": 2}
+    assert data.describe()["licence"] == ""  # nobody has said it
+
+
+def classes_of_data():
+    """Every data set that genlab has, without what only their bases share."""
+    for module in pkgutil.iter_modules(genlab.data.__path__, "genlab.data."):
+        for name, found in vars(importlib.import_module(module.name)).items():
+            if isinstance(found, type) and issubclass(found, DataModule) and found.__module__ == module.name:
+                yield name, found
+
+
+def test_data_say_what_their_source_allows_and_only_data_of_the_users_leave_it_open():
+    said = {name: found.licence for name, found in classes_of_data()}
+    assert {name for name, licence in said.items() if not licence} == {
+        *(
+            "DataModule",
+            "TextData",
+            "PairData",
+            "Degraded",
+            "WayBackData",
+        ),  # bases, and what others are given to
+        *("ImageFolder", "CaptionedImages", "PairedImages", "UnpairedImages", "Patches"),
+        *("TextFile", "SentencePairs"),
+    }
+    assert "research" in said["CelebA"] and said["FashionMNIST"] == "MIT" != said["MNIST"]
+    assert said["Digits"].startswith("CC BY 4.0")
+    made = {name for name, licence in said.items() if licence == MADE_HERE}
+    assert {"Shapes", "Scenes", "TranslatedShapes", "TwoMoons", "NumberText", "NumberNames"} <= made
+    assert not {"Digits", "MNIST", "CIFAR10", "CelebA"} & made
+
+
+def test_a_licence_that_is_given_holds_and_degraded_data_have_that_of_their_images():
+    assert Shapes(licence="all mine").licence == "all mine" and Shapes().licence == MADE_HERE
+    shapes = Shapes(num_train=20, num_test=10, licence="all mine")
+    assert Degraded(shapes, Grey()).describe()["licence"] == "all mine"
+    assert Degraded(shapes, Grey(), licence="another").licence == "another"
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_an_exported_file_is_sampled_like_its_run(tmp_path, monkeypatch, exporte
     shutil.copy(exported("gan_digits")[1], target)
     code, _, error = genlab_command("sample", target, "-n", 2)
     assert code == 0 and (tmp_path / "gan_digits/samples/seed0/000001.png").is_file(), error
-    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, error = genlab_command("export", target, "--to", "onnx")
     assert code == 2 and "pip install 'genlab[onnx]'" in error
     code, _, error = genlab_command("export", target, "--to", "onnx", "-o", tmp_path / "x.png")

@@ -111,7 +111,7 @@ def test_only_what_shapes_the_curve_is_fixed():
             "class_path": "VAE",
             "init_args": {"optimizer": {"class_path": "Adam", "init_args": {"lr": 1}}},
         },
-        "data": {"class_path": "Digits", "init_args": {"seed": 3, "num_workers": 2, "path": "here"}},
+        "data": {"class_path": "Digits", "init_args": {"seed": 3, "path": "here", "licence": "MIT"}},
         "budget": {"examples": 10},
         "evaluate": {"num_samples": 8},
     }

@@ -157,6 +157,7 @@ budget: {{examples: null, seconds: 90.0, evaluate_every: null, evaluations: 8}}
 def test_seeds_and_the_place_of_the_data_make_no_other_settings():
     facts = facts_of(CONFIG.format(seed=0, path="/a/faces"))
     assert facts == facts_of("# another version\n" + CONFIG.format(seed=7, path="/b/faces"))
+    assert facts == facts_of(CONFIG.format(seed=0, path="/a/faces, licence: MIT"))
     assert facts["budget"] == {"examples": None, "seconds": 90.0, "evaluations": 8}
     for other in (("64", "32"), ("90.0", "91.0"), ("Folder", "Zip")):
         changed = facts_of(CONFIG.format(seed=0, path="/a/faces").replace(*other))

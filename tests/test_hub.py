@@ -107,7 +107,8 @@ def test_a_card_has_the_numbers_of_its_run(run, tmp_path, genlab_command):
         "- Device: 1 x cpu, 1 thread",
         "- Training seed: 0",
         "- Paper: Ho et al. 2020, arXiv:2006.11239",
-        f"- Licence of the data: {NOT_STATED}",
+        "- Licence of the data: CC BY 4.0 (UCI Machine Learning Repository)",
+        f"- Licence of the weights: {NOT_STATED}",
         f"{100 * record['test']['copies']['share']:.3g} % of its samples count as copies",
         "Of a single training",
         "```text\ngenlab fit --config experiments/ddpm_digits.yaml\ngenlab test ddpm_digits/",
@@ -127,6 +128,27 @@ def test_the_weights_of_the_folder_load_and_give_the_samples_of_the_run(run, tmp
         patch.chdir(tmp_path / "folder")
         exec(code, names)
     torch.testing.assert_close(names["samples"], genlab.sample(run, 16, seed=0))
+
+
+def test_a_card_states_the_licences_that_are_known_or_given_and_says_which_are_not(
+    run, tmp_path, genlab_command
+):
+    options = ("--to", "hub", "-o")
+    code, _, error = genlab_command("export", run.path, *options, tmp_path / "a", "--licence", "apache-2.0")
+    head = yaml.safe_load((tmp_path / "a/README.md").read_text().split("---\n")[1])
+    assert code == 0 and head["license"] == "apache-2.0" and "no licence" not in error
+    record = run.read()
+    del record["data"]["licence"]  # as of a run of before
+    run.record.write_text(json.dumps(record))
+    code, _, error = genlab_command("export", run.path, *options, tmp_path / "b")
+    assert code == 0 and "no licence of the weights: --licence" in error
+    assert "no licence of the data: --data_licence" in error
+    assert f"- Licence of the data: {NOT_STATED}\n" in (tmp_path / "b/README.md").read_text()
+    given = ("--data_licence", "mine, <b>all</b> rights kept")
+    code, _, _ = genlab_command("export", run.path, *options, tmp_path / "c", *given)
+    assert code == 0 and "- Licence of the data: mine, &lt;b" in (tmp_path / "c/README.md").read_text()
+    code, _, error = genlab_command("export", run.path, "--to", "safetensors", *given)
+    assert code == 2 and "--to hub" in error
 
 
 NAME = (
@@ -416,7 +438,7 @@ def test_what_differs_from_the_model_makes_no_pipeline(tmp_path):
 
 
 def test_a_missing_diffusers_is_named_with_its_extra(run, monkeypatch, genlab_command):
-    monkeypatch.setattr(pipelines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, error = genlab_command("export", run.path, "--to", "diffusers")
     assert code == 2 and "pip install 'genlab[diffusers]'" in error and error.count("\n") == 1
 

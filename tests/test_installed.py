@@ -1,5 +1,6 @@
 """Experiments by name, wherever genlab is typed: in a checkout, in an empty folder, from a wheel."""
 
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,6 @@ from genlab.cli.experiments import COLUMNS
 from genlab.configuration import experiments
 from genlab.configuration.experiments import Experiment
 from genlab.runs.bench import Bench, Budget
-from genlab.runs.folder import list_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -117,7 +117,7 @@ def test_a_bench_in_an_empty_folder_compares_what_genlab_brings_first_stages_inc
     elsewhere, genlab_command
 ):
     code, _, error = genlab_command("bench", "digits", "--families", "vqprio")
-    assert code == 2 and "did you mean vqprior?" in error
+    assert code == 2 and "Did you mean 'vqprior'?" in error
     own = elsewhere / "mine_digits.yaml"
     own.write_text("model: {class_path: Latent, init_args: {first_stage: vqvae_digits}}\n")
     plan = Bench(elsewhere / "bench", {"mine_digits": own}, Budget(2), 1)
@@ -133,69 +133,144 @@ def test_the_list_of_experiments_does_not_import_torch(elsewhere):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built by the setuptools that are there of a copy of what a checkout holds."""
+def built(tmp_path_factory):
+    """What setuptools makes of a copy of a checkout: source distribution, its wheel, the checkout's wheel."""
     pytest.importorskip("setuptools", "77")
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    source, target = (tmp_path_factory.mktemp(name) for name in ("source", "built"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("genlab", "experiments"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q"]
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", target]
-    subprocess.run([*pip, *options, source], check=True, timeout=300)
-    (file,) = target.glob("*.whl")
-    return file
+    make = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", make, target], cwd=source, check=True, capture_output=True, timeout=300
+    )
+    (archive,) = target.glob("*.tar.gz")
+    wheels = []
+    for place, origin in ((target / "of_sdist", archive), (target / "of_checkout", source)):
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q"]
+        options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", place]
+        subprocess.run([*pip, *options, origin], check=True, timeout=300)
+        wheels += place.glob("*.whl")
+    return archive, *wheels
+
+
+def contents(wheel):
+    """The bytes of each file of a wheel, but those that tell of the wheel itself."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        return {name: archive.read(name) for name in names}
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_every_experiment_and_no_records(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    inside = [
-        name.removeprefix("genlab/experiments/") for name in names if name.startswith("genlab/experiments/")
-    ]
-    assert sorted(inside) == sorted(["README.md", *(path.name for path in FILES)])
-    for name in ("genlab/py.typed", "genlab/__init__.pyi", "genlab/report/page.html"):
-        assert name in names
-    assert not [name for name in names if name.split("/")[0] in ("experiments", "tests", "benchmarks")]
+def test_the_wheel_carries_every_experiment_and_all_that_genlab_reads_beside_its_code(built):
+    inside = contents(built[1])
+    brought = {name.removeprefix("genlab/experiments/") for name in inside if "genlab/experiments/" in name}
+    assert brought == {"README.md", *(path.name for path in FILES)}
+    listed = subprocess.run(["git", "ls-files", "genlab"], cwd=ROOT, capture_output=True, text=True)
+    assert {name for name in listed.stdout.split() if (ROOT / name).is_file()} <= inside.keys()
+    assert {name.split("/")[0] for name in inside} == {"genlab"}
 
 
 @pytest.mark.slow
-def test_genlab_of_a_wheel_trains_by_name_in_an_empty_folder(wheel, elsewhere, tmp_path):
-    """In an environment of its own, which finds the other packages where this one has them."""
-    home = tmp_path / "environment"
+def test_the_source_distribution_makes_the_same_wheel_as_the_checkout(built):
+    _, of_archive, of_checkout = built
+    assert contents(of_archive) == contents(of_checkout)
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """The programs of an environment of its own, which finds all but genlab where this one has it."""
+    home = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
-    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "--python", python]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True, timeout=300)
+    programs = home / ("Scripts" if os.name == "nt" else "bin")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "--python", programs / "python"]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", built[1]], check=True, timeout=300)
     (packages,) = home.glob("[lL]ib/**/site-packages")
     packages.joinpath("others.pth").write_text(f"{Path(numpy.__file__).parents[1]}\n")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return programs
 
-    def genlab(*arguments):
-        command = [python, "-m", "genlab", *arguments]
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=300, cwd=elsewhere
-        )
 
-    where = subprocess.run(
-        [python, "-c", "import genlab; print(genlab.__file__)"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=elsewhere,
-    )
-    assert Path(where.stdout.strip()).is_relative_to(packages)
-    assert len(genlab("experiments").stdout.splitlines()) == len(FILES) + 1
-    assert genlab("experiments", "--copy", "gan_digits").returncode == 0
-    few = ("--budget.examples", "100", "--budget.evaluate_every", "null", "--trainer.accelerator", "cpu")
-    no_scores = ("--evaluate.at_start", "false", "--evaluate.num_samples", "8", "--samples.num", "0")
-    for config in ("dcgan_digits", "gan_digits.yaml", "vqvae_digits", "vqprior_digits"):
-        trained = genlab("fit", "--config", config, *few, *no_scores)
-        assert trained.returncode == 0, trained.stderr
-    assert {run.experiment for run in list_runs()} == {
-        "dcgan_digits",
-        "gan_digits",
-        "vqvae_digits",
-        "vqprior_digits",
+FEW = ("--budget.evaluate_every=null", "--trainer.accelerator=cpu", "--evaluate.at_start=false")
+FEW += ("--budget.examples=100", "--evaluate.num_samples=8", "--samples.num=0")
+RUN = "outputs/gan_digits/mine"
+
+SHELL = (
+    ("--version",),
+    ("experiments", "gan", "digits"),
+    ("experiments", "--copy", "gan_digits"),
+    ("new", "loss", "my_package/mine"),
+    ("--print_completion", "bash"),
+)
+"""What takes no torch, as a shell starts it."""
+
+COMMANDS = (
+    ("fit", "--config=dcgan_digits", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"),
+    ("fit", "--config=gan_digits.yaml", *FEW, "--run_name=mine", "--log_to=[tensorboard]"),
+    ("fit", "--config=vqvae_digits", *FEW),
+    ("fit", "--config=vqprior_digits", *FEW),
+    ("sample", RUN, "-n=64", "--seed=0"),
+    ("sample", RUN, "-n=64", "--seed=1", "--to=samples.npz"),
+    (
+        "score",
+        "samples.npz",
+        f"{RUN}/samples/seed0",
+        "--extractor=digits",
+        "--metrics=fid",
+        "--output=s.json",
+    ),
+    ("export", RUN, "--to=safetensors", "-o=weights.safetensors"),
+    ("export", RUN, "--to=hub", "-o=folder", "--licence=apache-2.0"),
+    ("export", RUN, "--to=onnx", "-o=graph.onnx"),
+    ("sample", "weights.safetensors", "-n=2"),
+    ("data", "show", f"{RUN}/samples/seed0", "-o=sheet.png", "-n=8"),
+    ("report", RUN, "-o=report.html"),
+    ("runs", "--family=GAN"),
+)
+"""What somebody types in an empty folder, who has installed genlab and nothing else of it."""
+
+IN_PYTHON = """
+import sys, genlab
+run = genlab.fit("gan_digits", {"budget.examples": 100, "trainer.accelerator": "cpu", "samples.num": 0})
+images = genlab.sample(run, 4, seed=0)
+assert images.shape == (4, 1, 8, 8) and abs(images).max() <= 1
+assert genlab.load("weights.safetensors").spec.name == "digits"
+assert "gan_digits" in str(genlab.compare([run]))
+"""
+
+
+@pytest.mark.slow
+def test_all_that_one_does_with_genlab_works_from_a_wheel_in_an_empty_folder(installed, tmp_path):
+    """What is light has a process of its own; the others share one, since most of each is torch's import."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GENLAB"))
     }
+    environment |= {"GENLAB_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline"}
+
+    def started(*command):
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
+        )
+        print("$", *command[1:], done.stdout, done.stderr, sep="\n")
+        assert done.returncode == 0, (command, done.stderr)
+        return done.stdout
+
+    where = started(installed / "python", "-c", "import genlab; print(genlab.__file__)")
+    assert Path(where.strip()).is_relative_to(installed.parent)
+    version, listed, copied, made, completion = (started(installed / "genlab", *rest) for rest in SHELL)
+    assert version.startswith("genlab ") and "dcgan_digits" in listed and copied.strip() == "gan_digits.yaml"
+    assert "my_package" in made and "complete" in completion
+    code = "import json, sys; from genlab.cli.main import main\nfor line in json.loads(sys.argv[1]):\n"
+    code += "    print('$ genlab', *line, flush=True)\n    assert main(line) == 0"
+    started(installed / "python", "-c", code, json.dumps(COMMANDS))
+    started(installed / "python", "-c", IN_PYTHON)
+    assert numpy.load(folder / "samples.npz")["arr_0"].shape == (64, 8, 8, 3)
+    for name in ("s.json", "graph.onnx", "sheet.png", "report.html", "my_package/mine.py", f"{RUN}/run.json"):
+        assert (folder / name).is_file(), name
+    card = (folder / "folder/README.md").read_text(encoding="utf-8")
+    assert "license: apache-2.0" in card and "Licence of the data: CC BY 4.0" in card
+    trained = {path.name for path in (folder / "outputs").iterdir()}
+    assert {"gan_digits", "vqvae_digits", "vqprior_digits"} <= trained
+    assert list((folder / RUN).rglob("events.out.tfevents*"))

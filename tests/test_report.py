@@ -34,6 +34,7 @@ from genlab.report.gather import gather
 from genlab.report.intervals import difference, holm, log_interval, spread, t_interval, told_apart
 from genlab.report.page import page
 from genlab.report.rows import COLLAPSE_FACTOR
+from genlab.report.test_table import AS_ABOVE, table_of
 from genlab.report.verdict import DEQUANTISED, legend, remarks, short_verdict, verdict
 from genlab.runs.folder import NotARun, Run
 from genlab.runs.settings import facts_of
@@ -747,6 +748,34 @@ def test_a_tie_of_a_linear_score_is_one_of_its_values(tmp_path):
     write_scores(tmp_path, "b", "bleu", [30.5, 31.0, 31.2])
     tied = "Tied with it (no difference of BLEU that a test at 5 % finds): b."
     assert tied in verdict(compare([tmp_path]))
+
+
+def test_a_table_of_a_test_leaves_out_what_two_players_reach_against_each_other():
+    game = {"loss": -0.4, "generator": -0.4, "discriminator": 2.0, "accuracy_real": 1.0, "accuracy_fake": 0.0}
+    entry = {"values": {"fid@797": 0.8, "l1": 0.1, **game}, "split_means": ["l1", *game]}
+    assert [cells[0] for cells in table_of(entry, {}).cells] == ["fid@797", "l1"]
+    no_game = {name: value for name, value in game.items() if "accuracy" not in name}
+    entry = {"values": no_game, "split_means": [*no_game]}
+    assert [cells[0] for cells in table_of(entry, {}).cells] == [*no_game]
+
+
+def test_a_protocol_is_told_once_for_the_numbers_that_share_it():
+    speed = {"ms_per_sample": 1.0, "samples_per_second_64": 9.0, "device": "cpu", "threads": 1}
+    entry = {"values": {"loss": 1.0, "kl": 2.0}, "split_means": ["loss", "kl"], "speed": speed}
+    told = {cells[0]: cells[-1] for cells in table_of(entry, {}).cells}
+    assert [told["ms, one sample"], told["samples/s, 64 at once"]] == ["on cpu, 1 thread", AS_ABOVE]
+    assert [told["loss"], told["kl"]] == ["mean over the split", AS_ABOVE]
+
+
+@pytest.mark.parametrize("form", [(), ("--markdown",)], ids=["on a screen", "as Markdown"])
+def test_a_short_verdict_comes_before_the_table_and_what_marks_mean_after_it(mixed, form, genlab_command):
+    (lead,), below = short_verdict(compare([mixed]), 1), legend(compare([mixed]))[-1]
+    lead = lead.partition(" [")[0]  # Markdown has its brackets otherwise
+    code, out, _ = genlab_command("compare", mixed, "--verdict", 1, *form)
+    assert code == 0 and out.lstrip("- ").startswith(lead)
+    assert 0 < out.index("model ") < out.index(below) and out.count(lead) == 1
+    code, out, _ = genlab_command("compare", mixed, *form)
+    assert code == 0 and out.index("model ") < out.index(lead)
 
 
 def test_a_short_verdict_tells_how_far_the_others_are(tmp_path):

@@ -341,10 +341,9 @@ def test_packing_refuses_what_is_there_and_leaves_nothing_of_bad_images(
 
 
 def test_without_litdata_the_extra_is_named(images, tmp_path, monkeypatch, genlab_command):
-    monkeypatch.setitem(sys.modules, "litdata.streaming.writer", None)
+    monkeypatch.setitem(sys.modules, "litdata", None)
     code, _, error = genlab_command("data", "pack", images, "-o", tmp_path / "out")
     assert code == 2 and "pip install 'genlab[stream]'" in error
-    monkeypatch.setitem(sys.modules, "litdata.streaming.downloader", None)
     with pytest.raises(ValueError, match=r"genlab\[stream\]"):
         open_source("s3://bucket/faces")
 

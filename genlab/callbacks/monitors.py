@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from genlab.callbacks.measured import measured
+from genlab.text import similar
 
 
 class Monitors(Callback):
@@ -42,7 +42,7 @@ class Monitors(Callback):
         names = [*trainer.callback_metrics, "epoch", "step"]  # the last two are ModelCheckpoint's own
         for monitor, callback in waiting.items():
             if monitor not in names:
-                near = difflib.get_close_matches(monitor, names, n=3) or list(measured(trainer))
+                near = similar(monitor, names) or list(measured(trainer))
                 raise ValueError(
                     f"{callback} monitors {monitor}, which no evaluation measures; there is "
                     f"{', '.join(near)}."

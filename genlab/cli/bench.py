@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from genlab.runs.folder import outputs_root
 from genlab.runs.headline import headline_of
 from genlab.runs.settings import TRIAL_FACTORS
 from genlab.runs.task import UNFINISHED, Task
-from genlab.text import shortened
+from genlab.text import nearest, shortened
 
 MOST_SEEDS = 1_000
 
@@ -132,9 +131,8 @@ def experiment_files(folder: Path, data: str, families: str | None) -> dict[str,
     asked = list(filter(None, families.split(",")))
     for name in asked:
         if name not in there:
-            near = difflib.get_close_matches(name, there, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there)}."
-            raise ValueError(f"There is no {folder / f'{shortened(name)}_{data}.yaml'}: {hint}")
+            hint = nearest(name, there) or f" There are: {', '.join(there)}."
+            raise ValueError(f"There is no {folder / f'{shortened(name)}_{data}.yaml'}.{hint}")
     return {there[name].stem: there[name] for name in asked}
 
 

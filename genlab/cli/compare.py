@@ -42,7 +42,7 @@ def compare(arguments: list[str]) -> int:
     elif options.markdown:
         print(markdown(comparison, columns, options), end="")
     else:
-        show(comparison, columns, told(comparison, options.verdict))
+        show(comparison, columns, *told(comparison, options.verdict))
     return 0
 
 
@@ -54,15 +54,16 @@ def asked(options: argparse.Namespace) -> tuple[Comparison, list[Column] | None]
 
 def markdown(comparison: Comparison, columns: list[Column] | None, options: argparse.Namespace) -> str:
     """Returns the table and its remarks, and the textbook's adjectives where they are wanted."""
-    table = markdown_table(comparison, columns, told(comparison, options.verdict))
+    first, below = told(comparison, options.verdict)
+    table = markdown_table(comparison, columns, below, first)
     return f"{table}\n{adjectives(comparison)}" if options.adjectives else table
 
 
-def told(comparison: Comparison, most: int | None) -> list[str]:
-    """Returns the sentences below a table: all, or as many as there is room for."""
+def told(comparison: Comparison, most: int | None) -> tuple[list[str], list[str]]:
+    """Returns the sentences above and below a table: a short verdict and the legend, or all of them below."""
     if most is None:
-        return remarks(comparison)
-    return short_verdict(comparison, most) + legend(comparison)
+        return [], remarks(comparison)
+    return short_verdict(comparison, most), legend(comparison)
 
 
 def refreshed(file: Path) -> str:
@@ -90,12 +91,22 @@ def refreshed(file: Path) -> str:
     return text
 
 
-def show(comparison: Comparison, columns: list[Column] | None, sentences: list[str]) -> None:
-    """Prints a table of each group, and sentences: as wide as the terminal, or all of it into a pipe."""
+def show(
+    comparison: Comparison, columns: list[Column] | None, first: list[str], sentences: list[str]
+) -> None:
+    """Prints a table of each group between sentences: as wide as the terminal, or all of it into a pipe."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    say(first, width)
+    if first:
+        print()
     for group, wanted in groups(comparison, columns):
         text_table(group, wanted, width).show()
         print()
+    say(sentences, width)
+
+
+def say(sentences: list[str], width: int | None) -> None:
+    """Prints sentences, each from a line's beginning."""
     for line in map(printable, sentences):
         print(textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) if width else line)
 
@@ -147,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
         "--verdict",
         metavar="N",
         type=read.count(0),
-        help="only the N sentences that say most below the table, in place of all remarks (0: none)",
+        help="the N sentences that say most above the table, in place of all remarks below it (0: none)",
     )
     parser.add_argument(
         "--refresh",

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from genlab.cli import arguments as read
 from genlab.configuration.experiments import experiments
+from genlab.extras import require
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -32,10 +33,9 @@ def script(shell: str, training: Mapping[str, str], others: Mapping[str, str]) -
     """
     if shell not in SHELLS:
         raise ValueError(f"--print_completion takes {', '.join(SHELLS)}, got {shell!r}.")
-    try:
-        import shtab
-    except ImportError:
-        raise ValueError("--print_completion needs shtab: pip install 'genlab[completion]'") from None
+    require("--print_completion", "shtab", extra="completion")
+    import shtab
+
     return shtab.complete(whole_parser(training, others), shell)
 
 

@@ -31,6 +31,9 @@ def export(arguments: list[str]) -> int:
         options.output = read.require(place, options.output, "--output")
         if not ending:
             require_new(options.output)
+    licences = (options.licence or "", options.data_licence or "")
+    if any(licences) and options.to != "hub":
+        raise ValueError("--licence and --data_licence are for the card of --to hub.")
     options.device = "cpu"
     model, run = load(options)
     name = f"{run.experiment}{ending}" if ending else f"{run.experiment}-{options.to}"
@@ -39,7 +42,7 @@ def export(arguments: list[str]) -> int:
         "onnx": write_onnx,
         "safetensors": write_weights,
         "diffusers": write_diffusers,
-        "hub": partial(write_hub, checkpoint=options.checkpoint),
+        "hub": partial(write_hub, checkpoint=options.checkpoint, licences=licences),
     }
     for path in writers[options.to](model, run, target):
         print(shown_path(path))
@@ -81,14 +84,16 @@ def write_diffusers(model: Any, run: Run, target: Path) -> list[Path]:
     return [target]
 
 
-def write_hub(model: Any, run: Run, target: Path, checkpoint: Path | None) -> list[Path]:
+def write_hub(
+    model: Any, run: Run, target: Path, checkpoint: Path | None, licences: tuple[str, str]
+) -> list[Path]:
     """Writes a folder for a model hub; to send it there is the hub's own tool's."""
     from genlab.cli.hub import write_folder
 
     if not run.record.is_file():
         raise ValueError(f"{run.path} is weights alone: a model card is made of a run, so name its folder.")
     checkpoint = resolve_checkpoint(checkpoint, run) or run.checkpoint()
-    for name, worst in write_folder(model, run, checkpoint, target).items():
+    for name, worst in write_folder(model, run, checkpoint, target, *licences).items():
         tell(name, worst)
     print(f"Read its README.md, then: hf upload NAME {shlex.quote(shown_path(target))}", file=sys.stderr)
     return [target]
@@ -117,5 +122,17 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-o", "--output", type=read.path, help="file or new folder (<run>/exported/<experiment>...)"
+    )
+    parser.add_argument(
+        "--licence",
+        type=read.name,
+        metavar="ID",
+        help="of the weights, for the card of --to hub: a hub's identifier, such as apache-2.0",
+    )
+    parser.add_argument(
+        "--data_licence",
+        type=read.words,
+        metavar="TEXT",
+        help="what the data may be used for, for the card (what the data say of themselves)",
     )
     return parser

@@ -13,7 +13,9 @@ from genlab.text import printable
 WEIGHTS = "model.safetensors"
 
 
-def write_folder(model: Any, run: Run, checkpoint: Path, target: Path) -> dict[str, float]:
+def write_folder(
+    model: Any, run: Run, checkpoint: Path, target: Path, licence: str = "", data_licence: str = ""
+) -> dict[str, float]:
     """Writes weights, configuration, samples and the card of a run, once the weights are proven.
 
     Args:
@@ -21,6 +23,8 @@ def write_folder(model: Any, run: Run, checkpoint: Path, target: Path) -> dict[s
         run: Its run.
         checkpoint: Its file.
         target: A folder that is not there, or is empty.
+        licence: Of the weights; see `Card`.
+        data_licence: Of the data; see `Card`.
 
     Returns:
         The largest difference of each of the model's functions over `NUM_COMPARED` inputs.
@@ -34,7 +38,8 @@ def write_folder(model: Any, run: Run, checkpoint: Path, target: Path) -> dict[s
     from genlab.runs.tests import model_config, read_config
 
     trained = Trained.of(run)
-    card = Card(trained, WEIGHTS, is_tested(run, checkpoint), paper_of(run, model), task_of(model))
+    known = paper_of(run, model), task_of(model), licence, data_licence
+    card = Card(trained, WEIGHTS, is_tested(run, checkpoint), *known)
     with making(target) as folder:
         found = export_weights(model, published(model_config(run)), folder / WEIGHTS)
         config = yaml.safe_dump(published(read_config(run)), sort_keys=False, allow_unicode=True)
@@ -43,6 +48,10 @@ def write_folder(model: Any, run: Run, checkpoint: Path, target: Path) -> dict[s
         if card.picture:
             name, content = card.picture
             (folder / name).write_bytes(content)
+    unsaid = {"weights": ("--licence", card.licence), "data": ("--data_licence", card.licence_of_data)}
+    for what, (option, said) in unsaid.items():
+        if not said:
+            print(f"! The card states no licence of the {what}: {option} does.", file=sys.stderr)
     for problem in card.problems:
         print(f"! {printable(problem)}", file=sys.stderr)
     return found

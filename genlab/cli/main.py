@@ -5,8 +5,8 @@ Help and listings answer in a fraction of a second because nothing here imports 
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -21,7 +21,7 @@ from genlab.errors import EXIT_CODES, Stopped, exit_code, explain
 from genlab.files import require_writable
 from genlab.runs.changes import ACCEPT
 from genlab.runs.folder import Run, open_run, outputs_root
-from genlab.text import printable
+from genlab.text import nearest, printable
 
 TRAINING = {
     "fit": "train a model:                genlab fit --config dcgan_digits",
@@ -68,9 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = take_allowed([argument for argument in given if argument != "--debug"])
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - to the end of the process
+    open_streams()
     try:
         with stoppable():
             done = answer(given)
@@ -88,6 +86,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("genlab:", printable(explain(error), keep="\n"), file=sys.stderr)
         return code
+
+
+def open_streams() -> None:
+    """Opens what the caller has closed, and gives the pipes of Windows, of 256 letters, all of them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the process's end
+        elif isinstance(stream, io.TextIOWrapper) and stream.encoding.startswith("cp"):
+            stream.reconfigure(encoding="utf-8")
 
 
 def answer(given: list[str]) -> int:
@@ -143,9 +151,8 @@ def command(name: str) -> Callable[[list[str]], int]:
     if name in OTHERS:
         function = ALIASES.get(name, name)
         return getattr(importlib.import_module(f"genlab.cli.{function}"), function)
-    near = difflib.get_close_matches(name, [*TRAINING, *OTHERS], n=1)
-    hint = f"did you mean `genlab {near[0]}`?" if near else "`genlab --help` lists them."
-    raise ValueError(f"There is no command '{name}'; {hint}")
+    hint = nearest(name, [*TRAINING, *OTHERS]) or " `genlab --help` lists them."
+    raise ValueError(f"There is no command '{name}'.{hint}")
 
 
 def train(name: str, rest: list[str]) -> int:

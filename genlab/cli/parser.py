@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import warnings
@@ -21,7 +20,7 @@ from genlab.callbacks.health import Health
 from genlab.callbacks.samples import SampleGrid
 from genlab.configuration import experiments
 from genlab.configuration.plain_yaml import parse_yaml, read_yaml
-from genlab.text import nearest, shortened
+from genlab.text import nearest, shortened, similar
 
 CONFIG = ("--config", "-c")
 
@@ -137,7 +136,7 @@ def _nearby(path: Path) -> str:
     if folder == Path() and path != folder:
         return f" {experiments.nearest_names(str(path))}"
     names = sorted(found.name for found in folder.glob("*.yaml"))
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4) if path != folder else names[:3]
+    near = similar(path.name, names, least=0.4) if path != folder else names[:3]
     if near:
         return f" Near it: {', '.join(str(folder / name) for name in near)}."
     return f" {experiments.nearest_names(str(path))}"

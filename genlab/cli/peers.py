@@ -62,7 +62,7 @@ class Launcher(_SubprocessScriptLauncher):
 
     def end(self) -> None:
         """Ends the other processes, also those that are stopped."""
-        self.kill(signal.SIGKILL)
+        self.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # which on Windows kills
 
     def _watch(self) -> None:
         while not (text := self.lost()):
@@ -154,7 +154,7 @@ def _silent(processes: Sequence[subprocess.Popen[Any]]) -> str:
 
 def _is_stopped(pid: int) -> bool:
     with suppress(OSError):  # where there is no /proc, nobody is known to be stopped
-        return "\nState:\tT" in Path(f"/proc/{pid}/status").read_text()
+        return "\nState:\tT" in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return False
 
 

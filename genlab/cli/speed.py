@@ -35,7 +35,7 @@ def speed(arguments: list[str]) -> int:
     rows, protocol = measured(model, load_data(run), load_extractor(source), options)
     folder.mkdir(parents=True, exist_ok=True)
     found = {"run": run.name, "examples_seen": model.examples_seen, "protocol": protocol, "points": rows}
-    (folder / "speed.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     plot(rows, folder / "speed.png", title(run, model))
     metrics_table(rows, ("sampler", "passes", "value", "images_per_second", "metric")).show()
     print(shown_path(folder / "speed.png"))

@@ -14,10 +14,10 @@ from genlab.cli.arguments import Parser
 from genlab.cli.bench import outcome, split
 from genlab.cli.places import add_place, place_asked, show
 from genlab.cli.study import Study, Trial
-from genlab.cluster.extra import require
 from genlab.cluster.place import Place, work_through
 from genlab.configuration import experiments
 from genlab.errors import Stopped
+from genlab.extras import require
 from genlab.report.table import MetricsTable
 from genlab.runs import lock
 from genlab.runs.bench import parse_budget
@@ -38,7 +38,7 @@ def sweep(arguments: list[str]) -> int:
     options = parser().parse_args(given)
     ranges = allowed(parse_ranges(options.over))
     budget = parse_budget(options.budget)
-    require("optuna", "genlab sweep")
+    require("genlab sweep", "optuna", extra="cluster")
     folder = outputs_root() / "sweep" / (options.name or f"{options.experiment.stem}-{options.budget}")
     place = place_asked(options, folder)
     from genlab.cli.resolved import settled_elsewhere

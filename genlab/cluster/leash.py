@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from genlab.errors import EXIT_TERMINATED
 
@@ -22,6 +23,16 @@ def main() -> None:
     tie(int(parent))
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's to all of a job's processes; it is for the worker
     os.execv(sys.executable, [sys.executable, "-m", "genlab", *arguments])
+
+
+def tied(arguments: Sequence[str]) -> list[str]:
+    """Returns what starts a genlab command that ends with this process.
+
+    On Windows, where no process becomes another one, it is the bare command, which ends by itself.
+    """
+    if os.name == "nt":
+        return [sys.executable, "-m", "genlab", *arguments]
+    return [sys.executable, "-m", "genlab.cluster.leash", str(os.getpid()), *arguments]
 
 
 def tie(parent: int) -> None:

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from genlab.cluster.extra import require
 from genlab.cluster.place import Place
 from genlab.cluster.worker import Worker
 from genlab.errors import StorageError
+from genlab.extras import require
 from genlab.runs.environment import cores
 from genlab.runs.task import Task
 from genlab.text import nearest
@@ -44,7 +44,7 @@ class Slurm(Place):
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], slots: int = AT_A_TIME) -> None:
-        require("submitit", "--on slurm")
+        require("--on slurm", "submitit", extra="cluster")
         self.folder, self.slots = folder.absolute(), slots
         self.options = {**_DEFAULTS, **options, "array_parallelism": slots}
         _require_known(options)

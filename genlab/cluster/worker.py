@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
+from genlab.cluster.leash import tied
 from genlab.errors import StorageError
 from genlab.runs import lock
 from genlab.runs.task import UNFINISHED, Task
@@ -72,7 +72,7 @@ class Worker:
                 if self._stopping.is_set():
                     raise KeyboardInterrupt
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "genlab.cluster.leash", str(os.getpid()), *arguments],
+                    tied(arguments),
                     cwd=task.folder,
                     env=self._environment(task),
                     stdin=subprocess.DEVNULL,

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from genlab.cluster.extra import require
 from genlab.cluster.place import Place
 from genlab.cluster.worker import Worker
+from genlab.extras import require
 from genlab.runs.environment import cores
 from genlab.runs.task import Task
 
@@ -31,7 +31,7 @@ class Workers(Place):
     def __init__(
         self, address: str | None = None, num_workers: int = 0, resources: Mapping[str, float] | None = None
     ) -> None:
-        require("distributed", "--on local:N and --on tcp://HOST:PORT")
+        require("--on local:N and --on tcp://HOST:PORT", "distributed", extra="cluster")
         self.address, self.num_workers, self.resources = address, num_workers, dict(resources or {})
         self._cluster: Any = None
 

@@ -5,7 +5,6 @@ A checkout has them in the folder beside the package, an installed package in it
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -14,7 +13,7 @@ from typing import Any
 
 import genlab
 from genlab.configuration.plain_yaml import read_yaml
-from genlab.text import shortened
+from genlab.text import shortened, similar
 
 OWN = Path("experiments")
 """Where a person's own experiments lie, seen from the folder where a command is typed."""
@@ -67,7 +66,7 @@ def require(name: str) -> Path:
 
 def nearest_names(name: str) -> str:
     """Returns a sentence with the experiments that may have been meant, or how all are listed."""
-    near = difflib.get_close_matches(Path(name).stem, experiments(), n=3)
+    near = similar(Path(name).stem, experiments())
     return f"Nearest: {', '.join(near)}." if near else "`genlab experiments` lists them."
 
 

@@ -21,6 +21,8 @@ from genlab.files import cache_folder
 from genlab.shapes import Batch, DataSpec, Judge, to_float
 
 SPLITS = ("train", "val", "test")
+MADE_HERE = "none needed: genlab makes them itself"
+"""The licence of data that a program of genlab draws."""
 
 
 class DataModule(pl.LightningDataModule):
@@ -45,6 +47,8 @@ class DataModule(pl.LightningDataModule):
             At 0 there is no validation split, and nothing can be trained.
         fraction: Share of what is left of the training split that is used, the same share of each label; for
             scarce data. The others are the split "rest", on which a bench chooses settings.
+        licence: What the data may be used for, which a run records and its model card says; None means what
+            their class knows.
 
     Shapes:
         batch["image"]: (batch, channels, height, width); uint8 from the loader, float after the transfer.
@@ -53,6 +57,9 @@ class DataModule(pl.LightningDataModule):
 
     things = "images"
     """What the items are, as messages name them."""
+
+    licence = ""
+    """What the source of the data says that they may be used for; "" where nobody has said it."""
 
     def __init__(
         self,
@@ -64,6 +71,7 @@ class DataModule(pl.LightningDataModule):
         seed: int = 0,
         val_fraction: float = 0.1,
         fraction: float = 1.0,
+        licence: str | None = None,
     ) -> None:
         super().__init__()
         _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
@@ -81,6 +89,8 @@ class DataModule(pl.LightningDataModule):
         self.seed = seed
         self.val_fraction = val_fraction
         self.fraction = fraction
+        if licence is not None:
+            self.licence = licence
         self._splits: dict[str, Packed] | None = None
         self._fingerprints: dict[str, str] = {}
 
@@ -190,6 +200,7 @@ class DataModule(pl.LightningDataModule):
             **({"shift": self.shift} if self.shift else {}),
             **self._reading(),
             "source": None if path is None else Path(path).name,
+            "licence": self.licence,
             "preprocessing": self.preprocessing(),
         }
 

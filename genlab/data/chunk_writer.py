@@ -22,6 +22,7 @@ from genlab.data.packed import appearing, bad_images
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source
 from genlab.errors import DataError
+from genlab.extras import require
 
 CHUNK_MIB = 32
 
@@ -69,10 +70,7 @@ def write(
         DataError: The folder exists; images, labels or captions cannot be used, with the first names.
         ValueError: litdata is not installed, or an image is larger than a chunk.
     """
-    try:
-        import litdata.streaming.writer  # noqa: F401
-    except ImportError:
-        raise ValueError("genlab data pack needs litdata: pip install 'genlab[stream]'.") from None
+    require("genlab data pack", "litdata", extra="stream")
     if folder.exists():
         raise DataError(f"{folder} exists; name another folder with -o, or remove it")
     if not source.parallel:
@@ -138,7 +136,7 @@ def _chunk_of(images: list[np.ndarray], work: Path, name: str) -> tuple[dict[str
     for place, pixels in enumerate(images):
         writer[place] = pixels.reshape(-1)
     writer.done()
-    index = json.loads(next(own.glob("*index.json")).read_text())
+    index = json.loads(next(own.glob("*index.json")).read_text(encoding="utf-8"))
     (entry,) = index["chunks"]
     (own / entry["filename"]).rename(work / name)
     shutil.rmtree(own)
@@ -150,7 +148,7 @@ def _describe(
 ) -> None:
     """Writes what stands beside the chunks."""
     index = {"chunks": [one.entry for one in done], "config": done[0].config}
-    (work / chunks.INDEX).write_text(json.dumps(index, indent=1))
+    (work / chunks.INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     known = {"name": source.names, "label": source.labels, "split": source.parts, "captions": captions}
     columns = {name: values for name, values in known.items() if values is not None}
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
@@ -168,4 +166,4 @@ def _describe(
         "conversions": dict(sum((one.notes for one in done), Counter[str]())),
         "key": hashlib.sha256(digests + items + json.dumps(source.classes).encode()).hexdigest(),
     }
-    (work / chunks.PACK).write_text(json.dumps(pack, indent=1))
+    (work / chunks.PACK).write_text(json.dumps(pack, indent=1), encoding="utf-8")

@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from genlab.errors import DataError
+from genlab.extras import require
 from genlab.files import cache_folder, digest_of, parse_json, replacing
 
 INDEX, PACK, ITEMS, DIGESTS = "index.json", "pack.json", "items.jsonl", "digests.npy"
@@ -212,10 +213,9 @@ class Chunks:
                 return
 
     def _fetch(self, name: str, target: Path) -> None:
-        try:
-            from litdata.streaming.downloader import get_downloader
-        except ImportError:
-            raise ValueError(f"{self.place} needs litdata: pip install 'genlab[stream]'.") from None
+        require(self.place, "litdata", extra="stream")
+        from litdata.streaming.downloader import get_downloader
+
         place = self.place.rstrip("/")
         try:
             get_downloader(place, str(target.parent), []).download_file(f"{place}/{name}", str(target))

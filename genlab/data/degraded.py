@@ -202,6 +202,7 @@ class Degraded(DataModule):
                 "data.crop random would move an image and not what is left of it: use centre or none."
             )
         self.data, self.degradation = data, degradation
+        self.licence = self.licence or data.licence
 
     @property
     def spec(self) -> DataSpec:

@@ -23,6 +23,8 @@ class Digits(DataModule):
         batch["image"]: (batch, 1, 8, 8), levels 0 ... 16.
     """
 
+    licence = "CC BY 4.0 (UCI Machine Learning Repository)"
+
     @property
     def spec(self) -> DataSpec:
         return DataSpec("digits", (1, 8, 8), num_classes=10, levels=17)

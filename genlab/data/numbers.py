@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from genlab.data.base import MADE_HERE
 from genlab.data.loading import permutation
 from genlab.data.sentences import PairData, Pairs
 from genlab.data.text import TextData
@@ -47,6 +48,8 @@ class NumberText(TextData):
         base: Arguments of every text and of every data set.
     """
 
+    licence = MADE_HERE
+
     def __init__(self, numbers: int = MOST, **base: Any) -> None:
         super().__init__(**base)
         self.numbers = numbers
@@ -69,6 +72,8 @@ class NumberNames(PairData):
         length: Most tokens of the words and of the digits.
         base: Arguments of all sentence pairs and of every data set.
     """
+
+    licence = MADE_HERE
 
     def __init__(self, numbers: int = MOST, length: int = 48, **base: Any) -> None:
         super().__init__(length=length, **base)

@@ -168,7 +168,7 @@ class Packed:
         file = cache_folder("data", "fingerprints", self._digest(levels, identity))
         if not file.exists():
             write_text(file, self._digest(levels))
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
 
     def _digest(self, levels: int, identity: bytes | None = None) -> str:
         """Returns the SHA-256 of everything, with an identity in the place of what is modelled."""
@@ -304,7 +304,7 @@ def column_of(file: Path) -> np.ndarray | MappedRows:
 def _is_finished(folder: Path) -> bool:
     """Whether a pack is there; one whose array lost bytes since is removed."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if (folder / "images.npy").stat().st_size == meta["bytes"]:
             return True
     except (OSError, ValueError, KeyError):
@@ -331,7 +331,7 @@ def _build(folder: Path, source: Source, policy: Policy, workers: int | None) ->
             "classes": source.classes,
             "conversions": dict(notes),
         }
-        (work / "meta.json").write_text(json.dumps(meta, indent=1))
+        (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from genlab import randomness
-from genlab.data.base import DataModule
+from genlab.data.base import MADE_HERE, DataModule
 from genlab.data.loading import permutation
 from genlab.data.packed import Packed
 from genlab.data.sentences import sentence_spec, sources
@@ -67,6 +67,8 @@ class Shapes(DataModule):
         batch["image"]: (batch, 3, image_size, image_size).
         split(...)["factors"]: (images, 4): colour, shape, position, size.
     """
+
+    licence = MADE_HERE
 
     def __init__(
         self,

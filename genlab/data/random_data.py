@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab import randomness
-from genlab.data.base import DataModule
+from genlab.data.base import MADE_HERE, DataModule
 from genlab.data.packed import Packed
 from genlab.data.splits import require_counts
 from genlab.shapes import DataSpec
@@ -37,6 +37,7 @@ class RandomData(DataModule):
     """
 
     things = "items"
+    licence = MADE_HERE
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from genlab import randomness
-from genlab.data.base import DataModule
+from genlab.data.base import MADE_HERE, DataModule
 from genlab.data.packed import Packed
 from genlab.data.procedural import COLOURS, SHAPES, SIZES, painted
 from genlab.data.scene_captions import (
@@ -61,6 +61,8 @@ class Scenes(DataModule):
         batch["source"]: (batch, 11), a token a word.
         split(...)["factors"]: (pictures, 7): the `COLUMNS` of `scene_captions`, -1 for what is not said.
     """
+
+    licence = MADE_HERE
 
     def __init__(
         self,

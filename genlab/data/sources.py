@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import posixpath
 import stat
 import tarfile
 import zipfile
@@ -373,7 +374,7 @@ def _common_folder(names: list[str]) -> PurePosixPath:
     if not names:
         return PurePosixPath()
     parents = [PurePosixPath("/", name).parent for name in names]
-    return PurePosixPath(os.path.commonpath(parents)).relative_to("/")
+    return PurePosixPath(posixpath.commonpath(parents)).relative_to("/")
 
 
 def _images_by_name(members: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -89,6 +89,8 @@ class MNIST(DataModule):
         batch["image"]: (batch, 1, image_size, image_size).
     """
 
+    licence = "not named by its authors; passed on by others as CC BY-SA 3.0"
+
     def __init__(
         self,
         path: str | None = None,
@@ -156,6 +158,8 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
 class FashionMNIST(MNIST):
     """60,000 + 10,000 pictures of clothes (Xiao et al. 2017) in MNIST's format, below FashionMNIST/raw."""
 
+    licence = "MIT"
+
 
 def read_idx(file: Path) -> np.ndarray:
     """Returns the uint8 array of an IDX file, packed by gzip or not, or in a folder of its own name.
@@ -201,6 +205,8 @@ class CIFAR10(DataModule):
     Shapes:
         batch["image"]: (batch, 3, 32, 32).
     """
+
+    licence = "not named by its authors, who collected photographs of the web and ask to cite Krizhevsky 2009"
 
     def __init__(self, path: str | None = None, download: bool = False, **base: Any) -> None:
         super().__init__(**base)
@@ -282,6 +288,8 @@ class CelebA(ImageFolder):
     Shapes:
         batch["image"]: (batch, 3, image_size, image_size).
     """
+
+    licence = "non-commercial research only; its authors do not own the photographs"
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genlab import randomness
-from genlab.data.base import DataModule
+from genlab.data.base import MADE_HERE, DataModule
 from genlab.data.loading import Items
 from genlab.data.packed import Packed
 from genlab.data.splits import require_counts
@@ -32,6 +32,7 @@ class PointData(DataModule):
     """
 
     things = "points"
+    licence = MADE_HERE
     dimensions = 2
 
     def __init__(

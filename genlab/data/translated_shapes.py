@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from genlab.data.base import DataModule
+from genlab.data.base import MADE_HERE, DataModule
 from genlab.data.loading import Items
 from genlab.data.packed import Packed
 from genlab.data.pairs import deal
@@ -38,6 +38,8 @@ class TranslatedShapes(DataModule):
         batch["image"], batch["source"]: (batch, 3, image_size, image_size).
         split(...)["factors"]: (pictures, 4): colour, shape of the image, position, size.
     """
+
+    licence = MADE_HERE
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from genlab.evaluation.functions import Function, functions_of, require_equal
+from genlab.extras import require
 from genlab.families.base import Model
 from genlab.families.capabilities import Denoises, HasFirstStage, can
 from genlab.files import making
@@ -22,10 +22,7 @@ Counterpart: TypeAlias = Callable[[nn.Module, Sequence[int]], tuple[dict[str, An
 
 def require_diffusers() -> None:
     """Refuses where the package is missing that writes and reads the folder."""
-    if importlib.util.find_spec("diffusers") is None:
-        raise ValueError(
-            "--to diffusers needs diffusers: pip install 'genlab[diffusers]', or use --to safetensors."
-        )
+    require("--to diffusers", "diffusers", extra="diffusers", otherwise="use --to safetensors")
 
 
 def export_pipeline(model: Model, as_unet2d: Counterpart, target: Path) -> float:

@@ -34,7 +34,7 @@ def floor_scores(
     applied = {type(metric).__name__: metric.protocol() for metric in metrics}
     path = cache_folder("floors", f"{digest_of(1, *key, len(rows), test.num, applied, length=32)}.json")
     with suppress(OSError, ValueError):
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     features = train.features[rows]
     drawn = Drawn(train.index[rows], features, Features(features))
     values: dict[str, float] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,20 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from genlab.evaluation.functions import AT_A_TIME, Function, header, require_equal
+from genlab.extras import require
 from genlab.families.base import Model
 from genlab.files import replacing
 from genlab.text import shortened
 
-_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-
 
 def require_onnx() -> None:
     """Refuses where the packages are missing that write and read ONNX files."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"--to onnx needs {' and '.join(missing)}: pip install 'genlab[onnx]', or use --to safetensors."
-        )
+    require("--to onnx", "onnx", "onnxruntime", "onnxscript", extra="onnx", otherwise="use --to safetensors")
 
 
 def export_onnx(function: Function, model: Model, target: Path) -> float:

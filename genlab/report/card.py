@@ -28,8 +28,8 @@ from genlab.report.test_table import table_of
 from genlab.runs.environment import without_private
 from genlab.text import printable, shortened
 
-NOT_STATED = "not stated: say it yourself"
-"""Stands for what no run holds."""
+NOT_STATED = "not stated"
+"""Stands for what nobody has said."""
 
 LONGEST = 300  # characters of a text of the run
 
@@ -46,6 +46,8 @@ class Card:
         is_tested: Whether the test in the record is of these weights.
         paper: Of the model, "" where none is known.
         task: What the hub calls what the model does, "" where it has no word for that.
+        licence: Of the weights, as a hub's identifier such as apache-2.0; "" where none was chosen.
+        data_licence: What the data may be used for, "" for what the run has recorded.
     """
 
     trained: Trained
@@ -53,6 +55,8 @@ class Card:
     is_tested: bool
     paper: str = ""
     task: str = ""
+    licence: str = ""
+    data_licence: str = ""
 
     @property
     def markdown(self) -> str:
@@ -110,6 +114,11 @@ class Card:
         return part(self._record, "data")
 
     @property
+    def licence_of_data(self) -> str:
+        """What the data may be used for, "" where nobody has said it."""
+        return self.data_licence or str(self._data.get("licence") or "")
+
+    @property
     def _data_name(self) -> str:
         return str(self._data.get("name") or "data")
 
@@ -117,6 +126,8 @@ class Card:
         """Returns what the hub reads: tags, the kind of task, and the scores as they were recorded."""
         tags = ["genlab", *filter(None, (self.trained.family, self._data_name))]
         head: Facts = {"library_name": "genlab", "tags": list(map(_plain, tags))}
+        if self.licence:
+            head["license"] = self.licence
         if self.task:
             head["pipeline_tag"] = self.task
         if metrics := [
@@ -155,8 +166,8 @@ class Card:
             "Data": ", ".join(filter(None, [self._data_name, shape, *sizes])),
             "Fingerprints": ", ".join(f"{split} {str(mark)[:8]}" for split, mark in prints.items() if mark),
             "Trained with labels": "yes" if self._record.get("uses_labels") else "no",
-            "Licence of the data": NOT_STATED,
-            "Licence of the weights": f"{NOT_STATED}, and as license at the top",
+            "Licence of the data": self.licence_of_data or NOT_STATED,
+            "Licence of the weights": self.licence or NOT_STATED,
         }
 
     def _training(self) -> Facts:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from genlab.report.gather import number, part
 from genlab.report.intervals import Interval, t_interval
 from genlab.report.rows import Row, is_logarithmic
 from genlab.runs.headline import named
-from genlab.text import shortened
+from genlab.text import nearest, shortened
 
 
 @dataclass(frozen=True)
@@ -266,8 +265,7 @@ def chosen(keys: Sequence[str]) -> list[Column]:
     by_key = {column.key: column for column in COLUMNS}
     for key in keys:
         if key not in by_key:
-            near = difflib.get_close_matches(key, by_key, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = nearest(key, by_key)
             raise ValueError(f"There is no column '{shortened(key)}'.{hint} There are: {', '.join(by_key)}.")
     return [by_key[key] for key in dict.fromkeys(["name", *keys])]
 

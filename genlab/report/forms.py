@@ -111,13 +111,26 @@ def _fields(
 
 
 def markdown_table(
-    comparison: Comparison, columns: Sequence[Column] | None = None, told: Sequence[str] | None = None
+    comparison: Comparison,
+    columns: Sequence[Column] | None = None,
+    told: Sequence[str] | None = None,
+    first: Sequence[str] = (),
 ) -> str:
-    """Returns a table of each group, and sentences below them, all remarks if None, as Markdown."""
+    """Returns a table of each group between sentences, as Markdown.
+
+    Args:
+        comparison: What to show.
+        columns: Which columns; those that hold anything if None.
+        told: Sentences below; all remarks if None.
+        first: Sentences above, for those who read no table.
+    """
     tables = [as_markdown(text_table(*group)) for group in groups(comparison, columns)]
-    lines = remarks(comparison) if told is None else told
-    sentences = "\n".join(f"- {markdown_text(line)}" for line in lines)
-    return "\n\n".join(filter(None, [*tables, sentences])) + "\n"
+    below = remarks(comparison) if told is None else told
+    return "\n\n".join(filter(None, [_sentences(first), *tables, _sentences(below)])) + "\n"
+
+
+def _sentences(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
 def as_markdown(table: MetricsTable) -> str:

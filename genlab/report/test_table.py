@@ -20,6 +20,11 @@ COPIES = {
     "median_ratio": "distance to training images",
     "longest": "longest copied passage",
 }
+GAME = ("loss", "generator", "discriminator", "adversarial", "accuracy_real", "accuracy_fake")
+"""What two players reach against each other: it says nothing of either alone. A run's record keeps it."""
+
+AS_ABOVE = "as above"
+
 LATENT = {
     "dim": "latent dimensions",
     "linear_probe": "linear probe",
@@ -51,6 +56,9 @@ def table_of(entry: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]
         }
         for name in names
     ]
+    for row, above in reversed([*zip(rows[1:], rows, strict=False)]):
+        if row["protocol"] == above["protocol"]:
+            row["protocol"] = AS_ABOVE
     shown = [name for name in ("spread", "floor") if any(row[name] is not None for row in rows)]
     return metrics_table(rows, ("metric", "value", *shown, *variants, "protocol"))
 
@@ -59,6 +67,8 @@ def values_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an entry's numbers by the names that the table has for them."""
     values = {name: value for name, value in entry.get("values", {}).items() if "_std" not in name}
     means = entry.get("split_means", ())
+    if "accuracy_real" in means:  # ELECTRA's two networks play none
+        values = {name: value for name, value in values.items() if name not in GAME}
     found = {name: value for name, value in values.items() if name not in means}
     latent = {**entry.get("latent", {}), **entry.get("latent", {}).get("disentanglement", {})}
     for part, names in ((entry.get("copies", {}), COPIES), (latent, LATENT), (entry.get("speed", {}), COSTS)):

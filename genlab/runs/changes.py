@@ -17,8 +17,8 @@ STEP = (
 )
 """What of the trainer shapes a step; where it runs is free."""
 
-PLACE = ("path", "source_path", "num_workers", "eval_batch_size", "stream_cache_gib")
-"""What of the data is free: how they are read, and where they lie, since their fingerprint tells them."""
+PLACE = ("path", "source_path", "num_workers", "eval_batch_size", "stream_cache_gib", "licence")
+"""What of the data is free: how they are read, where they lie, as a fingerprint tells them, and words."""
 
 
 BATCH = "data.batch_size"

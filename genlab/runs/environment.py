@@ -186,13 +186,13 @@ def _without_user(text: str) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container may run as a number without a name
+    except (OSError, KeyError, ImportError):  # a number without a name, as in containers
         return str(getattr(os, "getuid", lambda: "USER")())
 
 
 def _cpu_model() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -32,7 +31,7 @@ from genlab.errors import CheckpointError, StorageError
 from genlab.runs import checkpoint_files, lock
 from genlab.runs.changes import Change
 from genlab.runs.schema import problem_of
-from genlab.text import shortened
+from genlab.text import shortened, similar
 
 STATUSES = ("created", "running", "finished", "stopped", "diverged", "failed")
 """Stopped: on request. Diverged: a loss was no longer finite. Failed: an error or a kill."""
@@ -374,7 +373,7 @@ def _suggestions(place: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         paths = dict.fromkeys(str(run.path) for root in roots for run in reversed(list_runs(root)))
-    near = difflib.get_close_matches(str(place), paths, n=3, cutoff=0.0)
+    near = similar(str(place), paths, least=0.0)
     if not near:
         return f"There are no runs in {outputs_root()} yet: `genlab fit --config FILE` makes one."
     return "Nearest runs: " + ", ".join(shown_path(Path(path)) for path in near)

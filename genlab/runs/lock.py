@@ -78,7 +78,7 @@ def _kernel_lock(path: Path, patience: float) -> Iterator[bool]:
 
 def _holder(path: Path) -> dict[str, Any]:
     try:
-        holder = json.loads(path.read_text())
+        holder = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
@@ -105,7 +105,7 @@ def _was_begun_again(holder: dict[str, Any], ours: dict[str, Any]) -> bool:
 
 def _boot() -> str:
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return f"no boot number on {platform.node()}"
 
 

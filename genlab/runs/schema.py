@@ -40,6 +40,7 @@ _SPEC = {**_SHAPE, "source": _SHAPE}
 _DATA = {
     **_SHAPE,
     "source": TEXT,
+    "licence": TEXT,
     "splits": {ANY: TEXT},
     "counts": {ANY: WHOLE},
     "fingerprints": {ANY: TEXT},

@@ -8,6 +8,7 @@ from typing import Any
 from genlab.files import digest
 
 DIGEST_LENGTH = 16
+_NO_SETTING = ("path", "licence")
 BUDGET = ("examples", "seconds", "evaluations")
 
 TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
@@ -17,7 +18,7 @@ TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
 def settings_of(config: str) -> dict[str, Any]:
     """Returns what all seeds of a model have in common: a configuration without seed and place of the data.
 
-    The data are told by their fingerprint, wherever they lie.
+    The data are told by their fingerprint, wherever they lie and whatever they may be used for.
 
     Args:
         config: As YAML, such as a run's config.yaml.
@@ -31,7 +32,9 @@ def settings_of(config: str) -> dict[str, Any]:
     settings = {name: value for name, value in _dict(read).items() if name != "seed_everything"}
     data = _dict(settings.get("data"))
     if "init_args" in data:
-        arguments = {name: value for name, value in _dict(data["init_args"]).items() if name != "path"}
+        arguments = {
+            name: value for name, value in _dict(data["init_args"]).items() if name not in _NO_SETTING
+        }
         settings["data"] = {**data, "init_args": arguments}
     return settings
 

@@ -34,6 +34,8 @@ class NewData(DataModule):
         ValueError: If all pixels would be ink.
     """
 
+    licence = "CC BY 4.0"  # what the data may be used for, which a model card says
+
     def __init__(self, threshold: int = 8, **data: Any) -> None:
         super().__init__(**data)
         if not 1 <= threshold <= 16:
