@@ -86,6 +86,8 @@ RECORD = {
     "training_seconds": NUMBER,
     "uses_labels": FLAG,
     "tags": [TEXT],
+    "loggers": {ANY: {ANY: TEXT}},
+    "log_artifacts": [TEXT],
     "spec": _SPEC,
     "data": _DATA,
     "validation": {ANY: NUMBER},
