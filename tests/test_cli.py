@@ -149,26 +149,6 @@ def test_training_takes_numbers_too_small_to_matter_for_zero(small, genlab_comma
     assert torch.tensor(1e-38) * 0.1 == 0
 
 
-def test_numbers_and_pictures_reach_wandb_offline_and_tensorboard(
-    small, genlab_command, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    code, _, error = genlab_command("fit", *small, "--log_to", "[wandb, tensorboard]")
-    assert code == 0, error
-    run = list_runs()[-1].path
-    assert list(run.glob("wandb/offline-run-*/*.wandb"))
-    assert list(run.glob("wandb/offline-run-*/files/media/images/samples_*.png"))
-    files = [path for path in run.glob("wandb/**/*") if path.is_file() and path.name != "debug.log"]
-    assert len(files) > 2 and not any(str(tmp_path).encode() in path.read_bytes() for path in files)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert [event.step for event in events.Images("samples")] == [0, 320, 640]
-    assert [event.step for event in events.Scalars("val/fid@20vs100")] == [0, 320, 640]
-
-
 MISTAKES = {
     "a misspelt command": (["ft"], "Did you mean 'fit'?"),
     "a misspelt option of the data": (

@@ -20,15 +20,17 @@ from pytorch_lightning.loggers import Logger
 import genlab
 from genlab.callbacks.clock import TrainingClock
 from genlab.callbacks.divergence import read_losses, require_finite_losses, require_scale
+from genlab.callbacks.loggers import adopt, show_config, show_image, show_settings_of, show_text
 from genlab.callbacks.measured import measured
 from genlab.callbacks.run_logger import RunLogger
 from genlab.data.base import SPLITS, DataModule
 from genlab.errors import DataError, Diverged, StorageError
 from genlab.evaluation.first_stage import TrainedStage
 from genlab.families.base import Model
+from genlab.families.steps import logs_within
 from genlab.files import replacing, write_json, write_text
 from genlab.runs.changes import Change, TrainedWith, data_changes, refusal, step_changes
-from genlab.runs.environment import environment
+from genlab.runs.environment import environment, private
 from genlab.runs.folder import Run
 from genlab.runs.metrics_file import MetricsFile
 from genlab.runs.settings import facts_of
@@ -44,6 +46,7 @@ class Resumption:
         examples_seen: How far it had come.
         version: Of genlab, which wrote it.
         accepts: Whether changes were accepted.
+        steps: How far it had come in optimiser steps.
     """
 
     checkpoint: Path
@@ -51,12 +54,14 @@ class Resumption:
     examples_seen: int
     version: str
     accepts: bool
+    steps: int = 0
 
     @classmethod
     def of(cls, checkpoint: Path, state: dict[str, Any], accepts: bool) -> Resumption:
         """Returns what a checkpoint's contents say."""
         version = str(state["genlab"]["version"])
-        return cls(checkpoint, TrainedWith.read(state), state["examples_seen"], version, accepts)
+        trained_with, steps = TrainedWith.read(state), state["global_step"]
+        return cls(checkpoint, trained_with, state["examples_seen"], version, accepts, steps)
 
     def check(self, data: DataModule, config: str | None = None, devices: int | None = None) -> list[Change]:
         """Returns how data and configuration differ from before, where that was accepted.
@@ -106,7 +111,8 @@ class RunRecorder(Callback):
     """Writes a run's configuration, environment, numbers and outcome, and passes numbers to every logger.
 
     Plain files are always written; the trainer's loggers (wandb, TensorBoard) get the same numbers, with
-    images seen as their step. Losses are read from the device only on the steps that are written.
+    examples seen as their step, and the configuration. Losses, the norms of gradients and learning rates are
+    read from the device only on the steps that are written.
 
     Args:
         run: The run's folder.
@@ -126,6 +132,7 @@ class RunRecorder(Callback):
         self.latest: dict[str, float] = {}
         self.is_short_of_room = False
         self._noted: dict[str, float] = {}
+        self._scores_are_known = False
         self.trained_with: TrainedWith | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -137,6 +144,7 @@ class RunRecorder(Callback):
         pl_module.renews_optimizers = any("optimizer" in c.key or "schedule" in c.key for c in changes)
         if not trainer.is_global_zero:
             return
+        adopt_loggers(trainer, lambda: (pl_module.examples_seen, trainer.global_step))
         data: DataModule = trainer.datamodule
         described = data.describe()
         config, prints = yaml.safe_load(self.config), described["fingerprints"]
@@ -166,7 +174,10 @@ class RunRecorder(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         seen, unit = pl_module.examples_seen, pl_module.spec.unit
-        if not trainer.is_global_zero or not seen:
+        if not trainer.is_global_zero:
+            return
+        pass_on(trainer, lambda logger: show_config(logger, self.shown_config, seen))
+        if not seen:
             return
         reached = self.file.truncate_after(seen)
         if reached > seen:
@@ -180,20 +191,32 @@ class RunRecorder(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if logs_within(trainer, 1):
             self.write_losses(trainer, pl_module, batch)
 
     def write_losses(self, trainer: Any, model: Model, batch: Any) -> None:
         """Writes the last training losses, and stops a run whose losses are no longer finite."""
-        losses = read_losses(model.latest)
-        self.write(trainer, model, {f"train/{name}": value for name, value in losses.items()})
+        read = read_losses({**model.latest, **model.gradient_norms})
+        values = {**read, **model.learning_rates}
+        self.write(trainer, model, {f"train/{name}": value for name, value in values.items()})
+        # The losses alone: a gradient that overflows half precision makes no step, and ends nothing.
+        losses = {name: read[name] for name in model.latest}
         require_finite_losses(model, losses, batch)
         require_scale(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
-        self.write(trainer, pl_module, measured(trainer))
+        scores = measured(trainer)
+        self.write(trainer, pl_module, scores)
+        if not self._scores_are_known and trainer.is_global_zero:
+            self._scores_are_known = True
+            pass_on(trainer, lambda logger: show_settings_of(logger, self.shown_config, list(scores)))
+
+    @property
+    def shown_config(self) -> dict[str, Any]:
+        """The configuration for loggers, which may lie elsewhere: without the user's name and home folder."""
+        return private(yaml.safe_load(self.config))
 
     def note(self, values: dict[str, float]) -> None:
         """Keeps numbers for the next line, which says how many examples they belong to."""
@@ -263,19 +286,35 @@ def say(trainer: Any, text: str) -> None:
 
 def pass_on(trainer: Any, give: Callable[[Logger], Any]) -> None:
     """Gives something to every logger beside the run's own files; one that fails gets nothing any more."""
-    for logger in trainer.loggers:
-        if isinstance(logger, RunLogger):
-            continue  # writes the run's own
+    for logger in others_of(trainer):
         try:
             give(logger)
         except Exception as error:
-            trainer.loggers = [other for other in trainer.loggers if other is not logger]
-            reason = next(iter(str(error).splitlines()), "")
-            say(
-                trainer,
-                f"{type(logger).__name__} failed ({type(error).__name__}: {reason}) and is left out from now "
-                "on; the run's own files have everything.",
-            )
+            leave_out(trainer, logger, error)
+
+
+def others_of(trainer: Any) -> list[Logger]:
+    """Returns the trainer's loggers beside the run's own files."""
+    return [logger for logger in trainer.loggers if not isinstance(logger, RunLogger)]
+
+
+def adopt_loggers(trainer: Any, position: Callable[[], tuple[int, int]]) -> None:
+    """Gives every logger beside the run's own files the axis of examples; see `loggers.adopt`."""
+    for logger in others_of(trainer):
+        adopt(logger, position, lambda failed, error: leave_out(trainer, failed, error))
+
+
+def leave_out(trainer: Any, logger: Logger, error: Exception) -> None:
+    """Goes on without a logger that has failed, and says so once."""
+    if logger not in trainer.loggers:
+        return
+    trainer.loggers = [other for other in trainer.loggers if other is not logger]
+    reason = next(iter(str(error).splitlines()), "")
+    say(
+        trainer,
+        f"{type(logger).__name__} failed ({type(error).__name__}: {reason}) and is left out from now "
+        "on; the run's own files have everything.",
+    )
 
 
 @contextmanager
@@ -310,14 +349,7 @@ def log_image(trainer: Any, key: str, picture: np.ndarray, examples_seen: int) -
     if not path.is_file():
         return None
 
-    def show(logger: Any) -> None:
-        if hasattr(logger, "log_image"):  # wandb
-            logger.log_image(key, [str(path)], step=examples_seen)
-        elif hasattr(getattr(logger, "experiment", None), "add_image"):  # TensorBoard
-            formats = "HW" if picture.ndim == 2 else "HWC"
-            logger.experiment.add_image(key, picture, examples_seen, dataformats=formats)
-
-    pass_on(trainer, show)
+    pass_on(trainer, lambda logger: show_image(logger, key, path, picture, examples_seen))
     return path
 
 
@@ -332,13 +364,7 @@ def log_text(trainer: Any, key: str, text: str, examples_seen: int) -> Path | No
     if not path.is_file():
         return None
 
-    def show(logger: Any) -> None:
-        if hasattr(logger, "log_text"):  # wandb
-            logger.log_text(key, columns=["text"], data=[[text]], step=examples_seen)
-        elif hasattr(getattr(logger, "experiment", None), "add_text"):  # TensorBoard
-            logger.experiment.add_text(key, text, examples_seen)
-
-    pass_on(trainer, show)
+    pass_on(trainer, lambda logger: show_text(logger, key, text, examples_seen))
     return path
 
 

@@ -17,7 +17,10 @@ FOLDERS = (read.folder, read.output_folder)
 PLACES = (read.path, read.existing, read.existing_or_input, read.file, read.file_or_input)
 PICTURES = (read.image, read.images)
 
-OF_TRAINING = ("experiment", "run_name", "log_to", "variants", "seed_everything", "ckpt_path", "extractor")
+OF_TRAINING = (
+    *("experiment", "run_name", "log_to", "log_artifacts", "variants", "seed_everything", "ckpt_path"),
+    "extractor",
+)
 
 
 def script(shell: str, training: Mapping[str, str], others: Mapping[str, str]) -> str:

@@ -59,6 +59,9 @@ OTHERS = {
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that end a command; the last one is sent when a terminal is closed."""
 
+LOGGING = ("--log_to", "--log_artifacts")
+"""Options that change nothing of what is measured."""
+
 ALIASES = {"samples": "sample"}
 """Every other command is the function of its own name in the file of its own name."""
 
@@ -178,6 +181,8 @@ def run_of(name: str, rest: list[str]) -> Run | None:
         require_writable(run.path)
     elif name == "fit" and not any("fast_dev_run" in option for option in rest):
         require_writable(outputs_root())
+    for option in LOGGING:
+        given = taken(option, given)[1]
     quieten()
     from genlab.cli.training import main as train_main
 
@@ -187,7 +192,8 @@ def run_of(name: str, rest: list[str]) -> Run | None:
 def show_stored_test(run: Run, given: list[str]) -> bool:
     """Prints what a test of the same checkpoint and options found before; False if it must be made."""
     checkpoint = run.last_checkpoint
-    if checkpoint is None or not run.config.is_file() or any(g.startswith("--ckpt_path") for g in given):
+    must_be_made = any(option.startswith(("--ckpt_path", *LOGGING)) for option in given)
+    if checkpoint is None or not run.config.is_file() or must_be_made:
         return False
     from genlab.report.test_table import table_of
     from genlab.runs.tests import kept_test, kept_variants, stamp, variants_of

@@ -30,6 +30,7 @@ COMMAND_KEYS = (
     "experiment",
     "run_name",
     "log_to",
+    "log_artifacts",
 )
 """Keys of one command that a run's stored configuration leaves out: another command would refuse them."""
 

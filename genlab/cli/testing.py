@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from genlab.callbacks.evaluate import Evaluate
+from genlab.callbacks.loggers import show_table
+from genlab.callbacks.record import Resumption, adopt_loggers, pass_on
 from genlab.configuration.messages import readable
 from genlab.data.base import DataModule
 from genlab.distributed import place
@@ -20,8 +22,9 @@ from genlab.evaluation.examine import Examination
 from genlab.evaluation.load import build_model, load_weights, mismatches, with_settings
 from genlab.families.base import Model
 from genlab.families.capabilities import can_be_sampled
+from genlab.report.forms import as_markdown
 from genlab.report.table import MetricsTable
-from genlab.report.test_table import table_of
+from genlab.report.test_table import rows_of, table_of
 from genlab.runs.changes import Change
 from genlab.runs.folder import Run, folder_name
 from genlab.runs.tests import Stamp, kept_test, kept_variants
@@ -96,6 +99,19 @@ class TestedRun:
     def table(self) -> MetricsTable:
         """Returns what was found."""
         return table_of(self.kept or {}, {name: self.entries[name] for name in self.variants})
+
+    def log(self, trainer: Any, tested: Resumption) -> None:
+        """Gives every logger the scores and their table, at the examples that the checkpoint has seen."""
+        kept, seen = self.kept or {}, tested.examples_seen
+        adopt_loggers(trainer, lambda: (seen, tested.steps))
+        variants = {name: self.entries[name] for name in self.variants}
+        found = {f"test/{name}": value for name, value in kept.get("values", {}).items()}
+        for variant, entry in variants.items():
+            found |= {f"test/{variant}/{name}": value for name, value in entry.get("values", {}).items()}
+        rows, columns = rows_of(kept, variants)
+        text = as_markdown(self.table())
+        pass_on(trainer, lambda logger: logger.log_metrics(found, step=seen))
+        pass_on(trainer, lambda logger: show_table(logger, "test/table", rows, columns, text, seen))
 
     def _measure_variant(self, name: str, model: Model) -> None:
         found = self._examination().of_variant(model, f"test/{folder_name(name)}")

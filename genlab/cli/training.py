@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
@@ -31,7 +31,8 @@ from genlab.callbacks.sharding import WholeWhereLookedAt
 from genlab.cli import peers
 from genlab.cli.going_on import GoingOn
 from genlab.cli.guests import check_trainer
-from genlab.cli.loggers import loggers_of
+from genlab.cli.loggers import Artifact, check_loggers, keep_artifacts, kept_loggers, loggers_of, logging_to
+from genlab.cli.loggers import Name as LoggerName
 from genlab.cli.model import import_room, resolve_checkpoint
 from genlab.cli.parser import GROUPS, Parser, in_order
 from genlab.cli.settings import (
@@ -122,9 +123,16 @@ class GenlabCLI(LightningCLI):
         )
         parser.add_argument(
             "--log_to",
-            type=list[Literal["wandb", "tensorboard"]],
-            default=[],
-            help="Loggers beside the run's own files, such as [wandb] (works offline) or [tensorboard].",
+            type=list[LoggerName] | None,
+            default=None,
+            help="Loggers beside the run's own files, such as [wandb] (works offline) or [tensorboard]; "
+            "a run that goes on or is tested keeps those that it had.",
+        )
+        parser.add_argument(
+            "--log_artifacts",
+            type=list[Artifact] | None,
+            default=None,
+            help="What wandb keeps as artifacts, after a training and a test: [checkpoints, report].",
         )
         parser.add_argument(
             "--variants",
@@ -160,10 +168,27 @@ class GenlabCLI(LightningCLI):
         refuse_secrets(plain(values["trainer"]))
         choose_precision(values)
         choose_strategy(values)
+        self.log_to, self.artifacts = self._wanted_loggers(values)
+        check_loggers(self.log_to, values["log_artifacts"] or (), values["trainer"]["logger"])
         if self.subcommand != "fit":
             self.run = self._old_run
         elif self.origin is not None:
             self.spent = self.origin.spent_limit(self.config_text())
+
+    def _wanted_loggers(self, values: Any) -> tuple[list[str], list[str]]:
+        """Returns the loggers and the artifacts that are asked for, or else those that the run has had."""
+        if self.subcommand not in ("fit", "test") or self.is_trial():
+            return [], []
+        record = self._old_run.read() if self._old_run is not None else {}
+        loggers, artifacts = values["log_to"], values["log_artifacts"]
+        loggers = kept_loggers(record) if loggers is None else list(dict.fromkeys(loggers))
+        artifacts = record.get("log_artifacts") if artifacts is None else dict.fromkeys(artifacts)
+        if self.subcommand == "test" and loggers and self._old_run is None:
+            raise ValueError(
+                f"--log_to [{', '.join(loggers)}] logs to what a run has, and this test is of none: give its "
+                "folder or a checkpoint in it."
+            )
+        return loggers, list(artifacts or ())
 
     @property
     def _old_run(self) -> Run | None:
@@ -196,7 +221,9 @@ class GenlabCLI(LightningCLI):
         trainer["callbacks"] = [*self._callbacks(recorder, shows_line), *theirs]
         configured = trainer.get("logger")
         configured = [] if configured in (None, True, False) else _as_list(configured)
-        loggers = loggers_of(recorder, configured, values["log_to"])
+        note = None if recorder is None else recorder.note
+        seen = 0 if self.origin is None or self.subcommand != "fit" else self.origin.resumption.examples_seen
+        loggers = loggers_of(self.run, note, configured, self.log_to, seen)
         made = super().instantiate_trainer(logger=loggers, default_root_dir=self._root_dir(), **kwargs)
         peers.prepare(made, self.run if self.subcommand == "fit" else None)
         if self.origin is not None:
@@ -249,10 +276,18 @@ class GenlabCLI(LightningCLI):
             if self.origin is not None and self.spent:
                 if self.trainer.is_global_zero:
                     self.origin.say_complete(self.spent, self.model.spec.unit)
-            elif subcommand == "test" and self._tested.kept is not None:
-                self.after_test()  # only variants are missing
             else:
-                super()._run_subcommand(subcommand)
+                must = self._old_run is None or self._values()["log_to"] is not None
+                with logging_to(self.trainer, self.run, self.log_to, self.artifacts, must_begin=must):
+                    self._run_logged(subcommand)
+
+    def _run_logged(self, subcommand: str) -> None:
+        if subcommand == "test" and self._tested.kept is not None:
+            self.after_test()  # only variants are missing, or loggers
+        else:
+            super()._run_subcommand(subcommand)
+        if subcommand in ("fit", "test") and self.run is not None and self.trainer.is_global_zero:
+            keep_artifacts(self.trainer, self.run, self.artifacts)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -274,6 +309,8 @@ class GenlabCLI(LightningCLI):
         tested.measure_variants()
         if self.trainer.is_global_zero:
             tested.table().show()
+            if self.origin is not None:
+                tested.log(self.trainer, self.origin.resumption)
             if self.run is not None:
                 of = "" if tested.checkpoint is None else f": scores of {tested.checkpoint.name}"
                 print(f"Written to {shown_path(self.run.record)}{of}", file=sys.stderr)

@@ -92,10 +92,13 @@ def _allowed(text: str) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+_LIST = re.compile(r"(?:list|typing\.List)\[(typing\.Literal\[[^]]*\])\]")
 _KINDS = re.compile(r"typing\.Literal\[[^]]*\]|<(?:class|enum) '[\w.]+'>|[\w.]+(?:\[[^]]*\]+)?")
 
 
 def _in_words(kind: str) -> list[str]:
+    if several := _LIST.fullmatch(kind):
+        return [f"a list of {' or '.join(_in_words(several.group(1)))}"]
     if kind.startswith("typing.Literal["):
         return [value.strip("' ") for value in kind[len("typing.Literal[") : -1].split(",")]
     name = re.sub(r"<\w+ '([\w.]+)'>", r"\1", kind)
@@ -151,4 +154,4 @@ def _parameters(cls: type) -> list[str]:
 
 def _nearest_class(name: str) -> str:
     short = name.rsplit(".", 1)[-1]
-    return nearest(short, own_names() | parts.declared().keys()) or nearest(short, public_names())
+    return nearest(short, own_names() | parts.declared().keys() | public_names())

@@ -24,6 +24,7 @@ from genlab.distributed import joined_mean, joined_sum
 from genlab.families.capabilities import Samples
 from genlab.families.compiling import compile_learning
 from genlab.families.sharding import shard, spread_as, whole
+from genlab.families.steps import gradient_norm, learning_rates, logs_within, unscaled
 from genlab.families.weights import Average, Snapshot
 from genlab.shapes import Batch, DataSpec
 
@@ -102,6 +103,9 @@ class Model(pl.LightningModule):
         seed: Of everything random in training.
         latest: The last training losses, detached and still on the device; read them only when needed,
             since reading waits for the device.
+        gradient_norms: Of the last optimiser steps before a line of the log, by name: before clipping, and
+            still on the device.
+        learning_rates: Of the same steps.
         config: The model's part of the configuration file, kept in its checkpoints.
         average: Of the network given to `keep_average`.
         sharded: The networks whose weights are spread over devices.
@@ -118,6 +122,9 @@ class Model(pl.LightningModule):
 
     batches_per_step: int = 1
     """Batches for each step that the trainer counts."""
+
+    optimizer_names: tuple[str, ...] = ()
+    """What each of several optimisers moves; by its number where that has no name."""
 
     shown_losses: tuple[str, ...] = ("loss",)
     """The losses worth a place on the progress line."""
@@ -168,6 +175,8 @@ class Model(pl.LightningModule):
         self.examples_seen = 0
         self.seed = 0
         self.latest: dict[str, Tensor] = {}
+        self.gradient_norms: dict[str, Tensor] = {}
+        self.learning_rates: dict[str, float] = {}
         self.config: dict[str, Any] = {}
         self.step_noise = randomness.StepNoise()
         self.renews_optimizers = False
@@ -239,6 +248,33 @@ class Model(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         # Here and not after each batch: with accumulation a step has several batches.
         self.update_average()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        self.note_step(optimizer)  # gradients are whole, and what they are clipped to says nothing
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def note_step(self, optimizer: Optimizer) -> None:
+        """Keeps the norm of an optimiser's gradient and its learning rate if the next line is to have them.
+
+        To be called before a step and before clipping, which whoever takes the steps itself has to.
+        """
+        if not logs_within(self.trainer, max(self.trainer.accumulate_grad_batches, self.batches_per_step)):
+            return
+        optimizers = self.trainer.optimizers
+        number = next(number for number, one in enumerate(optimizers) if one is optimizer)
+        name = dict(enumerate(self.optimizer_names)).get(number, str(number))
+        place = f"/{name}" if len(optimizers) > 1 else ""
+        norm = gradient_norm(optimizer)
+        if norm is not None:
+            norm = unscaled(norm, optimizer, self.trainer.precision_plugin)
+            self.gradient_norms[f"gradient_norm{place}"] = norm
+        rates = learning_rates(optimizer)
+        self.learning_rates |= {f"learning_rate{place}{group}": rate for group, rate in rates.items()}
 
     def clip_gradients(
         self,
@@ -377,6 +413,8 @@ class Model(pl.LightningModule):
         checkpoint["averaged_at"] = self._averaged_at
         checkpoint["gradients"] = self._gradients_in_hand()
         checkpoint["latest"] = {name: value.cpu() for name, value in self.latest.items()}
+        checkpoint["gradient_norms"] = {name: value.cpu() for name, value in self.gradient_norms.items()}
+        checkpoint["learning_rates"] = dict(self.learning_rates)
         checkpoint["genlab"] = {
             "version": genlab.__version__,
             "spec": self.spec.to_dict(),
@@ -388,6 +426,9 @@ class Model(pl.LightningModule):
         self._averaged_at = int(checkpoint["averaged_at"])
         # On the device, where a step of only one player will join its losses to the other's last ones.
         self.latest = {name: value.to(self.device) for name, value in checkpoint["latest"].items()}
+        norms = checkpoint.get("gradient_norms", {})
+        self.gradient_norms = {name: value.to(self.device) for name, value in norms.items()}
+        self.learning_rates = dict(checkpoint.get("learning_rates", {}))
         self._restored_gradients = checkpoint.get("gradients", {})
         if self.renews_optimizers:
             self._renew_optimizers(checkpoint)

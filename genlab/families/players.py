@@ -59,6 +59,7 @@ class Adversarial(Model):
     """
 
     alternating = True
+    optimizer_names: tuple[str, ...] = ("generator", "discriminator")
     shown_losses: tuple[str, ...] = ("generator", "discriminator")
     signs: tuple[str, ...] = ("accuracy_real", "accuracy_fake")
 
@@ -158,6 +159,7 @@ class Adversarial(Model):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here, and not before `step`, gradients are already unscaled under float16.
+        self.note_step(optimizer)
         if self.clip is not None:
             clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.clip)
 

@@ -42,6 +42,14 @@ def table_of(entry: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]
         entry: The test entry of the run's own way to sample.
         variants: Those of its variants, by name.
     """
+    rows, columns = rows_of(entry, variants)
+    return metrics_table(rows, columns)
+
+
+def rows_of(
+    entry: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Returns the same as numbers: the rows, and the columns that any of them fills; see `table_of`."""
     columns = {"value": entry, **variants}
     cells = {column: values_of(one) for column, one in columns.items()}
     names = dict.fromkeys(name for found in cells.values() for name in found)
@@ -60,7 +68,7 @@ def table_of(entry: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]
         if row["protocol"] == above["protocol"]:
             row["protocol"] = AS_ABOVE
     shown = [name for name in ("spread", "floor") if any(row[name] is not None for row in rows)]
-    return metrics_table(rows, ("metric", "value", *shown, *variants, "protocol"))
+    return rows, ("metric", "value", *shown, *variants, "protocol")
 
 
 def values_of(entry: Mapping[str, Any]) -> dict[str, Any]:

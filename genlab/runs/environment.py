@@ -132,6 +132,15 @@ def without_secrets(config: Any, name: str = "") -> Any:
     return _HIDDEN if _is_secret(name, config) else _TOKEN.sub(_HIDDEN, _URL_USER.sub(f"{_HIDDEN}@", config))
 
 
+def private(config: Any) -> Any:
+    """Returns a configuration for another place than this machine: see `without_private`."""
+    if isinstance(config, Mapping):
+        return {key: private(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [private(value) for value in config]
+    return without_private(config) if isinstance(config, str) else config
+
+
 def _without_pairs(text: str) -> str:
     """Returns the text with the value behind each secret name hidden, in one pass."""
     parts, place = [], 0

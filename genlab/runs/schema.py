@@ -88,6 +88,8 @@ RECORD = {
     "uses_labels": FLAG,
     "compiled": FLAG,
     "tags": [TEXT],
+    "loggers": {ANY: {ANY: TEXT}},
+    "log_artifacts": [TEXT],
     "spec": _SPEC,
     "data": _DATA,
     "validation": {ANY: NUMBER},
