@@ -44,7 +44,7 @@ def compile_learning(model: nn.Module) -> None:
     """Has the networks of a model compiled at their first call in training; its weights keep their names."""
     for network in learning_networks(model):
         if "forward" not in vars(network):
-            network.forward = CompiledForward(network)  # type: ignore[method-assign]
+            network.forward = CompiledForward(network)
 
 
 def learning_networks(model: nn.Module) -> Iterator[nn.Module]:
