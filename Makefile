@@ -81,7 +81,7 @@ headline: install ## Train and test the README's comparison again: 12 families, 
 docs: install ## Build the documentation as a site in site/; a broken link ends it
 	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install -q -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/site/mkdocs.yml
-	@echo "Open site/index.html"
+	@echo "Open site/index.html, or with a search: $(BIN)/python -m http.server -d site"
 
 screenshots: install ## Make the pictures of docs/ anew; ARGS="report sheet" some of them
 	OMP_NUM_THREADS=1 $(BIN)/python docs/site/screenshots.py $(ARGS)

@@ -51,8 +51,7 @@ def photographed(page: Path, selector: str | None, height: int, target: Path) ->
         sys.exit("There is no Chromium here: make browser")
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        size = {"width": WIDTH, "height": height}
-        tab = browser.new_page(viewport=size, device_scale_factor=SCALE, color_scheme="light")
+        tab = browser.new_page(viewport={"width": WIDTH, "height": height}, device_scale_factor=SCALE)
         tab.goto(page.as_uri())
         shown = tab.locator(selector).first if selector else tab
         shown.screenshot(path=target)
