@@ -89,10 +89,16 @@ def test_every_experiment_stands_under_the_class_that_it_trains():
         for measured in re.findall(
             rf"^\| `{path.stem}` \|.*? \| ([^|\n]+) \|$", EXPERIMENTS_TABLE, re.MULTILINE
         ):
-            assert row.replace("\\<", "<").endswith(f"| {measured.strip()} |")
+            assert row.replace("&lt;", "<").endswith(f"| {measured.strip()} |")
 
 
 EXPERIMENTS_TABLE = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+
+
+def test_prose_of_docstrings_is_shown_as_it_stands_and_formulas_are_left_alone():
+    prose = "x_t < y_0 * |z| of `a_b < c`\n\n    a_b * c < |d|"
+    assert made._escaped(prose) == "x\\_t &lt; y\\_0 \\* \\|z\\| of `a_b < c`\n\n    a_b * c < |d|"
+    assert made._cell("a | b <= c") == "a \\| b &lt;= c"
 
 
 def test_measured_rows_stand_under_their_families_as_in_the_readme():
@@ -425,3 +431,4 @@ def test_the_site_is_built_with_every_page_and_no_wrong_link(tmp_path):
     assert all(f'href="files/experiments/{name}.yaml"' in page for name in experiments())
     assert "latent_dim" in (tmp_path / "site" / "families.html").read_text() and "made:" not in page
     assert links.problems(tmp_path / "site") == []
+    assert not re.search(r"\\(&lt;|[|_*<])", re.sub(r"<(pre|code)\b.*?</\1>", "", page, flags=re.DOTALL))

@@ -161,12 +161,16 @@ def _source(family: Family) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Returns a docstring's prose as Markdown that shows it as it stands; indented lines are code anyway."""
-    lines = (
-        line if line.startswith("    ") else re.sub(r"([*_<|])", r"\\\1", line) for line in text.split("\n")
-    )
-    prose = "\n".join(lines)
-    return re.sub(r"`[^`\n]*`", lambda code: re.sub(r"\\([*_<|])", r"\1", code[0]), prose)
+    """Returns a docstring's prose as Markdown that shows it as it stands; what is indented is code anyway."""
+    lines = (line if line.startswith("    ") else _shown(line) for line in text.split("\n"))
+    return "\n".join(lines)
+
+
+def _shown(line: str) -> str:
+    """Returns a line without emphasis and tags, of which what stands between backticks has none."""
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"([*_|])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
 
 
 def _table(own: list[Experiment]) -> str:
@@ -181,7 +185,7 @@ def _table(own: list[Experiment]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "\\<")
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _measured(family: Family, name: str) -> str:
