@@ -13,7 +13,7 @@ RUNS := $(or $(GENLAB_OUTPUTS),outputs)
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install browser demo check format test test-slow faults bench smoke headline clean
+.PHONY: help install browser demo check format test test-slow faults bench smoke headline docs screenshots clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,14 @@ headline: install ## Train and test the README's comparison again: 12 families, 
 	$(BIN)/genlab compare --refresh README.md
 	$(BIN)/genlab compare --refresh experiments/results/README.md
 
+docs: install ## Build the documentation as a site in site/; a broken link ends it
+	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install -q -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/site/mkdocs.yml
+	@echo "Open site/index.html, or with a search: $(BIN)/python -m http.server -d site"
+
+screenshots: install ## Make the pictures of docs/ anew; ARGS="report sheet" some of them
+	OMP_NUM_THREADS=1 $(BIN)/python docs/site/screenshots.py $(ARGS)
+
 clean: ## Remove the environment, caches and builds; runs in outputs/ stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find genlab tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -112,6 +112,14 @@ def test_everything_is_done_once_and_trials_come_first(plan):
     assert again.work() == [] and again.calls == []
 
 
+def test_runs_are_found_where_the_folder_is_named_from_here(plan, monkeypatch):
+    """As it is where nobody sets $GENLAB_OUTPUTS: all ended runs were without a result."""
+    Pretend(plan).work()
+    monkeypatch.chdir(plan.folder.parent)
+    here = Bench(Path(plan.folder.name), plan.files, plan.budget, plan.num_seeds, plan.num_trials)
+    assert all(here.is_done(job) for job in here.jobs) and Pretend(here).work() == []
+
+
 def test_more_seeds_train_only_what_is_missing(plan):
     Pretend(plan).work()
     more = Bench(plan.folder, plan.files, plan.budget, num_seeds=3, num_trials=3)

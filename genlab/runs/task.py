@@ -6,6 +6,7 @@ nothing is done twice.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def run_at(path: Path) -> Run | None:
         run = open_run(path) if path.exists() else None
     except NotARun:  # killed before it had a record
         run = None
-    return run if run is not None and run.path == path else None
+    return run if run is not None and run.path == Path(os.path.abspath(path)) else None
 
 
 def state_of(run: Run | None) -> str:
