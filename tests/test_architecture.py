@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOOR = {
     *("families.capabilities", "families.base", "families.players", "families.weights"),
     *("families.optimizers", "families.sharding", "families.streams", "families.units"),
-    *("families.chain_rule", "families.codes", "families.steps"),
+    *("families.chain_rule", "families.codes", "families.steps", "families.compiling"),
 }
 """What every family stands on; no family imports another one's file."""
 
