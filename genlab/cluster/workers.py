@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from genlab.cluster.extra import require
 from genlab.cluster.place import Place
-from genlab.cluster.worker import Worker
+from genlab.cluster.worker import GRACE, Worker
 from genlab.runs.environment import cores
 from genlab.runs.task import Task
 
@@ -24,7 +27,7 @@ class Workers(Place):
 
     Args:
         address: Of a running scheduler, tcp://HOST:PORT or tls://HOST:PORT; None starts one here.
-        num_workers: Workers that are started here, which listen on the loopback interface alone.
+        num_workers: Workers that are started here, as threads of this process.
         resources: What a task needs of its worker, as `dask worker --resources` names it.
     """
 
@@ -67,11 +70,15 @@ class Workers(Place):
     def _started(self) -> Any:
         from distributed import LocalCluster
 
+        # Tasks are processes of their own anyway, and those of workers would take seconds to start.
         return LocalCluster(
             n_workers=self.num_workers,
             threads_per_worker=1,
-            host=LOOPBACK,
-            dashboard_address=f"{LOOPBACK}:0",
+            processes=False,
+            # Told no address, dask's servers of its own state listen everywhere, with a dashboard or without.
+            scheduler_kwargs={"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"},
+            worker_dashboard_address=f"{LOOPBACK}:0",
+            silence_logs="ERROR",  # it warns of every task that is withdrawn
             memory_limit=None,  # a worker itself needs little, and is not to be ended for what it starts
             resources=self.resources,
         )
@@ -108,12 +115,17 @@ class Workers(Place):
             for end in as_completed(list(ends), loop=self._client.loop):
                 yield ends[end], "" if end.status == "finished" else _problem(end)
         except BaseException:
-            self._client.cancel(list(ends))
+            self._client.cancel(list(ends))  # which leaves alone what has begun
+            self._client.run(stop, {task.run for task in tasks}, on_error="ignore")
             raise
 
 
+_at_work: dict[Path, Worker] = {}
+"""Who is at work in this process, by the folders of their runs."""
+
+
 def work(task: Task, slots: Mapping[str, int]) -> None:
-    """Does a task in a worker, by its share of the machine's cores.
+    """Does a task in a worker, by its share of the machine's cores; returns early if it is asked to stop.
 
     Args:
         task: What to do.
@@ -123,7 +135,21 @@ def work(task: Task, slots: Mapping[str, int]) -> None:
 
     own = get_worker()
     sharing = max(own.state.nthreads, slots.get(urlsplit(own.address).hostname or "", 0))
-    Worker(max(1, cores() // sharing)).work(task)
+    worker = _at_work[task.run] = Worker(max(1, cores() // sharing))
+    try:
+        with suppress(KeyboardInterrupt):  # it has been stopped; to dask it would be the end of its worker
+            worker.work(task)
+    finally:
+        del _at_work[task.run]
+
+
+async def stop(runs: Collection[Path]) -> None:
+    """Asks the trainings of this process that are at work in some folders to write checkpoints and end.
+
+    Returns when they have ended. Dask has it run beside the tasks, in every worker.
+    """
+    asked = [worker for run, worker in list(_at_work.items()) if run in runs]
+    await asyncio.gather(*(asyncio.to_thread(worker.stop, GRACE) for worker in asked))
 
 
 def _problem(end: Any) -> str:
