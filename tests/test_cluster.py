@@ -504,7 +504,7 @@ def training_below(process, folder, has_begun):
     """A training that has got so far, and the process that started it."""
     import psutil
 
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         for child in psutil.Process(process.pid).children(recursive=True):
             try:
@@ -587,7 +587,7 @@ def test_after_ctrl_c_what_began_has_a_checkpoint_and_the_same_command_goes_on(
     bench = start(tmp_path, *place, seeds=1)
     training, _ = training_below(bench if is_own else workers, tmp_path, is_learning)
     os.kill(bench.pid, signal.SIGINT)  # to the driver alone, as from another terminal
-    assert bench.wait(timeout=120) == EXIT_INTERRUPTED
+    assert bench.wait(timeout=PATIENCE) == EXIT_INTERRUPTED
     assert not is_running(training.pid)
     runs = list_runs(tmp_path / "bench")
     assert runs and {run.status for run in runs} <= {"stopped", "finished"}

@@ -305,7 +305,7 @@ def test_the_report_of_a_sweep_shows_its_trials_what_matters_and_the_best_settin
     ((one, importance),) = _searches(comparison, Album())
     ended = {trial.number: trial for trial in search.study.ended()}
     best = min(ended.values(), key=lambda trial: trial.cost)
-    assert [line[0].text for line in one.trials][0] == str(best.number) and len(one.trials) == 8
+    assert one.trials[0][0].text == str(best.number) and len(one.trials) == 8
     assert one.heads == ["trial", "FID", "rate", "size"] and one.numeric == [True] * 4
     for number, score, rate, size in one.trials:
         trial = ended[int(number.text)]
@@ -318,14 +318,16 @@ def test_the_report_of_a_sweep_shows_its_trials_what_matters_and_the_best_settin
     shares = {plan.short(key): f"{share:.0%}" for key, share in search.study.importances().items()}
     assert dict(importance.numbers) == shares and importance.numbers[0][0] == "rate"
     html = page(comparison)
-    assert "Search for settings: sweep" in html and set(re.findall('<section id="([a-z]+)"', html)) == {"search"}
+    assert "Search for settings: sweep" in html
+    assert re.findall('<section id="([a-z]+)"', html) == ["search"]
 
 
 def test_a_result_of_somebody_else_is_shown_as_text_or_not_at_all(plan, tmp_path):
     search_of(plan).work(2)
     garbage = (None, [], {}, "a", 5, {"trials": 3}, {"trials": [None]})
-    odd = ({"trials": [{"settings": 5, "score": "<b>"}]}, {"trials": [{"trial": "<b>", "settings": {"<b>": "<b>"}}]})
-    for content in (*garbage, *odd, {**odd[1], "importance": {"<b>": 1, "c": None, "d": "e"}}):
+    odd = {"trials": [{"trial": "<b>", "settings": {"<b>": "<b>"}}], "score": "<b>"}
+    shares = {"<b>": 1, "c": None, "d": "e"}
+    for content in (*garbage, {"trials": [{"settings": 5}]}, odd, {**odd, "importance": shares}):
         (plan.folder / RESULT).write_text(json.dumps(content))
         html = page(compare([plan.folder]))
         assert "<b>" not in html and ('id="search"' in html) == (content not in garbage)

@@ -136,6 +136,6 @@ def _training_of(task: Task) -> str:
     if task.state() != "live":
         return ""
     return (
-        f"a process trains in {task.run}. If its machine is dead, this goes on {lock.SILENCE * lock.BEAT:.0f} s "
-        "after its last sign of life, or once lock.json there is deleted."
+        f"a process trains in {task.run}. If its machine is dead, this goes on after no sign of life "
+        f"for {lock.SILENCE * lock.BEAT:.0f} s, or lock.json there is deleted."
     )

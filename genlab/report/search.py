@@ -43,7 +43,7 @@ def searches(folders: Sequence[Path]) -> list[Search]:
 def unended(folders: Sequence[Path]) -> list[str]:
     """Returns a sentence for each sweep that has no result yet."""
     return [
-        f"The sweep in {shown_path(folder)} has no result yet: genlab sweep writes it once its trials have ended."
+        f"The sweep in {shown_path(folder)} has no result yet: genlab sweep writes it at its end."
         for folder in folders
         if not _trials(_result(folder))
     ]

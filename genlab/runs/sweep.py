@@ -143,7 +143,9 @@ class Sweep:
         text = yaml.safe_dump(self.best(values), sort_keys=False, allow_unicode=True, width=110)
         files.write_text(self.best_file, head + text)
 
-    def write_result(self, trials: Sequence[Mapping[str, Any]], score: str, shares: Mapping[str, float]) -> None:
+    def write_result(
+        self, trials: Sequence[Mapping[str, Any]], score: str, shares: Mapping[str, float]
+    ) -> None:
         """Writes what a report shows.
 
         Args:
