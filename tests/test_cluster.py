@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -380,6 +381,66 @@ def test_tasks_share_what_workers_have_of_what_they_need(tasks, monkeypatch):
             Workers(address, resources={"GPU": 3}).__enter__()
 
 
+# Encryption
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """Two certificates that sign themselves: the settings of dask for each, by its name."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificates")
+    folder = tmp_path_factory.mktemp("certificates")
+    return {name: certified(folder, name) for name in ("lab", "other")}
+
+
+def certified(folder, name):
+    pem, key = str(folder / f"{name}.pem"), str(folder / f"{name}.key")
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    made = ["openssl", "req", "-x509", *kind, "-subj", f"/CN={name}", "-keyout", key, "-out", pem]
+    subprocess.run(made, check=True, capture_output=True)
+    tls = {"ca-file": pem}
+    for role in ("scheduler", "worker", "client"):
+        tls[f"{role}.cert"], tls[f"{role}.key"] = pem, key
+    settings = {f"distributed.comm.tls.{name}": value for name, value in tls.items()}
+    return {**settings, "distributed.comm.require-encryption": True}
+
+
+CLIENT = ("distributed.comm.tls.client.cert", "distributed.comm.tls.client.key")
+
+
+def test_workers_are_reached_with_the_labs_certificate_and_every_other_one_is_refused_in_a_line(
+    certificates, tasks, monkeypatch
+):
+    import dask
+
+    from genlab.cluster import workers
+
+    monkeypatch.setattr(workers, "Worker", Counting)
+    monkeypatch.setattr(workers, "_PATIENCE", 5)
+    lab, other = certificates["lab"], certificates["other"]
+    with dask.config.set(lab), scheduler_of(n_workers=1, protocol="tls") as address:
+        assert address.startswith("tls://127.0.0.1:")
+        with Workers(address) as place:
+            assert [problem for _, problem in place.work_off(tasks(2))] == [""] * 2
+        foreign = {name: other[name] for name in CLIENT}
+        for settings, message in (
+            (other, "certificates here and there do not fit together"),
+            ({**lab, **foreign}, "certificates here and there do not fit together"),
+            ({**lab, **dict.fromkeys(CLIENT)}, "no certificate and key are set here"),
+            ({**lab, "distributed.comm.tls.ca-file": "/none.pem"}, "certificates .* is not there"),
+        ):
+            with dask.config.set(settings), pytest.raises(ValueError, match=message) as refused:
+                Workers(address).__enter__()
+            told = str(refused.value)
+            assert told.startswith(f"--on {address}: ") and "docs/cluster.md" in told and "\n" not in told
+        plain = address.replace("tls", "tcp")
+        with pytest.raises(ValueError, match=r"refuse what is not encrypted\. Use tls://"):
+            Workers(plain).__enter__()
+        told = pytest.raises(ValueError, match=r"hangs up .* was started with TLS is tls://")
+        with dask.config.set({"distributed.comm.require-encryption": False}), told:
+            Workers(plain).__enter__()
+
+
 # SLURM
 
 
@@ -557,7 +618,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_trained_twice(
     bench = start(tmp_path, "--on", address)
     training, worker = training_below(workers, tmp_path, is_learning)
     worker.kill()
-    assert ends(training.pid, seconds=30)
+    assert ends(training.pid, seconds=300)
     assert bench.wait(timeout=PATIENCE) == 0
     assert finished(tmp_path) == one_after_the_other
     assert starts_of(tmp_path, "Run") == [1] * 6
@@ -570,7 +631,7 @@ def test_a_killed_driver_loses_nothing_and_the_same_command_goes_on(one_after_th
     training, _ = training_below(bench, tmp_path, is_learning)
     os.kill(bench.pid, signal.SIGKILL)
     bench.wait()
-    assert ends(training.pid, seconds=60)
+    assert ends(training.pid, seconds=300)
     assert start(tmp_path, "--on", "local:2", seeds=1).wait(timeout=PATIENCE) == 0
     ended = finished(tmp_path, seeds=1)
     assert ended == {name: one_after_the_other[name] for name in ended}
@@ -621,7 +682,7 @@ def test_a_job_of_slurm_that_is_begun_again_goes_on_where_it_was(slurm, two_undi
         (slurm / "1000_0.requeue").touch()
         for process in [*job.children(recursive=True), job]:
             process.kill()
-    assert ends(training.pid, seconds=60) and ends(job.pid, seconds=60)
+    assert ends(training.pid, seconds=300) and ends(job.pid, seconds=300)
     assert bench.wait(timeout=PATIENCE) == 0
     assert finished(folder, **LONGER) == two_undisturbed
     assert starts_of(folder, "Run") == [1, 1] and starts_of(folder, "Resuming") == [1, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -50,11 +51,8 @@ class Workers(Place):
             self._cluster = self._started()
         try:
             self._client = Client(self.address or self._cluster, timeout=_PATIENCE, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"--on {self.address}: no scheduler answers there ({error}). Start one with "
-                "`dask scheduler`, and workers with `dask worker ADDRESS`; docs/cluster.md has both."
-            ) from None
+        except (OSError, ValueError, TypeError, RuntimeError) as error:  # dask has no kind of its own
+            raise ValueError(f"--on {self.address}: {_refusal(self.address or '', error)}") from None
         try:
             self._require_workers()
         except ValueError:
@@ -119,6 +117,37 @@ class Workers(Place):
             self._client.run(stop, {task.run for task in tasks}, on_error="ignore")
             raise
 
+
+def _refusal(address: str, error: BaseException) -> str:
+    """Returns why there is no connection to a scheduler, and what to do, for each error that dask raises."""
+    from distributed.comm.core import CommClosedError
+
+    causes = [error]
+    while following := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(following)
+    told = " ".join(str(causes[-1]).split())
+    hung_up = isinstance(
+        error, CommClosedError
+    )  # all that is heard of a scheduler that refuses a certificate
+    if any(isinstance(cause, ssl.SSLError) for cause in causes) or (hung_up and address.startswith("tls")):
+        return f"the certificates here and there do not fit together ({told}). {_CERTIFICATES}"
+    if isinstance(error, TypeError):  # that it has no context of TLS
+        return f"no certificate and key are set here for dask. {_CERTIFICATES}"
+    if isinstance(error, FileNotFoundError):
+        return f"a file of the certificates that are set here for dask is not there. {_CERTIFICATES}"
+    if isinstance(error, RuntimeError):
+        return "dask is told here to refuse what is not encrypted. Use tls://HOST:PORT."
+    if hung_up:
+        return (
+            f"what answers there hangs up ({told}). A scheduler that was started with TLS is tls://HOST:PORT."
+        )
+    return (
+        f"no scheduler answers there ({told}). Start one with `dask scheduler`, and workers with "
+        "`dask worker ADDRESS`; docs/cluster.md has both."
+    )
+
+
+_CERTIFICATES = "docs/cluster.md makes one for all machines and names the variables that say where it is."
 
 _at_work: dict[Path, Worker] = {}
 """Who is at work in this process, by the folders of their runs."""
