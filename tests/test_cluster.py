@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -439,6 +441,38 @@ def test_workers_are_reached_with_the_labs_certificate_and_every_other_one_is_re
         told = pytest.raises(ValueError, match=r"hangs up .* was started with TLS is tls://")
         with dask.config.set({"distributed.comm.require-encryption": False}), told:
             Workers(plain).__enter__()
+
+
+@pytest.mark.slow
+def test_a_bench_goes_over_tls_by_the_commands_of_the_page(tmp_path):
+    """As they stand in docs/cluster.md, but for the name of the machine and the size of the bench."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    certificate, variables, commands = re.findall("```bash\n(.*?)```", page, re.DOTALL)[:3]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        here = f"127.0.0.1:{free.getsockname()[1]}"
+    commands = commands.replace("--port 8786", f"--host {here.replace(':', ' --port ')}")
+    scheduler, worker, bench = commands.replace("lab1:8786", here).splitlines()
+    assert bench.startswith("genlab bench digits --families gan,vae --seeds 5 --on tls://127.0.0.1:")
+    bench = bench.split("#")[0].replace("gan,vae --seeds 5", "vae --seeds 1 --budget 1000 --evaluations 1")
+    ready = f"Client('tls://{here}', timeout=300).wait_for_workers(1, timeout=300)"
+    parts = [
+        certificate,
+        variables,
+        f"cd {ROOT}",
+        f"{scheduler.split('#')[0]} &",
+        f"{worker.split('#')[0]} &",
+    ]
+    parts += [f'python -c "from distributed import Client; {ready}"', f"{bench} -- {' '.join(QUICK)}"]
+    script = "\n".join([*parts, "code=$?", "kill %1 %2", "wait", "exit $code"])
+    own = {"HOME": str(tmp_path), "GENLAB_OUTPUTS": str(tmp_path / "outputs"), "PYTHONPATH": str(ROOT)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, **own, "PATH": path, "OMP_NUM_THREADS": "1"}
+    subprocess.run(["bash", "-c", script], env=environment, timeout=PATIENCE, check=True)
+    (run,) = list_runs(tmp_path / "outputs" / "bench" / "digits-1000")
+    assert run.status == "finished" and (tmp_path / "dask-tls" / "cert.pem").exists()
 
 
 # SLURM

@@ -600,9 +600,14 @@ def hang_deaf():
 
 
 READERS = {
-    "killed": (KILL, 8, "DataLoader worker (pid"),
-    "hanging": (partial(time.sleep, 60), 9, "timed out after 1"),
-    "hanging and deaf": (hang_deaf, 9, "timed out after 1"),
+    "killed": (
+        KILL,
+        30,
+        8,
+        "DataLoader worker (pid",
+    ),  # a patience of 1 s may end before a busy machine reads
+    "hanging": (partial(time.sleep, 60), 1, 9, "timed out after 1"),
+    "hanging and deaf": (hang_deaf, 1, 9, "timed out after 1"),
 }
 
 
@@ -611,8 +616,8 @@ READERS = {
 @pytest.mark.parametrize("kind", READERS)
 def test_a_reading_process_that_is_lost_ends_the_training_in_a_line(kind, tmp_path, monkeypatch):
     """And is not waited for at the end. In a fork: torch raises at any place once a reader has died."""
-    fault, code, words = READERS[kind]
-    monkeypatch.setenv("GENLAB_TIMEOUT", "1")
+    fault, patience, code, words = READERS[kind]
+    monkeypatch.setenv("GENLAB_TIMEOUT", str(patience))
 
     def read():
         signal.alarm(40)
