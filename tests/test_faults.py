@@ -634,6 +634,33 @@ def test_a_reading_process_that_is_lost_ends_the_training_in_a_line(kind, tmp_pa
     assert words in said and "--data.num_workers" in said and "\n" not in said
 
 
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError])
+def test_a_reading_process_that_dies_while_it_hands_over_a_batch_is_named(kind, monkeypatch):
+    """Torch passes on an error of the connection where it looks before the kernel knows that it is dead."""
+    context = multiprocessing.get_context("fork")
+    dying, living = (context.Process(target=time.sleep, args=(seconds,)) for seconds in (0.2, 60))
+    dying.start(), living.start()
+
+    class Batches:
+        _workers = (living, dying)
+
+        def __iter__(self):
+            yield "batch"
+            raise kind
+
+    batches = loading._with_losses_named(Batches())
+    assert next(batches) == "batch"
+    with pytest.raises(RuntimeError) as error:
+        next(batches)
+    assert exit_code(error.value) == 8 and f"(pid(s) {dying.pid})" in explain(error.value)
+    monkeypatch.setattr(loading, "_LAST_BREATH", 0.0)
+    Batches._workers = (living,)
+    with pytest.raises(kind):  # of something else
+        list(loading._with_losses_named(Batches()))
+    living.kill(), living.join()
+
+
 # 36 to 48: data
 
 
