@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -17,6 +18,8 @@ from typing import Any
 
 from genlab.errors import StorageError, is_of_storage
 
+_TEMPORARY = ".tmp"
+_STALE_SECONDS = 24 * 3600
 _LONGEST_INTEGER = 19  # characters; of 64 bits, sign included
 _PATIENCE = 2.0  # seconds: a virus scanner looks at each new file for an instant
 
@@ -56,25 +59,37 @@ def require_new(folder: Path) -> None:
 
 
 @contextmanager
-def making(target: Path) -> Iterator[Path]:
+def making(target: Path, is_made: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
     """Yields a temporary folder beside the target, which becomes the target once the block has ended well.
+
+    By one rename, so that neither a kill nor a second builder leaves a half of it; what killed builders left
+    long ago is removed.
 
     Args:
         target: A folder that is not there, or is empty.
+        is_made: Whether what another process has put there by then is as good: this one's is then dropped.
 
     Raises:
         ValueError: It holds something.
         StorageError: There is no room, or writing here is not allowed.
     """
-    require_new(target)
+    if not is_made(target):
+        require_new(target)
     with _beside(target) as temporary:
+        _sweep_builders(target)
         temporary.mkdir(parents=True)
         yield temporary
-        for file in filter(Path.is_file, temporary.rglob("*")):
-            sync(file)
-        if target.is_dir():
-            target.rmdir()
-        _rename(temporary, target)
+        for place in (*temporary.rglob("*"), temporary):
+            if place.exists():  # unlike what a link may lead to
+                sync(place)
+        try:
+            if target.is_dir():
+                target.rmdir()
+            _rename(temporary, target)
+        except OSError:
+            if not is_made(target):
+                require_new(target)
+                raise
         sync(target.parent)
 
 
@@ -90,10 +105,19 @@ def _rename(source: Path, target: Path) -> None:
         time.sleep(0.05)
 
 
+def _sweep_builders(target: Path) -> None:
+    """Removes what killed builders left of a folder, once nothing in it has changed for a day."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{_TEMPORARY}"):
+        with suppress(OSError):  # another process removes it, too
+            changed = max(place.stat().st_mtime for place in (left, *left.rglob("*")))
+            if time.time() - changed > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside the target, of which nothing is left; says what the storage lacks."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
     try:
         yield temporary
     except Exception as error:
@@ -138,7 +162,7 @@ def _shortage(error: BaseException, target: Path, partial: Path) -> str:
 
 def sweep(folder: Path) -> list[Path]:
     """Removes what `replacing` left in a folder when its process was killed; returns the removed paths."""
-    leftovers = sorted(folder.glob(".*.tmp"))
+    leftovers = sorted(folder.glob(f".*{_TEMPORARY}"))
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     return leftovers

@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import pretend_slurm
 import pytest
@@ -20,7 +24,7 @@ from genlab.cluster.places import place_of
 from genlab.cluster.slurm import Slurm, options_of
 from genlab.cluster.worker import ATTEMPTS, Worker
 from genlab.cluster.workers import Workers
-from genlab.errors import EXIT_TERMINATED, StorageError
+from genlab.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, StorageError
 from genlab.runs import lock
 from genlab.runs.folder import Run, create_run, list_runs
 from genlab.runs.task import Task
@@ -296,6 +300,16 @@ def two_workers():
             yield place
 
 
+@contextmanager
+def scheduler_of(**options):
+    """A scheduler of dask with workers in this process, reached by its address; yields it."""
+    from distributed import LocalCluster
+
+    options = {"threads_per_worker": 1, "host": "127.0.0.1", "protocol": "tcp", **options}
+    with LocalCluster(processes=False, dashboard_address=None, **options) as cluster:
+        yield cluster.scheduler_address
+
+
 def test_workers_do_every_task_and_write_where_the_command_was_typed(two_workers, tasks):
     assert two_workers.slots == 2
     made = tasks(3)
@@ -311,22 +325,54 @@ def test_what_is_wrong_on_a_worker_is_told_in_one_line(two_workers, tasks, tmp_p
     assert "is not there" in problem and "\n" not in problem
 
 
-def test_own_workers_listen_on_the_loopback_interface_alone(two_workers):
+def test_own_workers_are_no_processes_and_listen_on_the_loopback_interface_alone():
     psutil = pytest.importorskip("psutil")
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    places = {c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"}
-    assert places == {"127.0.0.1"}
+    own = psutil.Process()
+    children = own.children(recursive=True)
+    with Workers(num_workers=2):
+        assert own.children(recursive=True) == children
+        assert {c.laddr.ip for c in own.net_connections("inet") if c.status == "LISTEN"} <= {"127.0.0.1"}
+
+
+class Sleeping(Worker):
+    """A worker whose trainings end when they are asked to, but the first one's, which ends at once."""
+
+    processes: ClassVar[dict] = {}
+
+    def run(self, task, arguments):
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+        if task.name != "toy 0":
+            process = self.processes[task.name] = subprocess.Popen(["sleep", "60"])
+            self._processes.add(process)
+            process.wait()
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_whoever_closes_the_queue_of_workers_has_what_began_stopped(tasks, monkeypatch, is_own):
+    from genlab.cluster import workers
+
+    monkeypatch.setattr(workers, "Worker", Sleeping)
+    monkeypatch.setattr(Sleeping, "processes", {})
+    with nullcontext() if is_own else scheduler_of(n_workers=2) as address:
+        with Workers(address, num_workers=2) as place:
+            with closing(place.work_off(tasks(6))) as ends:
+                next(ends)
+                deadline = time.monotonic() + 20
+                while len(Sleeping.processes) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            begun = list(Sleeping.processes.values())
+            assert [process.poll() for process in begun] == [-signal.SIGTERM] * 2
+            # Workers are as before: they do what is asked next, and nothing of what was withdrawn.
+            assert [problem for _, problem in place.work_off(tasks(1))] == [""]
+        assert list(Sleeping.processes.values()) == begun
 
 
 def test_tasks_share_what_workers_have_of_what_they_need(tasks, monkeypatch):
-    from distributed import LocalCluster
-
     from genlab.cluster import workers
 
     monkeypatch.setattr(workers, "Worker", Counting)
-    options = {"processes": False, "protocol": "tcp", "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    with LocalCluster(n_workers=1, threads_per_worker=3, resources={"GPU": 2}, **options) as cluster:
-        address = cluster.scheduler_address
+    with scheduler_of(n_workers=1, threads_per_worker=3, resources={"GPU": 2}) as address:
         for needed, at_a_time in (({}, 3), ({"GPU": 1}, 2), ({"GPU": 2}, 1)):
             Counting.most = 0
             with Workers(address, resources=needed) as place:
@@ -335,6 +381,98 @@ def test_tasks_share_what_workers_have_of_what_they_need(tasks, monkeypatch):
             assert Counting.most == at_a_time
         with pytest.raises(ValueError, match=r"none of the scheduler's 1 workers .* --resources GPU=3"):
             Workers(address, resources={"GPU": 3}).__enter__()
+
+
+# Encryption
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """Two certificates that sign themselves: the settings of dask for each, by its name."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificates")
+    folder = tmp_path_factory.mktemp("certificates")
+    return {name: certified(folder, name) for name in ("lab", "other")}
+
+
+def certified(folder, name):
+    pem, key = str(folder / f"{name}.pem"), str(folder / f"{name}.key")
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    made = ["openssl", "req", "-x509", *kind, "-subj", f"/CN={name}", "-keyout", key, "-out", pem]
+    subprocess.run(made, check=True, capture_output=True)
+    tls = {"ca-file": pem}
+    for role in ("scheduler", "worker", "client"):
+        tls[f"{role}.cert"], tls[f"{role}.key"] = pem, key
+    settings = {f"distributed.comm.tls.{name}": value for name, value in tls.items()}
+    return {**settings, "distributed.comm.require-encryption": True}
+
+
+CLIENT = ("distributed.comm.tls.client.cert", "distributed.comm.tls.client.key")
+
+
+def test_workers_are_reached_with_the_labs_certificate_and_every_other_one_is_refused_in_a_line(
+    certificates, tasks, monkeypatch
+):
+    import dask
+
+    from genlab.cluster import workers
+
+    monkeypatch.setattr(workers, "Worker", Counting)
+    monkeypatch.setattr(workers, "_PATIENCE", 5)
+    lab, other = certificates["lab"], certificates["other"]
+    with dask.config.set(lab), scheduler_of(n_workers=1, protocol="tls") as address:
+        assert address.startswith("tls://127.0.0.1:")
+        with Workers(address) as place:
+            assert [problem for _, problem in place.work_off(tasks(2))] == [""] * 2
+        foreign = {name: other[name] for name in CLIENT}
+        for settings, message in (
+            (other, "certificates here and there do not fit together"),
+            ({**lab, **foreign}, "certificates here and there do not fit together"),
+            ({**lab, **dict.fromkeys(CLIENT)}, "no certificate and key are set here"),
+            ({**lab, "distributed.comm.tls.ca-file": "/none.pem"}, "certificates .* is not there"),
+        ):
+            with dask.config.set(settings), pytest.raises(ValueError, match=message) as refused:
+                Workers(address).__enter__()
+            told = str(refused.value)
+            assert told.startswith(f"--on {address}: ") and "docs/cluster.md" in told and "\n" not in told
+        plain = address.replace("tls", "tcp")
+        with pytest.raises(ValueError, match=r"refuse what is not encrypted\. Use tls://"):
+            Workers(plain).__enter__()
+        told = pytest.raises(ValueError, match=r"hangs up .* was started with TLS is tls://")
+        with dask.config.set({"distributed.comm.require-encryption": False}), told:
+            Workers(plain).__enter__()
+
+
+@pytest.mark.slow
+def test_a_bench_goes_over_tls_by_the_commands_of_the_page(tmp_path):
+    """As they stand in docs/cluster.md, but for the name of the machine and the size of the bench."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    certificate, variables, commands = re.findall("```bash\n(.*?)```", page, re.DOTALL)[:3]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        here = f"127.0.0.1:{free.getsockname()[1]}"
+    commands = commands.replace("--port 8786", f"--host {here.replace(':', ' --port ')}")
+    scheduler, worker, bench = commands.replace("lab1:8786", here).splitlines()
+    assert bench.startswith("genlab bench digits --families gan,vae --seeds 5 --on tls://127.0.0.1:")
+    bench = bench.split("#")[0].replace("gan,vae --seeds 5", "vae --seeds 1 --budget 1000 --evaluations 1")
+    ready = f"Client('tls://{here}', timeout=300).wait_for_workers(1, timeout=300)"
+    parts = [
+        certificate,
+        variables,
+        f"cd {ROOT}",
+        f"{scheduler.split('#')[0]} &",
+        f"{worker.split('#')[0]} &",
+    ]
+    parts += [f'python -c "from distributed import Client; {ready}"', f"{bench} -- {' '.join(QUICK)}"]
+    script = "\n".join([*parts, "code=$?", "kill %1 %2", "wait", "exit $code"])
+    own = {"HOME": str(tmp_path), "GENLAB_OUTPUTS": str(tmp_path / "outputs"), "PYTHONPATH": str(ROOT)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, **own, "PATH": path, "OMP_NUM_THREADS": "1"}
+    subprocess.run(["bash", "-c", script], env=environment, timeout=PATIENCE, check=True)
+    (run,) = list_runs(tmp_path / "outputs" / "bench" / "digits-1000")
+    assert run.status == "finished" and (tmp_path / "dask-tls" / "cert.pem").exists()
 
 
 # SLURM
@@ -461,12 +599,12 @@ def training_below(process, folder, has_begun):
     """A training that has got so far, and the process that started it."""
     import psutil
 
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         for child in psutil.Process(process.pid).children(recursive=True):
             try:
                 words = dict(word.partition("=")[::2] for word in child.cmdline())
-                if "fit" in words and child.parent().pid != process.pid:
+                if "fit" in words:
                     (run,) = folder.glob(f"bench/*/{words['--experiment']}/{words['--run_name']}")
                     if has_begun(Run(run)):
                         return child, child.parent()
@@ -484,12 +622,37 @@ def has_checkpoint(run):
     return run.last_checkpoint is not None
 
 
+@pytest.fixture
+def dask_cluster(tmp_path):
+    """A scheduler and two workers as people start them; yields its address and the process of the workers."""
+    from distributed import Client
+
+    dask, file = str(Path(sys.executable).with_name("dask")), tmp_path / "scheduler.json"
+    where = ["--scheduler-file", str(file), "--no-dashboard"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    commands = (
+        [dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *where],
+        [dask, "worker", "--nworkers", "2", "--nthreads", "1", "--host", "127.0.0.1", *where],
+    )
+    started = [subprocess.Popen(command, env=environment, cwd=tmp_path) for command in commands]
+    with Client(scheduler_file=str(file), timeout=120, set_as_default=False) as client:  # waits for the file
+        client.wait_for_workers(2, timeout=120)
+        address = client.scheduler.address
+    yield address, started[1]
+    for process in reversed(started):
+        process.terminate()
+        process.wait(timeout=60)
+
+
 @pytest.mark.slow
-def test_a_killed_worker_loses_nothing_and_nothing_is_trained_twice(one_after_the_other, tmp_path):
-    bench = start(tmp_path, "--on", "local:2")
-    training, worker = training_below(bench, tmp_path, is_learning)
+def test_a_killed_worker_loses_nothing_and_nothing_is_trained_twice(
+    one_after_the_other, dask_cluster, tmp_path
+):
+    address, workers = dask_cluster
+    bench = start(tmp_path, "--on", address)
+    training, worker = training_below(workers, tmp_path, is_learning)
     worker.kill()
-    assert ends(training.pid, seconds=30)
+    assert ends(training.pid, seconds=300)
     assert bench.wait(timeout=PATIENCE) == 0
     assert finished(tmp_path) == one_after_the_other
     assert starts_of(tmp_path, "Run") == [1] * 6
@@ -502,8 +665,28 @@ def test_a_killed_driver_loses_nothing_and_the_same_command_goes_on(one_after_th
     training, _ = training_below(bench, tmp_path, is_learning)
     os.kill(bench.pid, signal.SIGKILL)
     bench.wait()
-    assert ends(training.pid, seconds=60)
+    assert ends(training.pid, seconds=300)
     assert start(tmp_path, "--on", "local:2", seeds=1).wait(timeout=PATIENCE) == 0
+    ended = finished(tmp_path, seeds=1)
+    assert ended == {name: one_after_the_other[name] for name in ended}
+    assert starts_of(tmp_path, "Run") == [1] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_own", [True, False])
+def test_after_ctrl_c_what_began_has_a_checkpoint_and_the_same_command_goes_on(
+    one_after_the_other, dask_cluster, tmp_path, is_own
+):
+    address, workers = dask_cluster
+    place = ("--on", "local:2" if is_own else address)
+    bench = start(tmp_path, *place, seeds=1)
+    training, _ = training_below(bench if is_own else workers, tmp_path, is_learning)
+    os.kill(bench.pid, signal.SIGINT)  # to the driver alone, as from another terminal
+    assert bench.wait(timeout=PATIENCE) == EXIT_INTERRUPTED
+    assert not is_running(training.pid)
+    runs = list_runs(tmp_path / "bench")
+    assert runs and {run.status for run in runs} <= {"stopped", "finished"}
+    assert start(tmp_path, *place, seeds=1).wait(timeout=PATIENCE) == 0
     ended = finished(tmp_path, seeds=1)
     assert ended == {name: one_after_the_other[name] for name in ended}
     assert starts_of(tmp_path, "Run") == [1] * 2
@@ -533,7 +716,7 @@ def test_a_job_of_slurm_that_is_begun_again_goes_on_where_it_was(slurm, two_undi
         (slurm / "1000_0.requeue").touch()
         for process in [*job.children(recursive=True), job]:
             process.kill()
-    assert ends(training.pid, seconds=60) and ends(job.pid, seconds=60)
+    assert ends(training.pid, seconds=300) and ends(job.pid, seconds=300)
     assert bench.wait(timeout=PATIENCE) == 0
     assert finished(folder, **LONGER) == two_undisturbed
     assert starts_of(folder, "Run") == [1, 1] and starts_of(folder, "Resuming") == [1, 0]

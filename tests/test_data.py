@@ -41,7 +41,7 @@ from genlab.data.splits import stratified
 from genlab.data.torchvision_sets import CIFAR10, MNIST, CelebA, FashionMNIST
 from genlab.data.toy import Checkerboard, EightGaussians, Gaussian1D, Gaussian2D, Pinwheel, TwoMoons
 from genlab.errors import DataError
-from genlab.files import cache_folder
+from genlab.files import cache_folder, making
 from genlab.shapes import DataSpec
 
 AS_IT_IS = Policy(image_size=None, channels=3)
@@ -960,7 +960,7 @@ def test_a_build_that_stops_before_its_last_step_leaves_nothing(tmp_path, monkey
     def stopped(*_):
         raise OSError("stopped")
 
-    monkeypatch.setattr(Path, "rename", stopped)
+    monkeypatch.setattr(os, "replace", stopped)
     with pytest.raises(OSError, match="stopped"):
         pack(open_source(images_in(tmp_path / "a", 3)), Policy(8), "a")
     assert list((cache_folder() / "data").iterdir()) == []
@@ -983,12 +983,35 @@ def test_builders_of_one_pack_do_not_disturb_each_other(tmp_path):
 def test_what_dead_builders_left_is_swept_after_a_day(tmp_path):
     source = open_source(images_in(tmp_path / "a", 3))
     name = f"a-{packing.key(source, Policy(8))[:20]}"
-    old, new = (cache_folder() / "data" / f".{name}.{end}" for end in ("old", "new"))
-    for left in (old, new):
+    old, new, grows = (cache_folder() / "data" / f".{name}.{end}.tmp" for end in ("old", "new", "grows"))
+    for left in (old, new, grows):
         left.mkdir(parents=True)
+    (grows / "images.npy").touch()  # a folder's own time is that of its last new file
     os.utime(old, (0, 0))
+    os.utime(grows, (0, 0))
     pack(source, Policy(8), "a")
-    assert not old.exists() and new.exists()
+    assert not old.exists() and new.exists() and grows.exists()
+
+
+def test_a_folder_of_any_name_is_made_once_and_swept(tmp_path):
+    folder = tmp_path / "a[1]" / "b [*]"
+    left = folder.with_name(".b [*].old.tmp")
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    with making(folder) as new:
+        assert not left.exists()
+        (new / "below").mkdir()
+        (new / "below" / "link").symlink_to("nowhere")
+    assert [path.name for path in folder.rglob("*")] == ["below", "link"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_of_two_that_make_a_folder_the_slower_one_says_that_it_is_there(tmp_path):
+    with pytest.raises(ValueError, match="holds something already"), making(tmp_path / "a") as slow:
+        (slow / "whose").write_text("slow")
+        with making(tmp_path / "a") as fast:
+            (fast / "whose").write_text("fast")
+    assert (tmp_path / "a" / "whose").read_text() == "fast" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_large_packs_are_mapped_and_read_like_arrays(tmp_path, monkeypatch):

@@ -600,9 +600,14 @@ def hang_deaf():
 
 
 READERS = {
-    "killed": (KILL, 8, "DataLoader worker (pid"),
-    "hanging": (partial(time.sleep, 60), 9, "timed out after 1"),
-    "hanging and deaf": (hang_deaf, 9, "timed out after 1"),
+    "killed": (
+        KILL,
+        30,
+        8,
+        "DataLoader worker (pid",
+    ),  # a patience of 1 s may end before a busy machine reads
+    "hanging": (partial(time.sleep, 60), 1, 9, "timed out after 1"),
+    "hanging and deaf": (hang_deaf, 1, 9, "timed out after 1"),
 }
 
 
@@ -611,8 +616,8 @@ READERS = {
 @pytest.mark.parametrize("kind", READERS)
 def test_a_reading_process_that_is_lost_ends_the_training_in_a_line(kind, tmp_path, monkeypatch):
     """And is not waited for at the end. In a fork: torch raises at any place once a reader has died."""
-    fault, code, words = READERS[kind]
-    monkeypatch.setenv("GENLAB_TIMEOUT", "1")
+    fault, patience, code, words = READERS[kind]
+    monkeypatch.setenv("GENLAB_TIMEOUT", str(patience))
 
     def read():
         signal.alarm(40)
@@ -627,6 +632,33 @@ def test_a_reading_process_that_is_lost_ends_the_training_in_a_line(kind, tmp_pa
     assert in_a_fork(read) == code
     said = (tmp_path / "said").read_text()
     assert words in said and "--data.num_workers" in said and "\n" not in said
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError])
+def test_a_reading_process_that_dies_while_it_hands_over_a_batch_is_named(kind, monkeypatch):
+    """Torch passes on an error of the connection where it looks before the kernel knows that it is dead."""
+    context = multiprocessing.get_context("fork")
+    dying, living = (context.Process(target=time.sleep, args=(seconds,)) for seconds in (0.2, 60))
+    dying.start(), living.start()
+
+    class Batches:
+        _workers = (living, dying)
+
+        def __iter__(self):
+            yield "batch"
+            raise kind
+
+    batches = loading._with_losses_named(Batches())
+    assert next(batches) == "batch"
+    with pytest.raises(RuntimeError) as error:
+        next(batches)
+    assert exit_code(error.value) == 8 and f"(pid(s) {dying.pid})" in explain(error.value)
+    monkeypatch.setattr(loading, "_LAST_BREATH", 0.0)
+    Batches._workers = (living,)
+    with pytest.raises(kind):  # of something else
+        list(loading._with_losses_named(Batches()))
+    living.kill(), living.join()
 
 
 # 36 to 48: data

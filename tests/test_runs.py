@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -337,8 +338,72 @@ def test_a_lock_of_this_machine_under_another_name_is_stale_once_its_process_is_
         assert run.is_live
 
 
+def of_another_machine(run, **fields):
+    """Leaves the lock of a process of another machine."""
+    file = run.path / "lock.json"
+    file.write_text(json.dumps({"host": "another", "pid": 1, "boot": "another", **fields}))
+    return file
+
+
 @pytest.mark.fault(56)
-def test_a_lock_of_another_machine_is_never_taken(run):
+@pytest.mark.parametrize(("missing", "is_live"), [(lock.SILENCE - 2, True), (lock.SILENCE + 2, False)])
+def test_a_lock_of_another_machine_is_taken_once_it_is_silent(run, missing, is_live):
+    file = of_another_machine(run, beat=7.0)
+    os.utime(file, (0, time.time() - 7 * missing))
+    assert run.is_live == is_live
+    if is_live:
+        with pytest.raises(RunIsLive, match="process 1 on another"), run.lock():
+            pass
+    else:
+        with run.lock():
+            assert run.is_live and json.loads(file.read_text())["pid"] == os.getpid()
+        assert not file.exists()
+
+
+def test_silence_is_counted_by_the_clock_of_the_storage(run, monkeypatch):
+    of_another_machine(run, beat=7.0)
+    monkeypatch.setattr("time.time", lambda: 0.0)  # whatever the clock of this machine says
+    assert run.is_live
+
+
+def test_who_holds_a_lock_touches_its_file(run, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    file = run.path / "lock.json"
+    with run.lock():
+        os.utime(file, (0, 0))
+        deadline = time.monotonic() + 10
+        while file.stat().st_mtime < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert file.stat().st_mtime > 1
+        file.unlink()  # by hand; nothing brings it back
+        time.sleep(0.1)
+        assert not file.exists()
+    assert not any(thread.name.startswith("heartbeat") for thread in threading.enumerate())
+
+
+def test_a_process_that_wakes_up_after_another_machine_took_its_run_ends_and_touches_nothing(run):
+    code = (
+        "import sys, time; from genlab.runs import lock; from genlab.runs.folder import open_run\n"
+        "lock.BEAT = 0.1\n"
+        "with open_run(sys.argv[1]).lock():\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    process = python(code, run.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "held\n"
+    file = of_another_machine(run, beat=7.0)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 143 and "taken over by process 1 on another" in error
+    assert json.loads(file.read_text())["host"] == "another"
+
+
+def test_a_lock_that_was_taken_over_is_not_removed_by_who_held_it_before(run):
+    with run.lock():
+        file = of_another_machine(run)
+    assert file.exists()
+
+
+@pytest.mark.fault(56)
+def test_a_lock_of_another_machine_without_beats_is_never_taken(run):
     (run.path / "lock.json").write_text('{"host": "another", "pid": 1, "boot": "another"}')
     run.update(status="running")
     assert run.status == "running"

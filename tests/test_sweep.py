@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,14 @@ from genlab.cli.sweep import Search, allowed
 from genlab.cluster.here import Here
 from genlab.cluster.worker import Worker
 from genlab.configuration.keys import place_of, value_at, with_value
+from genlab.report.comparison import compare
 from genlab.report.importance import write_importance
+from genlab.report.page import _searches, page
+from genlab.report.pictures import Album
 from genlab.runs.bench import parse_budget
 from genlab.runs.folder import Run, create_run, list_runs
 from genlab.runs.ranges import Range, parse_range, parse_ranges, value_of
-from genlab.runs.sweep import Sweep
+from genlab.runs.sweep import RESULT, Sweep
 
 ROOT = Path(__file__).parents[1]
 GAN = ROOT / "experiments" / "gan_digits.yaml"
@@ -289,6 +293,48 @@ def test_the_setting_that_decides_explains_the_variance(plan, tmp_path, capsys):
     assert sum(shares.values()) == pytest.approx(1.0)
     write_importance(tmp_path / "importance.svg", shares)
     assert "<svg" in (tmp_path / "importance.svg").read_text()
+
+
+def test_the_report_of_a_sweep_shows_its_trials_what_matters_and_the_best_settings(plan):
+    search = search_of(plan, PretendTrainer({"trial2": ["diverged"]}))
+    search.work(8)
+    assert "has no result yet" in compare([plan.folder]).notes[0]
+    search.conclude(["genlab", "sweep", "toy.yaml"])
+    comparison = compare([plan.folder])
+    assert comparison.notes == [] and comparison.all_rows == []  # no trial counts as an untested run
+    ((one, importance),) = _searches(comparison, Album())
+    ended = {trial.number: trial for trial in search.study.ended()}
+    best = min(ended.values(), key=lambda trial: trial.cost)
+    assert one.trials[0][0].text == str(best.number) and len(one.trials) == 8
+    assert one.heads == ["trial", "FID", "rate", "size"] and one.numeric == [True] * 4
+    for number, score, rate, size in one.trials:
+        trial = ended[int(number.text)]
+        assert rate.value == float(f"{trial.values['.'.join(RATE)]:.6g}")
+        assert size.value == trial.values[".".join(SIZE)] and (number.mark == "*") == trial.is_own
+        assert score.text == ("diverged" if trial.number == 2 else f"{trial.cost:.4g}")
+    facts = dict(one.best)
+    assert facts["FID"] == f"{best.cost:.4g} in trial {best.number}" and facts["own settings"] == "0.7931"
+    assert facts["rate"] == one.trials[0][2].text and facts["written to"] == "toy_best.yaml"
+    shares = {plan.short(key): f"{share:.0%}" for key, share in search.study.importances().items()}
+    assert dict(importance.numbers) == shares and importance.numbers[0][0] == "rate"
+    html = page(comparison)
+    assert "Search for settings: sweep" in html
+    assert re.findall('<section id="([a-z]+)"', html) == ["search"]
+
+
+def test_a_result_of_somebody_else_is_shown_as_text_or_not_at_all(plan, tmp_path):
+    search_of(plan).work(2)
+    garbage = (None, [], {}, "a", 5, {"trials": 3}, {"trials": [None]})
+    odd = {"trials": [{"trial": "<b>", "settings": {"<b>": "<b>"}}], "score": "<b>"}
+    shares = {"<b>": 1, "c": None, "d": "e"}
+    for content in (*garbage, {"trials": [{"settings": 5}]}, odd, {**odd, "importance": shares}):
+        (plan.folder / RESULT).write_text(json.dumps(content))
+        html = page(compare([plan.folder]))
+        assert "<b>" not in html and ('id="search"' in html) == (content not in garbage)
+    (plan.folder / RESULT).unlink()
+    (tmp_path / "elsewhere").write_text(json.dumps({"trials": [{"trial": 7}]}))
+    (plan.folder / RESULT).symlink_to(tmp_path / "elsewhere")
+    assert 'id="search"' not in page(compare([plan.folder]))
 
 
 def test_equal_scores_and_a_single_one_explain_nothing(plan):

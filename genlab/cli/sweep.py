@@ -7,7 +7,9 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
@@ -23,6 +25,7 @@ from genlab.runs import lock
 from genlab.runs.bench import parse_budget
 from genlab.runs.environment import command_line
 from genlab.runs.folder import outputs_root, shown_path
+from genlab.runs.headline import Headline
 from genlab.runs.ranges import Range, parse_ranges
 from genlab.runs.sweep import OWN_SETTINGS, Sweep
 from genlab.runs.task import Task
@@ -118,7 +121,15 @@ class Search:
             MetricsTable(["setting", "share of the score's variance"], rows, [False, True]).show()
             write_importance(self.plan.folder / "importance.svg", shares)
         self.plan.write_best(ended[0].values, self._comment(ended, command))
+        self.plan.write_result([self._told(trial) for trial in ended], self._score_name, shares)
         print(shown_path(self.plan.best_file))
+        print(f"All trials: genlab report {shown_path(self.plan.folder)}", file=sys.stderr)
+
+    def _told(self, trial: Trial) -> dict[str, Any]:
+        """Returns a trial as the sweep's result holds it; one that diverged has no score."""
+        settings = {self.plan.short(key): text for key, text in self.plan.texts(trial.values)}
+        score = self._value(trial)
+        return {"trial": trial.number, "score": score, "own": trial.is_own, "settings": settings}
 
     def _table(self, trials: Sequence[Trial]) -> MetricsTable:
         keys = [self.plan.short(key) for key, _ in self.plan.texts(trials[0].values)]
@@ -129,16 +140,22 @@ class Search:
         return MetricsTable(["trial", self._score_name, *keys], cells, [True] * (2 + len(keys)))
 
     def _score(self, trial: Trial) -> str:
-        """Returns a trial's score as it was measured, where higher may be better."""
-        headline = self.plan.headline([t.number for t in self.study.ended()])
-        if headline is None or math.isinf(trial.cost):
-            return "diverged"
-        return f"{trial.cost if headline.lower_is_better else -trial.cost:.4g}"
+        value = self._value(trial)
+        return "diverged" if value is None else f"{value:.4g}"
+
+    def _value(self, trial: Trial) -> float | None:
+        """Returns a trial's score as it was measured, where higher may be better; None if it diverged."""
+        if self._headline is None or math.isinf(trial.cost):
+            return None
+        return trial.cost if self._headline.lower_is_better else -trial.cost
 
     @property
     def _score_name(self) -> str:
-        headline = self.plan.headline([trial.number for trial in self.study.ended()])
-        return headline.title if headline else "score"
+        return self._headline.title if self._headline else "score"
+
+    @cached_property
+    def _headline(self) -> Headline | None:
+        return self.plan.headline([trial.number for trial in self.study.ended()])
 
     def _comment(self, ended: Sequence[Trial], command: Sequence[str]) -> list[str]:
         best, plan = ended[0], self.plan

@@ -31,7 +31,8 @@ class Place(ABC):
     def work_off(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, str]]:
         """Yields each task as it ends, and what the place has to say of it, "" if nothing was wrong there.
 
-        Whoever closes the iterator before its end withdraws the tasks that have not begun.
+        Whoever closes the iterator before its end withdraws the tasks that have not begun, and asks those
+        that have to write a checkpoint and stop.
         """
 
     def script(self, num_tasks: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.cluster.place import Place
-from genlab.cluster.worker import Worker
+from genlab.cluster.worker import GRACE, Worker
 from genlab.errors import StorageError
 from genlab.extras import require
 from genlab.runs.environment import cores
@@ -28,7 +28,6 @@ _DEFAULTS = {"job_name": "genlab", "wckey": None, "time": 60, "cpus_per_task": 1
 _OURS = {"array_parallelism": "--jobs", "ntasks_per_node": "trainer.devices", "nodes": "trainer.num_nodes"}
 _REQUEUES = 10_000  # a training of many short slots of time ends by its budget, not by a count
 _LOOK = 1.0  # seconds between two looks for ended tasks; SLURM itself is asked more seldom
-_GRACE = 60.0  # seconds that a training has to write its checkpoint
 
 
 class Slurm(Place):
@@ -107,7 +106,7 @@ class Requeued:
         """Ends the training with a checkpoint; returns what goes on once SLURM has begun the job again."""
         from submitit.helpers import DelayedSubmission
 
-        self._worker.stop(_GRACE)
+        self._worker.stop(GRACE)
         return DelayedSubmission(Requeued(self.task))
 
 

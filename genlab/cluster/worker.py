@@ -14,6 +14,7 @@ from genlab.runs import lock
 from genlab.runs.task import UNFINISHED, Task
 
 ATTEMPTS = 2  # trainings of one task in one call: a second one in case something outside ended the first
+GRACE = 60.0  # seconds that a training has to write its checkpoint
 _GLANCE = 0.5  # seconds between two looks at what somebody else works on
 
 
@@ -134,4 +135,7 @@ def _training_of(task: Task) -> str:
     """Returns which training is at work in a folder, one that outlived its worker; "" for none."""
     if task.state() != "live":
         return ""
-    return f"a process trains in {task.run}. If its machine is dead, delete lock.json there."
+    return (
+        f"a process trains in {task.run}. If its machine is dead, this goes on after no sign of life "
+        f"for {lock.SILENCE * lock.BEAT:.0f} s, or lock.json there is deleted."
+    )

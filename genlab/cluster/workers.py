@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from genlab.cluster.place import Place
-from genlab.cluster.worker import Worker
+from genlab.cluster.worker import GRACE, Worker
 from genlab.extras import require
 from genlab.runs.environment import cores
 from genlab.runs.task import Task
@@ -24,7 +28,7 @@ class Workers(Place):
 
     Args:
         address: Of a running scheduler, tcp://HOST:PORT or tls://HOST:PORT; None starts one here.
-        num_workers: Workers that are started here, which listen on the loopback interface alone.
+        num_workers: Workers that are started here, as threads of this process.
         resources: What a task needs of its worker, as `dask worker --resources` names it.
     """
 
@@ -47,11 +51,8 @@ class Workers(Place):
             self._cluster = self._started()
         try:
             self._client = Client(self.address or self._cluster, timeout=_PATIENCE, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"--on {self.address}: no scheduler answers there ({error}). Start one with "
-                "`dask scheduler`, and workers with `dask worker ADDRESS`; docs/cluster.md has both."
-            ) from None
+        except (OSError, ValueError, TypeError, RuntimeError) as error:  # dask has no kind of its own
+            raise ValueError(f"--on {self.address}: {_refusal(self.address or '', error)}") from None
         try:
             self._require_workers()
         except ValueError:
@@ -67,11 +68,15 @@ class Workers(Place):
     def _started(self) -> Any:
         from distributed import LocalCluster
 
+        # Tasks are processes of their own anyway, and those of workers would take seconds to start.
         return LocalCluster(
             n_workers=self.num_workers,
             threads_per_worker=1,
-            host=LOOPBACK,
-            dashboard_address=f"{LOOPBACK}:0",
+            processes=False,
+            # Told no address, dask's servers of its own state listen everywhere, with a dashboard or without.
+            scheduler_kwargs={"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"},
+            worker_dashboard_address=f"{LOOPBACK}:0",
+            silence_logs="ERROR",  # it warns of every task that is withdrawn
             memory_limit=None,  # a worker itself needs little, and is not to be ended for what it starts
             resources=self.resources,
         )
@@ -108,12 +113,48 @@ class Workers(Place):
             for end in as_completed(list(ends), loop=self._client.loop):
                 yield ends[end], "" if end.status == "finished" else _problem(end)
         except BaseException:
-            self._client.cancel(list(ends))
+            self._client.cancel(list(ends))  # which leaves alone what has begun
+            self._client.run(stop, {task.run for task in tasks}, on_error="ignore")
             raise
 
 
+def _refusal(address: str, error: BaseException) -> str:
+    """Returns why there is no connection to a scheduler, and what to do, for each error that dask raises."""
+    from distributed.comm.core import CommClosedError
+
+    causes = [error]
+    while following := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(following)
+    told = " ".join(str(causes[-1]).split())
+    hung_up = isinstance(
+        error, CommClosedError
+    )  # all that is heard of a scheduler that refuses a certificate
+    if any(isinstance(cause, ssl.SSLError) for cause in causes) or (hung_up and address.startswith("tls")):
+        return f"the certificates here and there do not fit together ({told}). {_CERTIFICATES}"
+    if isinstance(error, TypeError):  # that it has no context of TLS
+        return f"no certificate and key are set here for dask. {_CERTIFICATES}"
+    if isinstance(error, FileNotFoundError):
+        return f"a file of the certificates that are set here for dask is not there. {_CERTIFICATES}"
+    if isinstance(error, RuntimeError):
+        return "dask is told here to refuse what is not encrypted. Use tls://HOST:PORT."
+    if hung_up:
+        return (
+            f"what answers there hangs up ({told}). A scheduler that was started with TLS is tls://HOST:PORT."
+        )
+    return (
+        f"no scheduler answers there ({told}). Start one with `dask scheduler`, and workers with "
+        "`dask worker ADDRESS`; docs/cluster.md has both."
+    )
+
+
+_CERTIFICATES = "docs/cluster.md makes one for all machines and names the variables that say where it is."
+
+_at_work: dict[Path, Worker] = {}
+"""Who is at work in this process, by the folders of their runs."""
+
+
 def work(task: Task, slots: Mapping[str, int]) -> None:
-    """Does a task in a worker, by its share of the machine's cores.
+    """Does a task in a worker, by its share of the machine's cores; returns early if it is asked to stop.
 
     Args:
         task: What to do.
@@ -123,7 +164,21 @@ def work(task: Task, slots: Mapping[str, int]) -> None:
 
     own = get_worker()
     sharing = max(own.state.nthreads, slots.get(urlsplit(own.address).hostname or "", 0))
-    Worker(max(1, cores() // sharing)).work(task)
+    worker = _at_work[task.run] = Worker(max(1, cores() // sharing))
+    try:
+        with suppress(KeyboardInterrupt):  # it has been stopped; to dask it would be the end of its worker
+            worker.work(task)
+    finally:
+        del _at_work[task.run]
+
+
+async def stop(runs: Collection[Path]) -> None:
+    """Asks the trainings of this process that are at work in some folders to write checkpoints and end.
+
+    Returns when they have ended. Dask has it run beside the tasks, in every worker.
+    """
+    asked = [worker for run, worker in list(_at_work.items()) if run in runs]
+    await asyncio.gather(*(asyncio.to_thread(worker.stop, GRACE) for worker in asked))
 
 
 def _problem(end: Any) -> str:

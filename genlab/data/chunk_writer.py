@@ -18,11 +18,12 @@ import numpy as np
 from genlab.data import chunks, decode
 from genlab.data.decode import BadImage, Policy
 from genlab.data.image_tables import find_captions, read_captions
-from genlab.data.packed import appearing, bad_images
+from genlab.data.packed import bad_images
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source
 from genlab.errors import DataError
 from genlab.extras import require
+from genlab.files import making
 
 CHUNK_MIB = 32
 
@@ -77,7 +78,7 @@ def write(
         raise BadSource(f"{source.path} is compressed and cannot be read in any order; decompress it first")
     captions = None if find_captions(source, column) is None else read_captions(source, column)
     blocks = list(_blocks(source, _per_chunk(policy, chunk_mib)))
-    with appearing(folder) as work:
+    with making(folder) as work:
         number = {block[0]: n for n, block in enumerate(blocks)}
         task = partial(_write_chunk, work, source, policy, number)
         done = list(over_images(source, task, f"packing {source.path.name}", workers, blocks))

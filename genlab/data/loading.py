@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -295,7 +296,7 @@ def read(items: Items, batches: list[Tensor], num_workers: int) -> Iterator[Batc
 def _ended_together(batches: Any) -> Iterator[Batch]:
     """Ends all reading processes with the first that is lost: one that hears nothing would be waited for."""
     try:
-        yield from batches
+        yield from _with_losses_named(batches)
     except DataError as error:
         # It comes behind the reading process's traceback.
         raise DataError(str(error).rstrip().splitlines()[-1].removeprefix(_KIND)) from None
@@ -308,6 +309,23 @@ def _ended_together(batches: Any) -> Iterator[Batch]:
         raise
 
 
+def _with_losses_named(batches: Any) -> Iterator[Batch]:
+    """Raises what torch does of a lost reading process also where it was lost while it handed over a batch.
+
+    Torch asks then whether the process lives, and passes on an error of the connection where it is told yes:
+    the connection ends before the process.
+    """
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:
+        ended = wait([process.sentinel for process in batches._workers], timeout=_LAST_BREATH)
+        if not ended:
+            raise
+        lost = ", ".join(str(process.pid) for process in batches._workers if process.sentinel in ended)
+        raise RuntimeError(f"DataLoader worker (pid(s) {lost}) exited unexpectedly") from error
+
+
+_LAST_BREATH = 5.0  # seconds between the end of a process's connections and its own
 _KIND = f"{DataError.__module__}.{DataError.__qualname__}: "
 
 

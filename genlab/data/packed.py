@@ -10,11 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +23,7 @@ from genlab.data import decode
 from genlab.data.decode import LONGEST, BadImage, Policy
 from genlab.data.parallel import over_images
 from genlab.data.sources import BadSource, Source
-from genlab.files import cache_folder, digest_of, sync, write_text
+from genlab.files import cache_folder, digest_of, making, write_text
 
 LENGTHS = "lengths.npy"
 """The file of a pack whose images keep their longer side."""
@@ -35,7 +32,6 @@ LARGE = 256 * 2**20
 """Arrays of more bytes are mapped from disk instead of being read."""
 
 FORMAT = 1
-_STALE_SECONDS = 24 * 3600
 
 MODELLED = ("image", "point", "tokens")
 """The columns that hold what is modelled; every split has one of them."""
@@ -314,7 +310,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _build(folder: Path, source: Source, policy: Policy, workers: int | None) -> None:
-    with appearing(folder, _is_finished) as work:
+    with making(folder, _is_finished) as work:
         size, is_drawn = policy.image_size or 0, policy.crop == "random"
         width = (LONGEST if is_drawn else policy.panels) * size
         _new_array(work / "images.npy", (len(source), policy.channels, size, width))
@@ -332,38 +328,6 @@ def _build(folder: Path, source: Source, policy: Policy, workers: int | None) ->
             "conversions": dict(notes),
         }
         (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-
-
-@contextmanager
-def appearing(folder: Path, is_made: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
-    """Gives a folder to fill that takes its name by one rename at the end, or is removed after an error.
-
-    Args:
-        folder: Its name at the end.
-        is_made: Whether what has this name by then, if another process was faster, is as good.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield work
-        for file in [*work.iterdir(), work]:
-            sync(file)
-        try:
-            work.rename(folder)
-        except OSError:
-            if not is_made(folder):  # another builder was faster, unless the disk is at fault
-                raise
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what killed builders left of this pack."""
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _new_array(file: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> None:

@@ -15,6 +15,7 @@ from genlab.report.fairness import Group, Unequal
 from genlab.report.gather import gather
 from genlab.report.intervals import Difference, difference, told_apart
 from genlab.report.rows import Row, is_logarithmic, rows_of
+from genlab.report.search import unended
 from genlab.runs.headline import SCORES, Headline
 
 FLOOR = "training split (floor)"
@@ -37,6 +38,7 @@ class Comparison:
         ranked: The column by which to rank; None where no ranking was asked for.
         headline: The score that the rows share, which they are compared by.
         beside: Those of the others that share another score, compared by that.
+        sweeps: The folders of the sweeps whose trials were met.
     """
 
     rows: list[Row]
@@ -45,6 +47,7 @@ class Comparison:
     ranked: Column | None = None
     headline: Headline = SCORES[0]
     beside: list[Comparison] = field(default_factory=list)
+    sweeps: list[Path] = field(default_factory=list)
 
     @property
     def groups(self) -> list[Comparison]:
@@ -71,6 +74,11 @@ class Comparison:
     @property
     def all_rows(self) -> list[Row]:
         return [*self.rows, *(row for row, _ in self.apart)]
+
+    @property
+    def is_of_sweeps_alone(self) -> bool:
+        """Whether all that there is to show is what sweeps have found."""
+        return bool(self.sweeps) and not self.all_rows
 
     @cached_property
     def floor(self) -> dict[str, Cell]:
@@ -134,7 +142,10 @@ def compare(paths: Sequence[Path], rank: str | None = None, tagged: Sequence[str
         genlab.report.fairness.Incomparable: A ranking was asked for that would be unfair.
     """
     gathered = gather(paths, tagged)
-    rows, notes = rows_of(gathered.runs)
+    trials = [trained for trained in gathered.runs if trained.sweep and not trained.variants]
+    sweeps = list(dict.fromkeys(filter(None, (trial.sweep for trial in trials))))
+    rows, notes = rows_of([trained for trained in gathered.runs if trained not in trials])
+    notes += unended(sweeps)
     if not rows and not gathered.runs:
         places = ", ".join(map(str, paths))
         if tagged:
@@ -151,7 +162,7 @@ def compare(paths: Sequence[Path], rank: str | None = None, tagged: Sequence[str
         groups.sort(key=lambda group: -sum(bool(row.numbers(*ranked.place)) for row in group.rows))
     first, *others = (_compared(group, ranked) for group in groups)
     apart = [*first.apart, *(line for other in others for line in _apart_from(first, other))]
-    return replace(first, apart=apart, notes=gathered.problems + notes, beside=others)
+    return replace(first, apart=apart, notes=gathered.problems + notes, beside=others, sweeps=sweeps)
 
 
 def _compared(group: Group, ranked: Column | None) -> Comparison:

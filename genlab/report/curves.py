@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -163,6 +163,27 @@ def copies(row: Row, name: str) -> Exhibit | None:
             told = _copies_told(row, part(entry, "copies"))
             return _histogram(row, name, told, edges, _shares(samples), _shares(test))
     return None
+
+
+def shares(name: str, found: Mapping[str, float]) -> Exhibit | None:
+    """Draws how much of a score's variance each setting of a sweep explains; `name` begins the drawing's ids.
+
+    Args:
+        name: Of the drawing.
+        found: The shares, 0 to 1, by the settings' names.
+    """
+    if not found:
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.barh([-n for n in range(len(found))], [100 * s for s in found.values()], 0.6, color=colour("c0"))
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("share of the score's variance, %")
+        chart.named_rows(axes, list(found))
+
+    told = "How much of the score's variance over the trials each setting explains (fANOVA)."
+    numbers = [[setting, f"{share:.0%}"] for setting, share in found.items()]
+    return Exhibit(_both(name, told, 66 + 30 * len(found), draw), told, ("setting", "share"), numbers)
 
 
 def _through_training(

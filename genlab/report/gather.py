@@ -58,6 +58,13 @@ class Trained(Described):
         return f"{self.experiment}/{self.run.name}"
 
     @cached_property
+    def sweep(self) -> Path | None:
+        """The folder of the sweep whose trial it is, None for every other training."""
+        above = self.run.path.parents
+        is_trial = len(above) > 2 and above[1].name == "trials" and (above[2] / "sweep.json").is_file()
+        return above[2] if is_trial else None
+
+    @cached_property
     def config(self) -> str:
         """The resolved configuration as text, empty where there is none."""
         try:

@@ -30,6 +30,7 @@ from genlab.report.rows import (
     collapse,
     how_it_ended,
 )
+from genlab.report.search import Search, searches
 from genlab.report.verdict import legend, of_group
 from genlab.runs.environment import without_private
 from genlab.runs.headline import Headline
@@ -86,6 +87,8 @@ def _policy(script: str) -> str:
 
 
 def _title(comparison: Comparison) -> str:
+    if comparison.is_of_sweeps_alone:
+        return f"Search for settings: {', '.join(folder.name for folder in comparison.sweeps)}"
     models = len(comparison.all_rows)
     return f"{models} model{'s' if models != 1 else ''} on {_data(comparison.all_rows)}"
 
@@ -127,13 +130,22 @@ def _about(headline: Headline, rows: Iterable[Row]) -> str:
 
 
 def _verdict(comparison: Comparison, album: Album) -> Titled:
+    if comparison.is_of_sweeps_alone:
+        return []
     return _of_groups(
         comparison,
         lambda group, places: {"lines": of_group(group), "chart": curves.forest(group, places)},
     )
 
 
-def _fairness(comparison: Comparison, album: Album) -> dict[str, Any]:
+def _searches(comparison: Comparison, album: Album) -> list[tuple[Search, Any]]:
+    found = enumerate(searches(comparison.sweeps))
+    return [(one, curves.shares(f"importance-{n}", one.importance)) for n, one in found]
+
+
+def _fairness(comparison: Comparison, album: Album) -> dict[str, Any] | None:
+    if comparison.is_of_sweeps_alone and not comparison.notes:
+        return None
     apart = [(row.name, "; ".join(map(str, fields))) for row, fields in comparison.uncompared]
     headlines = [group.headline for group in comparison.groups]
     return {
@@ -241,6 +253,7 @@ def copied_text(row: Row) -> str:
 
 
 _PARTS: dict[str, Callable[[Comparison, Album], Any]] = {
+    "search": _searches,
     "verdict": _verdict,
     "fairness": _fairness,
     "table": _table,

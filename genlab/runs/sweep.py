@@ -6,7 +6,8 @@
     trials/<experiment>/trial<k>/   one run for each trial
     logs/                           what each training printed
     <experiment>_best.yaml          the experiment with the best settings
-    importance.svg                  how much of the score's variance each setting explains
+    result.json                     all trials, the best first, and how much each setting matters
+    importance.svg                  the same as a picture
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from genlab.runs.folder import Run, folder_name
 from genlab.runs.headline import Headline
 from genlab.runs.ranges import Range, value_of
 from genlab.runs.task import UNFINISHED, Task, run_at, state_of
+
+RESULT = "result.json"
+"""The file that says what a sweep has found."""
 
 OWN_SETTINGS = ("budget", "seed_everything", "data.fraction", "evaluate.split", "experiment", "run_name")
 """Keys that a sweep sets itself, the same for all trials."""
@@ -138,6 +142,19 @@ class Sweep:
         head = "".join(f"# {' '.join(line.split())}\n" for line in comment)
         text = yaml.safe_dump(self.best(values), sort_keys=False, allow_unicode=True, width=110)
         files.write_text(self.best_file, head + text)
+
+    def write_result(
+        self, trials: Sequence[Mapping[str, Any]], score: str, shares: Mapping[str, float]
+    ) -> None:
+        """Writes what a report shows.
+
+        Args:
+            trials: Each with its number, score, settings and whether these are the experiment's own.
+            score: What the trials were told apart by.
+            shares: How much each setting matters, 0 to 1.
+        """
+        found = {"score": score, "best": self.best_file.name, "importance": shares, "trials": trials}
+        files.write_json(self.folder / RESULT, found)
 
     def save(self) -> None:
         """Writes what is asked for into sweep.json, where it agrees with what was asked for there before.
