@@ -34,6 +34,11 @@ def uniform(address: int, index: Tensor, size: int) -> Tensor:
     return (_shift(bits, 11).double() + 0.5) * 2.0**-53
 
 
+def single(u: Tensor) -> Tensor:
+    """Returns numbers in (0, 1) in 32 bits, which would round those next to 1 to it: one in 3 * 10^7."""
+    return u.float().clamp_max(1.0 - 2.0**-24)
+
+
 def normal(address: int, index: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Returns (len(index), *shape) standard normal numbers; row r depends on address and index[r] alone.
 
@@ -84,7 +89,7 @@ class StepNoise:
     def uniform(self, stream: str, num: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Returns numbers in (0, 1), (num, *shape), numbered as the normal ones."""
         u = uniform(key(self.address, stream), self._rows(num, device), math.prod(shape))
-        return u.float().reshape(num, *shape)
+        return single(u).reshape(num, *shape)
 
     def _rows(self, num: int, device: torch.device) -> Tensor:
         if self._numbers is not None:

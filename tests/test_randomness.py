@@ -76,3 +76,12 @@ def test_two_ranks_draw_together_what_one_draws_and_numbers_outlast_the_place():
         pair = one.normal("z", 2, (3,), device)
     with one.numbered(torch.tensor([2])):
         assert torch.equal(one.normal("z", 1, (3,), device), pair[1:])
+
+
+def test_numbers_next_to_1_stay_below_it_in_32_bits(monkeypatch):
+    largest = torch.tensor([[1.0 - 2.0**-54, 0.5, 2.0**-54]], dtype=torch.float64)
+    monkeypatch.setattr(randomness, "uniform", lambda *arguments: largest)
+    step = randomness.StepNoise()
+    u = step.uniform("any", 1, (3,), torch.device("cpu"))
+    assert u.dtype == torch.float32 and u[0, 0] == 1.0 - 2.0**-24 and u[0, 1] == 0.5 and u[0, 2] > 0.0
+    assert int((u[0, 0] * 11).long()) == 10  # a place among 11

@@ -57,4 +57,4 @@ class Uniform(Density):
         return torch.where(inside, 0.0, -math.inf).to(z.dtype)
 
     def draw(self, address: int, index: Tensor, size: int) -> Tensor:
-        return randomness.uniform(address, index, size).float()
+        return randomness.single(randomness.uniform(address, index, size))
