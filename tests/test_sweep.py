@@ -24,9 +24,9 @@ from genlab.report.importance import write_importance
 from genlab.report.page import _searches, page
 from genlab.report.pictures import Album
 from genlab.runs.bench import parse_budget
-from genlab.runs.folder import Run, create_run, list_runs
+from genlab.runs.folder import SWEEP_RESULT, Run, create_run, list_runs
 from genlab.runs.ranges import Range, parse_range, parse_ranges, value_of
-from genlab.runs.sweep import RESULT, Sweep
+from genlab.runs.sweep import Sweep
 
 ROOT = Path(__file__).parents[1]
 GAN = ROOT / "experiments" / "gan_digits.yaml"
@@ -328,12 +328,12 @@ def test_a_result_of_somebody_else_is_shown_as_text_or_not_at_all(plan, tmp_path
     odd = {"trials": [{"trial": "<b>", "settings": {"<b>": "<b>"}}], "score": "<b>"}
     shares = {"<b>": 1, "c": None, "d": "e"}
     for content in (*garbage, {"trials": [{"settings": 5}]}, odd, {**odd, "importance": shares}):
-        (plan.folder / RESULT).write_text(json.dumps(content))
+        (plan.folder / SWEEP_RESULT).write_text(json.dumps(content))
         html = page(compare([plan.folder]))
         assert "<b>" not in html and ('id="search"' in html) == (content not in garbage)
-    (plan.folder / RESULT).unlink()
+    (plan.folder / SWEEP_RESULT).unlink()
     (tmp_path / "elsewhere").write_text(json.dumps({"trials": [{"trial": 7}]}))
-    (plan.folder / RESULT).symlink_to(tmp_path / "elsewhere")
+    (plan.folder / SWEEP_RESULT).symlink_to(tmp_path / "elsewhere")
     assert 'id="search"' not in page(compare([plan.folder]))
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from genlab.files import parse_json
 from genlab.report.columns import Cell
 from genlab.report.gather import number, part
-from genlab.runs.folder import is_inside, shown_path
-from genlab.runs.sweep import RESULT
+from genlab.runs.folder import SWEEP_RESULT, is_inside, shown_path
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def unended(folders: Sequence[Path]) -> list[str]:
 
 def _result(folder: Path) -> dict[str, Any]:
     """Returns what a sweep has written at its end, {} where there is nothing that can be read."""
-    file = folder / RESULT
+    file = folder / SWEEP_RESULT
     try:
         return part(parse_json(file.read_bytes())) if is_inside(file, folder) else {}
     except (OSError, ValueError):

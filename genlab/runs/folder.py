@@ -36,6 +36,9 @@ from genlab.text import shortened, similar
 STATUSES = ("created", "running", "finished", "stopped", "diverged", "failed")
 """Stopped: on request. Diverged: a loss was no longer finite. Failed: an error or a kill."""
 
+SWEEP_RESULT = "result.json"
+"""The file that says what a sweep has found, in its folder, below which its trials' runs lie."""
+
 _RECORD = "run.json"
 _NAME_LENGTH = 60  # characters; of four bytes each they still fit the 255 that file systems allow
 

@@ -25,13 +25,10 @@ from genlab.configuration.keys import with_value
 from genlab.configuration.plain_yaml import read_yaml
 from genlab.files import digest
 from genlab.runs.bench import TRIAL_SEED, Budget, kept_apart, trial_costs, trial_headline
-from genlab.runs.folder import Run, folder_name
+from genlab.runs.folder import SWEEP_RESULT, Run, folder_name
 from genlab.runs.headline import Headline
 from genlab.runs.ranges import Range, value_of
 from genlab.runs.task import UNFINISHED, Task, run_at, state_of
-
-RESULT = "result.json"
-"""The file that says what a sweep has found."""
 
 OWN_SETTINGS = ("budget", "seed_everything", "data.fraction", "evaluate.split", "experiment", "run_name")
 """Keys that a sweep sets itself, the same for all trials."""
@@ -154,7 +151,7 @@ class Sweep:
             shares: How much each setting matters, 0 to 1.
         """
         found = {"score": score, "best": self.best_file.name, "importance": shares, "trials": trials}
-        files.write_json(self.folder / RESULT, found)
+        files.write_json(self.folder / SWEEP_RESULT, found)
 
     def save(self) -> None:
         """Writes what is asked for into sweep.json, where it agrees with what was asked for there before.
