@@ -662,7 +662,7 @@ def test_a_killed_worker_loses_nothing_and_nothing_is_trained_twice(
 @pytest.mark.slow
 def test_a_killed_driver_loses_nothing_and_the_same_command_goes_on(one_after_the_other, tmp_path):
     bench = start(tmp_path, "--on", "local:2", seeds=1)
-    training, _ = training_below(bench, tmp_path, is_learning)
+    training, _ = training_below(bench, tmp_path, has_checkpoint)
     os.kill(bench.pid, signal.SIGKILL)
     bench.wait()
     assert ends(training.pid, seconds=300)
@@ -684,7 +684,7 @@ def test_after_ctrl_c_what_began_has_a_checkpoint_and_the_same_command_goes_on(
     os.kill(bench.pid, signal.SIGINT)  # to the driver alone, as from another terminal
     assert bench.wait(timeout=PATIENCE) == EXIT_INTERRUPTED
     assert not is_running(training.pid)
-    runs = list_runs(tmp_path / "bench")
+    runs = list_runs(tmp_path / "bench" / "digits-6000")
     assert runs and {run.status for run in runs} <= {"stopped", "finished"}
     assert start(tmp_path, *place, seeds=1).wait(timeout=PATIENCE) == 0
     ended = finished(tmp_path, seeds=1)
