@@ -758,6 +758,7 @@ def test_torchrun_starts_a_training_again_that_has_lost_a_process(tmp_path):
         "PYTHON": sys.executable,
         "OPTIONS": options,
     }
+    own["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/cluster.md says
     environment = {**os.environ, **own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
