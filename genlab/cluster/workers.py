@@ -24,7 +24,7 @@ _QUIET = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
 }
-"""For workers that share their cores with the tasks: of a core, dask's watching of itself takes 6 %, so 0.6 %."""
+"""For workers that share cores with their tasks: dask's watching of itself takes 6 % of one, so 0.6 %."""
 
 
 class Workers(Place):
