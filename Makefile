@@ -74,7 +74,7 @@ headline: install ## Train and test the README's comparison again: 12 families, 
 	$(BIN)/genlab bench digits --name digits-90s --budget 90s --seeds 5 --trials 3 --jobs 2 \
 		--families gan,dcgan,autoencoder,vae,cvae,realnvp,glow,ddpm,vpsde,flow_matching,pixelcnn,pixelrnn
 	rm -rf experiments/results/digits-90s
-	$(BIN)/genlab records $(RUNS)/bench/digits-90s -o experiments/results/digits-90s
+	$(BIN)/genlab records $(RUNS)/bench/digits-90s -o experiments/results/digits-90s --samples
 	$(BIN)/genlab compare --refresh README.md
 	$(BIN)/genlab compare --refresh experiments/results/README.md
 

@@ -57,6 +57,29 @@ def test_a_kept_record_has_evaluations_and_neither_losses_nor_pictures_nor_weigh
     assert kept.read() == run.read()
 
 
+def test_the_samples_of_one_run_of_each_experiment_are_kept_where_asked_for(tmp_path, genlab_command):
+    for seed in (0, 1):
+        write_run(tmp_path / "runs", record("a", seed=seed))
+    write_run(tmp_path / "runs", record("b"))
+    code, out, err = genlab_command("records", tmp_path / "runs", "-o", tmp_path / "kept", "--samples")
+    assert code == 0, err
+    kept = [file for file in (tmp_path / "kept").rglob("*") if file.is_file()]
+    grids = sorted(str(file.relative_to(tmp_path / "kept")) for file in kept if file.suffix == ".png")
+    assert grids and {grid.split("/")[0] for grid in grids} == {"a", "b"}
+    assert len({grid.rsplit("/", 2)[0] for grid in grids}) == 2  # of one seed each
+    assert all("/samples/samples_" in grid for grid in grids)  # not what `genlab test` drew
+    size = sum(file.stat().st_size for file in kept) / 1e6
+    assert float(re.search(r"([\d.]+) MB", out)[1]) == pytest.approx(size, abs=0.006)
+    assert "<img" in page(compare([tmp_path / "kept"]))
+
+
+def test_samples_of_an_older_record_go_with_it(tmp_path):
+    run = Run(write_run(tmp_path, record("a")))
+    grid = f"samples/{next(run.samples.glob('samples_*.png')).name}"
+    assert (keep_record(run, tmp_path / "kept", [grid]).path / grid).is_file()
+    assert not keep_record(run, tmp_path / "kept").samples.exists()
+
+
 def test_a_newer_record_takes_the_place_of_the_older_one(tmp_path):
     run = Run(write_run(tmp_path, record("a", fid=2.0)))
     keep_record(run, tmp_path / "kept")

@@ -1,4 +1,4 @@
-"""Runs without weights, pictures and training losses: the few kilobytes that a comparison reads.
+"""Runs without weights and training losses: the few kilobytes that a comparison reads.
 
 A copy is a run folder again, so that numbers can be kept beside the code that made them and compared later.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from genlab import files
@@ -15,11 +16,16 @@ from genlab.runs.folder import Run
 _EVALUATION = b'"val/'  # in each line of metrics.jsonl that is one
 
 
-def keep_record(run: Run, folder: Path) -> Run:
+def keep_record(run: Run, folder: Path, pictures: Iterable[str] = ()) -> Run:
     """Copies what a comparison reads of a run to <folder>/<experiment>/<run>, in place of an older copy.
 
+    Args:
+        run: The run.
+        folder: Where the copies of all runs go.
+        pictures: Files in the run's folder, such as samples/samples_0000000000.png, that are kept, too.
+
     Raises:
-        NotARun: The run's record cannot be read.
+        NotARun: The run's record cannot be read, or a picture lies elsewhere.
         ValueError: The folder is the one that the run lies in.
     """
     kept = Run(folder / run.experiment / run.name)
@@ -35,4 +41,9 @@ def keep_record(run: Run, folder: Path) -> Run:
         kept.metrics_jsonl.write_bytes(b"".join(line for line in lines if _EVALUATION in line))
     # On one line: indented, the many small numbers of histograms are most of the file.
     files.write_text(kept.record, json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    shutil.rmtree(kept.samples, ignore_errors=True)
+    for picture in pictures:
+        target = kept.output(picture)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(run.inside(picture), target)
     return kept
