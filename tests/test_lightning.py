@@ -210,6 +210,12 @@ def test_a_monitor_of_a_name_that_never_comes_is_refused_when_the_others_are_the
     assert list_runs() == []  # its name is free for the command that is right
 
 
+@pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
+def test_no_training_is_refused_and_leaves_nothing(limit, genlab_command):
+    code, _, error = genlab_command(*POINTS, f"--trainer.{limit}", "0")
+    assert code == 2 and f"trainer.{limit} 0 trains nothing" in error and not list_runs()
+
+
 def test_no_step_after_no_batch_is_refused():
     with pytest.raises(ValueError, match=r"trainer.accumulate_grad_batches must be at least 1, got 0"):
         check_trainer({"callbacks": [], "accumulate_grad_batches": 0}, alternating=False)

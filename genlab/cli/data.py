@@ -184,7 +184,8 @@ def _pack(options: Namespace) -> int:
     size = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
     classes = f", {len(chunks.classes)} classes" if chunks.classes else ""
     print(f"{folder}: {len(chunks):,} images in {len(chunks.files):,} chunks, {size:,.1f} MiB{classes}")
-    squeezed = " --data.crop none" if options.crop == "none" else ""
-    size_and_crop = f"--data.image_size {options.image_size}{squeezed}"
-    print(f"train from it: --data.path {folder} --data.stream true {size_and_crop}")
+    form = f"--data.image_size {options.image_size}"
+    form += " --data.channels 1" if options.channels == 1 else ""
+    form += " --data.crop none" if options.crop == "none" else ""
+    print(f"train from it: --data.path {folder} --data.stream true {form}")
     return 0

@@ -76,6 +76,9 @@ def check_trainer(trainer: Any, alternating: bool) -> None:
             "trainer.enable_checkpointing is false, but a run keeps its checkpoints: leave it out. "
             "--trainer.fast_dev_run tries a configuration and writes nothing."
         )
+    for limit in ("max_steps", "max_epochs"):
+        if trainer.get(limit) == 0:
+            raise ValueError(f"trainer.{limit} 0 trains nothing: --trainer.fast_dev_run tries one batch.")
     every = trainer.get("accumulate_grad_batches")
     if every is not None and every < 1:
         raise ValueError(f"trainer.accumulate_grad_batches must be at least 1, got {every}.")

@@ -304,7 +304,7 @@ class LatentDiffusion(Latent):
         return Codes(self.code_spec, self.to_codes, self._passing)
 
     def _passing(self, z: Tensor) -> Tensor:
-        return self.first_stage.model.decoded(z / self.scale)
+        return self.first_stage.model.decoded(super()._unscaled(z))
 
     @property
     def process(self) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from genlab.families.base import Model, NetworkFactory
@@ -158,10 +157,11 @@ class Adversarial(Model):
             return self.loss.probability(self.judge(x, self.told(given)))  # type: ignore[arg-type]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Here, and not before `step`, gradients are already unscaled under float16.
+        # Here, and not before `step`, gradients are already unscaled under float16 (but those of fused
+        # optimisers, which `clip_gradients` knows).
         self.note_step(optimizer)
         if self.clip is not None:
-            clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.clip)
+            self.clip_gradients(optimizer, self.clip, "norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
