@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,23 @@ def test_a_pack_gives_the_items_splits_labels_and_fingerprints_of_its_images(opt
     for _ in range(2):  # the second time it is remembered
         assert data.describe()["fingerprints"] == packed.describe()["fingerprints"]
         packed = array_of(pack, fraction=0.7, **options)
+
+
+def test_a_pack_is_trained_from_by_the_options_that_packing_tells(images, tmp_path, genlab_command):
+    form = ("--image_size", SIZE, "--channels", 1, "--crop", "none", "--workers", 1)
+    code, told, error = genlab_command("data", "pack", images, "-o", tmp_path / "pack", *form)
+    assert code == 0, error
+    options = dict(re.findall(r"--data\.(\w+) (\S+)", told))
+    assert options.keys() == {"path", "stream", "image_size", "channels", "crop"}
+    data = ImageFolder(
+        options["path"],
+        int(options["image_size"]),
+        int(options["channels"]),
+        crop=options["crop"],
+        stream=options["stream"] == "true",
+    )
+    data.setup()
+    assert data.spec.shape == (1, SIZE, SIZE)
 
 
 def test_rows_are_read_by_number_slice_mask_and_array_as_of_an_array(images, pack):
