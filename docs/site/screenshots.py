@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
@@ -22,6 +22,8 @@ RECORDS = ROOT / "experiments" / "results" / "digits-90s"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, SCALE = 1000, 1.25
 """Of a page, in pixels of style sheets; and device pixels for each."""
+COLUMNS, CORNER = 5, 4 * 66
+"""Moments of a training, from first to last, and the pixels of a corner of 4 by 4 digits of its grid."""
 
 
 def genlab(*arguments: str | Path, outputs: Path) -> None:
@@ -71,6 +73,33 @@ def compare(folder: Path) -> None:
     )
 
 
+def fid(folder: Path) -> None:
+    """The first chart of the same report, which the README shows: the FID of every row."""
+    keep("fid", photographed(_report(folder), "main figure", 900, folder / "fid.png"), 32)
+
+
+def training(folder: Path) -> None:
+    """Every family of the kept comparison through its training, side by side: corners of the kept grids."""
+    films = {each.parents[1].name: sorted(each.glob("samples_*.png")) for each in RECORDS.glob("*/*/samples")}
+    font = ImageFont.load_default(size=15)
+    left, gap = 150, 8
+    sheet = Image.new("L", (left + COLUMNS * (CORNER // 4 + gap), len(films) * (CORNER // 4 + gap) + 30), 255)
+    draw = ImageDraw.Draw(sheet)
+    for row, (name, grids) in enumerate(sorted(films.items())):
+        top = 30 + row * (CORNER // 4 + gap)
+        middle = top + CORNER // 8
+        draw.text((0, middle), name.removesuffix("_digits"), fill=0, font=font, anchor="lm")
+        for column in range(COLUMNS):
+            number = round(column * (len(grids) - 1) / (COLUMNS - 1))
+            corner = Image.open(grids[number]).crop((0, 0, CORNER, CORNER))
+            place = left + column * (CORNER // 4 + gap)
+            sheet.paste(corner.resize((CORNER // 4, CORNER // 4), Image.Resampling.BOX), (place, top))
+            if row == 0:
+                told = f"{90 * number / (len(grids) - 1):.0f} s"
+                draw.text((place + CORNER // 8, 15), told, fill=0, font=font, anchor="mm")
+    keep("training", sheet, 32)
+
+
 def _report(folder: Path) -> Path:
     page = folder / "report.html"
     if not page.exists():
@@ -106,7 +135,7 @@ def _demo(folder: Path) -> Path:
 
 
 ALL: dict[str, Callable[[Path], None]] = {
-    made.__name__: made for made in (report, compare, sheet, samples, neighbours)
+    made.__name__: made for made in (report, compare, fid, training, sheet, samples, neighbours)
 }
 
 if __name__ == "__main__":
