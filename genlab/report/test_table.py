@@ -150,7 +150,7 @@ def copies_protocol(name: str, copies: Mapping[str, Any]) -> str:
     if name == COPIES["share"]:
         return (
             f"of {copies['num']:,} samples, nearer to one of {copies['num_train']:,} training images than "
-            f"5 % of the {copies['num_test']:,} unseen ones; 0.05 is honest"
+            f"95 % of the {copies['num_test']:,} unseen ones; 0.05 is honest"
         )
     return f"of samples, in that of unseen images (medians), {copies['space']}"
 
