@@ -70,9 +70,9 @@ bench: install ## Run the measurements and print them
 smoke: install ## Run one batch of every experiment
 	$(BIN)/pytest tests/test_experiments.py $(ARGS)
 
-headline: install ## Train and test the README's comparison again: 12 families, 5 seeds, 90 s each; about 2.5 hours
+headline: install ## Train and test the README's comparison again: 14 families, 5 seeds, 90 s each; about 2.5 hours
 	$(BIN)/genlab bench digits --name digits-90s --budget 90s --seeds 5 --trials 3 --jobs 2 \
-		--families gan,dcgan,autoencoder,vae,cvae,realnvp,glow,ddpm,vpsde,flow_matching,pixelcnn,pixelrnn
+		--families gan,dcgan,autoencoder,vae,cvae,realnvp,glow,ddpm,vpsde,flow_matching,pixelcnn,pixelrnn,vqprior,fsq_maskgit
 	rm -rf experiments/results/digits-90s
 	$(BIN)/genlab records $(RUNS)/bench/digits-90s -o experiments/results/digits-90s --samples
 	$(BIN)/genlab compare --refresh README.md

@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -270,6 +272,22 @@ def test_every_experiment_gets_the_same_budget_and_evaluations(plan):
 
 def test_a_trial_is_scored_once_since_only_its_end_decides(plan):
     assert "--budget.evaluations=1" in plan.fit(Job("gan_toy", 1_001, 1))
+
+
+def test_experiments_whose_scores_will_not_compare_are_named(plan):
+    assert plan.differences() == []
+    plan.files["gan_toy"].write_text(yaml.safe_dump({"evaluate": {"num_test_samples": 797}}))
+    (told,) = plan.differences()
+    assert "evaluate.num_test_samples is 797 in gan_toy; its default in vae_toy" in told
+    assert replace(plan, options=["--evaluate.num_test_samples=797"]).differences() == []
+
+
+def test_the_scores_of_the_headline_compare():
+    recipe = re.search(r"^headline:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    families = re.search(r"--families (\S+)", recipe)[1]
+    files = experiment_files(ROOT / "experiments", "digits", families)
+    assert len(files) == 14
+    assert Bench(Path("bench"), files, parse_budget("90s"), num_seeds=5).differences() == []
 
 
 def test_a_changed_experiment_or_budget_is_refused_by_name(plan):

@@ -33,6 +33,8 @@ def bench(arguments: list[str]) -> int:
     if options.dry_run:
         show(place, Queue(plan, place).next_tasks())
         return 0
+    for difference in plan.differences():
+        print(f"! {difference}", file=sys.stderr)
     plan.save()
     try:
         with lock.hold(plan.folder / "bench.lock"), place:

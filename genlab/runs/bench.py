@@ -285,6 +285,21 @@ class Bench:
             }
         )
 
+    def differences(self) -> list[str]:
+        """Returns what parts the experiments' scores, a sentence each: other tests are never ranked together."""
+        found = []
+        for key in ("evaluate.extractor", "evaluate.num_test_samples"):
+            if any(option.partition("=")[0] == f"--{key}" for option in self.options):
+                continue
+            names: dict[str, list[str]] = {}
+            for name, file in self.files.items():
+                value = (read_yaml(file).get("evaluate") or {}).get(key.removeprefix("evaluate."))
+                names.setdefault("its default" if value is None else str(value), []).append(name)
+            if len(names) > 1:
+                told = "; ".join(f"{value} in {', '.join(those)}" for value, those in names.items())
+                found.append(f"{key} is {told}: such scores are not compared. One for all: -- --{key} VALUE")
+        return found
+
     def save(self) -> None:
         """Writes what is asked for into bench.json, where it agrees with what was asked for there before.
 
