@@ -40,6 +40,7 @@ from genlab.data.sources import BadSource, open_source
 from genlab.data.splits import stratified
 from genlab.data.torchvision_sets import CIFAR10, MNIST, CelebA, FashionMNIST
 from genlab.data.toy import Checkerboard, EightGaussians, Gaussian1D, Gaussian2D, Pinwheel, TwoMoons
+from genlab.data.translated_shapes import TranslatedShapes
 from genlab.errors import DataError
 from genlab.files import cache_folder, making
 from genlab.shapes import DataSpec
@@ -1408,3 +1409,42 @@ def test_a_part_of_a_split_is_spread_over_its_classes(world_size):
     assert torch.cat(found).sort().values.tolist() == list(range(0, 100, 5))
     whole = torch.cat([batch["index"] for batch in data.loader("train", at_most=1000)])
     assert whole.tolist() == list(range(100))
+
+
+class FirstBatch(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.index = batch["index"]
+
+
+def test_a_training_seed_changes_what_a_training_draws_and_no_split():
+    from genlab.cli.training import main
+
+    seen = {}
+    for seed in (0, 0, 1):
+        probe = FirstBatch()
+        trial = ("--trainer.fast_dev_run", "1", "--data.flip", "true", "--seed_everything", str(seed))
+        main(["fit", "--config", "experiments/gan_digits.yaml", *trial], callbacks=[probe])
+        if seed in seen:
+            assert torch.equal(seen[seed], probe.index)
+        seen[seed] = probe.index
+    assert not torch.equal(seen[0], seen[1])
+
+
+EPOCHS = {
+    "order, mirrored and moved": lambda: Digits(flip=True, shift=1),
+    "new pairs": lambda: TranslatedShapes(num_train=64, num_test=8, paired=False),
+    "new points": lambda: TwoMoons(num_train=64, num_test=8, fresh=True),
+}
+
+
+@pytest.mark.parametrize("kind", EPOCHS)
+def test_what_an_epoch_draws_is_of_the_training_seed_and_what_is_held_is_not(kind):
+    one, other, plain = (EPOCHS[kind]() for _ in range(3))
+    one.training_seed, other.training_seed = 1, 2
+    assert one.describe() == other.describe() == plain.describe()
+    assert plain.drawing_seed == plain.seed
+    drawn = [each.training_items(3).__getitems__(torch.arange(32)) for each in (one, other, plain)]
+    orders = [each.order(64, 8).numbers() for each in (one, other, plain)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert any(not torch.equal(drawn[a][name], drawn[b][name]) for name in drawn[a])
+        assert not torch.equal(orders[a], orders[b])

@@ -242,9 +242,7 @@ def test_a_lazy_penalty_is_applied_every_nth_step():
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_gradients_are_clipped_to_the_given_norm_before_every_step(fused, scaled):
-    model = gan(
-        balance=Balance(clip=1e-3), optimizers=(partial(torch.optim.SGD, lr=1.0, fused=fused),) * 2
-    )
+    model = gan(balance=Balance(clip=1e-3), optimizers=(partial(torch.optim.SGD, lr=1.0, fused=fused),) * 2)
     before = weights(model.discriminator)
     fit(model, max_steps=1, plugins=[MixedPrecision("16-mixed", "cpu")] if scaled else None)
     moved = [model.discriminator.state_dict()[name] - before[name] for name in before]

@@ -26,6 +26,7 @@ CASES = {
     "within_a_cycle_of_discriminator_steps": (
         *(704, "dcgan_digits", *MLP, "--model.balance.discriminator_steps", "3"),
         *("--model.balance.penalty", "R1", "--data.flip", "true", "--model.given", "[label]"),
+        *("--seed_everything", "3"),
     ),
     "before_an_evaluation_with_reading_processes": (1280, "dcgan_digits", *MLP, "--data.num_workers", "2"),
     "fitted_sampler": (

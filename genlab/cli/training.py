@@ -210,6 +210,7 @@ class GenlabCLI(LightningCLI):
         recorder = self._recorder(values, trainer) if self.subcommand == "fit" else None
         self.model.config = plain(values["model"])
         self.model.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # as Lightning publishes its choice
+        self.datamodule.training_seed = self.model.seed
         theirs = _as_list(trainer.get("callbacks"))
         has_bar = any(isinstance(callback, ProgressBar) for callback in theirs)
         if self.subcommand != "fit" and not sys.stderr.isatty() and not has_bar:

@@ -41,7 +41,7 @@ class DataModule(pl.LightningDataModule):
         shift: Pixels by which training images are moved at most, along each side and anew in each epoch; what
             comes in from outside repeats the border. For few images; generators learn to draw such borders.
         num_workers: Reading processes. Whole batches are read by one indexing, so 0 is nearly always fastest.
-        seed: Order of the training images, and splits that the data set does not fix itself.
+        seed: Splits that the data set does not fix itself, and with `training_seed` what a training draws.
         val_fraction: Share of the training split that is the validation split where the data bring none, the
             same share of each label. `seed` does not change the cut, so that training seeds are comparable.
             At 0 there is no validation split, and nothing can be trained.
@@ -57,6 +57,9 @@ class DataModule(pl.LightningDataModule):
 
     things = "images"
     """What the items are, as messages name them."""
+
+    training_seed = 0
+    """The training's, `--seed_everything`: what it draws differs from another's, the splits do not."""
 
     licence = ""
     """What the source of the data says that they may be used for; "" where nobody has said it."""
@@ -204,6 +207,13 @@ class DataModule(pl.LightningDataModule):
             "preprocessing": self.preprocessing(),
         }
 
+    @property
+    def drawing_seed(self) -> int:
+        """The seed of what a training draws of the data: order, crops, moves and choices of each epoch."""
+        if not self.training_seed:
+            return self.seed
+        return randomness.key(self.seed, "training", self.training_seed)
+
     def prepare_data(self) -> None:
         self.split("train")
 
@@ -264,15 +274,17 @@ class DataModule(pl.LightningDataModule):
         image = train.get("image")
         if not isinstance(image, WindowRows):
             return train
-        draw = randomness.uniform(randomness.key(self.seed, "crop", epoch), torch.arange(len(train)), 1)
+        draw = randomness.uniform(
+            randomness.key(self.drawing_seed, "crop", epoch), torch.arange(len(train)), 1
+        )
         return Packed({**train.columns, "image": image.at(draw[:, 0].numpy())})
 
     def order(self, num_items: int, joined: int) -> Order:
         """Returns the order of the training items, of which all processes together read `joined` a step."""
         x = self.split("train").x
         if isinstance(x, ChunkRows):
-            return ChunkOrder(num_items, joined, self.seed, torch.from_numpy(x.places), x.window)
-        return Order(num_items, joined, self.seed)
+            return ChunkOrder(num_items, joined, self.drawing_seed, torch.from_numpy(x.places), x.window)
+        return Order(num_items, joined, self.drawing_seed)
 
     def moves(self, num: int, epoch: int) -> dict[str, Tensor]:
         """Returns how each item of an epoch is mirrored and moved, in the columns of a batch."""
@@ -280,11 +292,11 @@ class DataModule(pl.LightningDataModule):
             return {}
         moves, rows = {}, torch.arange(num)
         if self.flip:
-            draw = randomness.uniform(randomness.key(self.seed, "flip", epoch), rows, 1)
+            draw = randomness.uniform(randomness.key(self.drawing_seed, "flip", epoch), rows, 1)
             moves["flip"] = draw[:, 0] < 0.5
         if self.shift:
             self._require_one_size()
-            draw = randomness.uniform(randomness.key(self.seed, "shift", epoch), rows, 2)
+            draw = randomness.uniform(randomness.key(self.drawing_seed, "shift", epoch), rows, 2)
             moves["shift"] = (draw * (2 * self.shift + 1)).long() - self.shift
         return moves
 

@@ -100,7 +100,7 @@ class CaptionedImages(ImageFolder):
     def training_items(self, epoch: int) -> Items:
         train = self.split("train")
         number = np.asarray(train["factors"])[:, 0]
-        address = randomness.key(self.seed, "captions", epoch)
+        address = randomness.key(self.drawing_seed, "captions", epoch)
         draw = randomness.uniform(address, torch.from_numpy(number), 1)[:, 0].tolist()
         rows = [self.encoded[n] for n in number]
         chosen = np.stack([row[int(u * len(row))] for row, u in zip(rows, draw, strict=True)])

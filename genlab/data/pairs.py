@@ -206,7 +206,7 @@ class UnpairedImages(DataModule):
 
     def training_items(self, epoch: int) -> Items:
         train, sources = self.split("train"), self.sides[1]["train"]
-        dealt = _side_by_side(train, sources, deal(len(train), len(sources), self.seed, epoch))
+        dealt = _side_by_side(train, sources, deal(len(train), len(sources), self.drawing_seed, epoch))
         return Items(dealt, self.moves(len(train), epoch))
 
     def preprocessing(self) -> dict[str, Any]:

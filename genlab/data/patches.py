@@ -128,7 +128,9 @@ class Patches(DataModule):
         side = self.patch_size // self.degradation.factor
         places = self._sizes("train") - side + 1
         ends = places.prod(axis=1).cumsum()
-        draws = randomness.uniform(randomness.key(self.seed, "patches", epoch), torch.arange(num), 2).numpy()
+        draws = randomness.uniform(
+            randomness.key(self.drawing_seed, "patches", epoch), torch.arange(num), 2
+        ).numpy()
         place = (draws[:, 0] * ends[-1]).astype(np.int64)
         number = np.searchsorted(ends, place, side="right")
         top, left = np.divmod(place - (ends - places.prod(axis=1))[number], places[number, 1])

@@ -125,7 +125,7 @@ class PairData(DataModule):
         source = (np.asarray(train["source"]) != PAD).sum(axis=1)
         # By the longer of the two, then by both: the least filling of the four orders tried on Multi30k.
         lengths = np.maximum(target, source) * 2 * (self.length + 1) + target + source
-        return LengthOrder(num_items, joined, self.seed, torch.from_numpy(lengths), self.pool)
+        return LengthOrder(num_items, joined, self.drawing_seed, torch.from_numpy(lengths), self.pool)
 
     def preprocessing(self) -> dict[str, Any]:
         cut = {

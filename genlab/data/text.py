@@ -138,7 +138,9 @@ class TextData(DataModule):
         return Items(Packed({"tokens": _windows(tokens[offset:], self.context)[:num]}))
 
     def order(self, num_items: int, joined: int) -> Order:
-        return StreamOrder(num_items, joined, self.seed) if self.streams else super().order(num_items, joined)
+        if self.streams:
+            return StreamOrder(num_items, joined, self.drawing_seed)
+        return super().order(num_items, joined)
 
     def num_tokens(self, split: str) -> int:
         """Returns how many tokens of a split are predicted."""
@@ -162,7 +164,7 @@ class TextData(DataModule):
         return {"tokenizer": self.kind, "context": self.context, "unknown": unknown, **streams}
 
     def _address(self, epoch: int) -> int:
-        return randomness.key(self.seed, "windows", epoch)
+        return randomness.key(self.drawing_seed, "windows", epoch)
 
     def _tiled(self, tokens: np.ndarray) -> np.ndarray:
         length = self.context * (SCORED_WINDOWS if self.streams else 1)

@@ -119,7 +119,7 @@ class MNIST(DataModule):
 
     def training_items(self, epoch: int) -> Items:
         train = self.split("train")
-        draw = randomness.key(self.seed, "binarize", epoch) if self.binarize else None
+        draw = randomness.key(self.drawing_seed, "binarize", epoch) if self.binarize else None
         return Items(train, self.moves(len(train), epoch), draw)
 
     def load(self) -> dict[str, Packed]:

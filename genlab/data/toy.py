@@ -69,7 +69,7 @@ class PointData(DataModule):
     def training_items(self, epoch: int) -> Items:
         if not self.fresh:
             return super().training_items(epoch)
-        return Items(self._points(self.num_train, self.seed, "train", epoch))
+        return Items(self._points(self.num_train, self.drawing_seed, "train", epoch))
 
     def _points(self, num: int, *address: int | str) -> Packed:
         points = self.draw(randomness.key("toy", *address), torch.arange(num))

@@ -78,7 +78,7 @@ class TranslatedShapes(DataModule):
         moves = self.moves(len(train), epoch)
         if self.paired:
             return Items(train, moves)
-        rows = deal(len(train), len(train), self.seed, epoch)
+        rows = deal(len(train), len(train), self.drawing_seed, epoch)
         return Items(Packed({"image": train["image"], "source": train["source"][rows]}), moves)
 
     def preprocessing(self) -> dict[str, Any]:

@@ -286,7 +286,7 @@ class Bench:
         )
 
     def differences(self) -> list[str]:
-        """Returns what parts the experiments' scores, a sentence each: other tests are never ranked together."""
+        """Returns, a sentence each, what parts the experiments' scores: such are not ranked together."""
         found = []
         for key in ("evaluate.extractor", "evaluate.num_test_samples"):
             if any(option.partition("=")[0] == f"--{key}" for option in self.options):
