@@ -1,7 +1,11 @@
 """The queue of a comparison: nothing is done twice, nothing is lost, and every experiment gets the same."""
 
+import errno
+import importlib
+import inspect
 import json
 import os
+import pkgutil
 import random
 import re
 import signal
@@ -15,12 +19,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genlab.cli.bench import Queue, experiment_files, outcome, plan_of
+import genlab.data
+from genlab.cli.bench import Queue, experiment_files, outcome, plan_of, reason
 from genlab.cli.bench import parser as bench_parser
 from genlab.cluster.here import Here
 from genlab.cluster.worker import Worker
-from genlab.runs.bench import TRIAL_FACTORS, Bench, Job, learning_rates, parse_budget
-from genlab.runs.folder import Run, create_run, list_runs
+from genlab.data.base import DataModule
+from genlab.runs.bench import DRAWN_ANEW, TRIAL_FACTORS, Bench, Job, kept_apart, learning_rates, parse_budget
+from genlab.runs.folder import NotARun, Run, create_run, list_runs
 
 ROOT = Path(__file__).parents[1]
 RATES = {"generator_optimizer": {"init_args": {"lr": 1e-3}}, "other": {"init_args": {"lr": 3e-4, "eps": 1.0}}}
@@ -173,6 +179,29 @@ def test_a_first_stage_is_trained_before_and_takes_half_of_the_budget(two_stages
     assert f"--config={two_stages.folder.parents[1] / 'codes_toy.yaml'}" in stage
 
 
+@pytest.mark.parametrize("outcome", ["failed", "stopped", "diverged"])
+def test_nothing_is_trained_on_a_first_stage_that_is_not_finished(two_stages, outcome):
+    stage = Job("codes_toy", 0, is_stage=True)
+    first = replace(two_stages, num_trials=2)
+    queue = Pretend(first, outcomes={str(stage): [outcome, outcome]})
+    failed = queue.work()
+    left_out = [*(job for job in first.trial_jobs if job.experiment == "latent_toy"), Job("latent_toy", 0)]
+    assert set(left_out) <= set(failed)
+    assert not any("latent_toy" in name for _, name in queue.calls)
+    assert first.state(Job("vae_toy", 1)) == "tested"
+    told = {"diverged": "diverged"}.get(outcome, "has none")
+    assert reason(first, left_out[0]) == f"it needs codes_toy seed 0 (first stage), which {told}."
+    assert not {str(job) for job in left_out} & {task.name for task in Pretend(first).next_tasks()}
+    if outcome != "diverged":
+        assert Pretend(first).work() == []  # the same command again
+
+
+def test_other_seeds_are_trained_where_one_first_stage_is_missing(two_stages):
+    queue = Pretend(two_stages, outcomes={"codes_toy seed 0 (first stage)": ["stopped", "stopped"]})
+    assert queue.work() == [Job("codes_toy", 0, is_stage=True), Job("latent_toy", 0)]
+    assert two_stages.state(Job("latent_toy", 1)) == "tested"
+
+
 def test_a_changed_first_stage_and_one_without_a_file_are_refused(two_stages):
     file = two_stages.folder.parents[1] / "codes_toy.yaml"
     file.write_text("model: {}\n")
@@ -195,6 +224,52 @@ def test_a_stopped_run_is_continued_and_one_without_checkpoint_begins_anew(plan)
     assert steps == ["fit", "fit", "test"]
 
 
+def spoiled(run):
+    """Leaves a run as it was stopped, its checkpoints cut short; returns every file's content."""
+    run.config.write_text("model: {}\n")
+    run.update(status="stopped")
+    for name in ("last.ckpt", "previous.ckpt"):
+        (run.checkpoints / name).write_bytes(b"half a check")
+    return contents(run)
+
+
+def contents(run):
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.fault(6, 19)
+def test_a_run_whose_checkpoints_cannot_be_read_is_kept_and_has_no_result(plan, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    job = Job("gan_toy", 0)
+    run = create_run(job.experiment, plan.folder, name=job.name)
+    before = spoiled(run)
+    assert plan.state(job) == "started"
+    Worker(threads=1).work(plan.task(job))
+    assert contents(run) == before
+    told = plan.log(job).read_text()
+    assert re.search(r"Every checkpoint of .* is damaged: last\.ckpt of .* is cut short; previous", told)
+    assert Queue(plan, Here(1))._ended(job) == "no result" and not plan.is_done(job)
+
+
+@pytest.mark.fault(19)
+def test_a_run_whose_record_or_folder_cannot_be_seen_is_kept(plan, monkeypatch):
+    job = Job("gan_toy", 0)
+    run = create_run(job.experiment, plan.folder, name=job.name)
+    before = spoiled(run)
+
+    def gone(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genlab.runs.folder.os.listdir", gone)
+        assert plan.state(job) == "started"
+    run.record.rename(run.path / "elsewhere")
+    with pytest.raises(NotARun, match=r"no run\.json"):
+        Pretend(plan).worker.work(plan.task(job))
+    (run.path / "elsewhere").rename(run.record)
+    assert contents(run) == before
+
+
 def test_a_run_that_fails_twice_is_reported_and_the_others_go_on(plan):
     queue = Pretend(plan, outcomes={"gan_toy seed 0": ["failed", "failed"]})
     assert queue.work() == [Job("gan_toy", 0)]
@@ -212,6 +287,54 @@ def test_the_best_trial_sets_the_learning_rates_and_a_diverged_one_cannot_win(pl
     )
     record = plan.find(Job("gan_toy", 0)).read()["bench"]
     assert record["tuning_trials"] == 3 and record["learning_rate_factor"] == TRIAL_FACTORS[1]
+
+
+def test_no_run_begins_before_every_trial_has_a_result(plan):
+    fids = {"gan_toy trial 1": 1.0}
+    queue = Pretend(plan, fids=fids, outcomes={"gan_toy trial 1": ["failed", "failed"]})
+    missing = Job("gan_toy", 1_001, 1)
+    assert queue.work() == [missing, Job("gan_toy", 0), Job("gan_toy", 1)]
+    assert not any(name.startswith("gan_toy seed") for _, name in queue.calls)
+    assert plan.state(Job("vae_toy", 1)) == "tested"
+    assert reason(plan, Job("gan_toy", 0)) == "it needs gan_toy trial 1, which has none."
+    assert reason(plan, missing) == f"its output: {plan.log(missing)}"
+    assert Pretend(plan, fids=fids).work() == []
+    assert plan.find(Job("gan_toy", 0)).read()["bench"]["learning_rate_factor"] == TRIAL_FACTORS[1]
+
+
+def test_a_finished_run_keeps_the_factor_that_it_was_trained_with(plan):
+    Pretend(plan).work()
+    run = plan.find(Job("gan_toy", 0))
+    assert run.read()["bench"]["learning_rate_factor"] == 1.0
+    plan.find(Job("gan_toy", 1_001, 1)).replace(validation={"val/fid@8": 0.1})
+    assert plan.best_trial("gan_toy") == 1
+    more = replace(plan, num_seeds=3)
+    assert Pretend(more).work() == []
+    assert run.read()["bench"]["learning_rate_factor"] == 1.0
+    assert more.find(Job("gan_toy", 2)).read()["bench"]["learning_rate_factor"] == TRIAL_FACTORS[1]
+    replace(plan, num_trials=1).mark(Job("gan_toy", 0))
+    assert run.read()["bench"]["tuning_trials"] == 3
+
+
+def test_a_trial_of_data_that_are_drawn_anew_learns_the_same_ones_in_each_epoch():
+    file = ROOT / "experiments" / "realnvp_moons.yaml"
+    options = kept_apart(yaml.safe_load(file.read_text()))
+    assert options == ["--data.fraction=0.8", "--data.fresh=false", "--evaluate.split=rest"]
+    rest = kept_apart({"data": {"class_path": "genlab.data.toy.Pinwheel"}})
+    assert "--data.fresh=false" in rest and "--data.fresh=false" not in kept_apart({})
+
+
+def test_all_data_that_are_drawn_anew_are_known():
+    for module in pkgutil.iter_modules(genlab.data.__path__, "genlab.data."):
+        importlib.import_module(module.name)
+    found, classes = set(), [DataModule]
+    while classes:
+        cls = classes.pop()
+        classes += cls.__subclasses__()
+        inits = (inspect.signature(c.__init__).parameters for c in cls.__mro__ if "__init__" in vars(c))
+        if cls.__module__.startswith("genlab.") and any("fresh" in init for init in inits):
+            found.add(cls.__name__)
+    assert found - {"PointData"} == DRAWN_ANEW
 
 
 def test_the_best_trial_has_the_highest_score_where_higher_is_better(plan):

@@ -1,5 +1,6 @@
 """What a command goes on from: whole checkpoints, the same settings and data, a budget that is left."""
 
+import json
 import os
 import signal
 import struct
@@ -14,7 +15,7 @@ import torch
 from genlab.callbacks.budget import spent_limit
 from genlab.callbacks.checkpoints import RunCheckpoints, StopRequest
 from genlab.callbacks.evaluate import Evaluate
-from genlab.callbacks.record import Resumption
+from genlab.callbacks.record import Resumption, RunRecorder
 from genlab.cli.model import resolve_checkpoint
 from genlab.errors import CheckpointError, DataError, exit_code
 from genlab.evaluation.checkpoint import read_checkpoint, require_resumable
@@ -191,6 +192,28 @@ def test_changed_settings_are_refused_unless_accepted_and_then_count_and_are_rec
     kept = torch.load(trained.checkpoints / "previous.ckpt", weights_only=True)
     assert kept["examples_seen"] == 320  # and not the damaged one
     assert state["trained_with"]["settings"]["model.optimizer.lr"] == 0.01
+
+
+def test_a_resumed_run_has_the_scores_and_the_data_of_its_last_settings_alone(trained, genlab_command):
+    before = trained.read()["validation"]
+    trained.update(data={"fingerprints": {"old": "0" * 64}, "old": "x"})
+    more = ("--budget.examples", "704", "--evaluate.num_samples", "9")
+    code, _, error = genlab_command("resume", trained.path, *more)
+    assert code == 0, error
+    record = trained.read()
+    lines = [json.loads(line) for line in trained.metrics_jsonl.read_text().splitlines()]
+    last = [line for line in lines if any(name.startswith("val/") for name in line)][-1]
+    assert record["validation"] == {k: v for k, v in last.items() if k.startswith("val/")}
+    assert record["validation"].keys() - before.keys() and before.keys() - record["validation"].keys()
+    assert "old" not in record["data"] and "old" not in record["data"]["fingerprints"]
+
+
+def test_a_resumed_run_that_ends_before_an_evaluation_keeps_its_scores(trained):
+    before = trained.read()["validation"]
+    recorder = RunRecorder(trained, "", SimpleNamespace(seconds=1.0))
+    recorder._outcome(SimpleNamespace(examples_seen=650), "stopped")
+    record = trained.read()
+    assert record["validation"] == before and (record["status"], record["examples_seen"]) == ("stopped", 650)
 
 
 @pytest.mark.fault(15)

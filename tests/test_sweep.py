@@ -125,7 +125,15 @@ def test_a_key_stands_once_and_with_a_range():
 
 
 @pytest.mark.parametrize(
-    "key", ["budget.examples", "seed_everything", "data.init_args.fraction", "evaluate.split", "budget"]
+    "key",
+    [
+        "budget.examples",
+        "seed_everything",
+        "data.init_args.fraction",
+        "data.fresh",
+        "evaluate.split",
+        "budget",
+    ],
 )
 def test_what_is_the_same_for_all_trials_is_not_searched(key):
     with pytest.raises(ValueError, match="a sweep sets"):

@@ -151,7 +151,8 @@ class RunRecorder(Callback):
         self.trained_with = TrainedWith.of(config, prints, trainer.world_size)
         write_text(self.run.config, self.config)
         write_json(self.run.environment, {**environment(), **device_facts(trainer)})
-        self.run.update(
+        # Replaced and not merged: of other data, splits or classes before nothing is to stay.
+        self.run.replace(
             status="running",
             error=None,
             experiment=self.run.path.parent.name,
@@ -259,11 +260,13 @@ class RunRecorder(Callback):
 
     def _outcome(self, model: Model, status: str, **more: Any) -> None:
         values = {name: value for name, value in self.latest.items() if name.startswith("val/")}
-        self.run.update(
+        # Replaced and not merged: with other settings of the evaluation, scores have other names.
+        scores = {"validation": values} if values else {}
+        self.run.replace(
             status=status,
             examples_seen=model.examples_seen,
             training_seconds=round(self.clock.seconds, 3),
-            validation=values,
+            **scores,
             **more,
         )
 

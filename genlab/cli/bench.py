@@ -43,7 +43,7 @@ def bench(arguments: list[str]) -> int:
         print("The same command goes on from here.", file=sys.stderr)
         raise
     for job in failed:
-        print(f"! {job} has no result; its output: {plan.log(job)}", file=sys.stderr)
+        print(f"! {job} has no result; {reason(plan, job)}", file=sys.stderr)
     print(f"The table: genlab compare {plan.folder}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -63,10 +63,11 @@ class Queue:
         self.stages = (plan.stage_jobs, plan.trial_jobs, plan.jobs)
 
     def work(self) -> list[Job]:
-        """Does what is left to do; returns the jobs without a result."""
+        """Does what is left to do and can be; returns the jobs without a result."""
         for stage in self.stages:
-            jobs = {self.plan.task(job): job for job in stage if not self._is_complete(job)}
-            self._work_through(jobs, before=len(stage) - len(jobs))
+            left = [job for job in stage if not self._is_complete(job)]
+            jobs = {self.plan.task(job): job for job in left if not self.plan.awaited(job)}
+            self._work_through(jobs, before=len(stage) - len(left))
         return [job for stage in self.stages for job in stage if not self.plan.is_done(job)]
 
     def _work_through(self, jobs: dict[Task, Job], before: int) -> None:
@@ -77,7 +78,8 @@ class Queue:
     def next_tasks(self) -> list[Task]:
         """Returns what is left to do of the first stage that is not complete."""
         for stage in self.stages:
-            if left := [job for job in stage if not self.plan.is_done(job)]:
+            left = [job for job in stage if not self.plan.is_done(job) and not self.plan.awaited(job)]
+            if left:
                 return [self.plan.task(job) for job in left]
         return []
 
@@ -95,6 +97,14 @@ class Queue:
         if job.is_compared:
             self.plan.mark(job)
         return outcome(run.read())
+
+
+def reason(plan: Bench, job: Job) -> str:
+    """Returns in words where to look for why a job has no result."""
+    awaited = plan.awaited(job)
+    if not awaited:
+        return f"its output: {plan.log(job)}"
+    return f"it needs {awaited[0]}, which {'diverged' if plan.is_done(awaited[0]) else 'has none'}."
 
 
 def outcome(record: dict[str, Any]) -> str:

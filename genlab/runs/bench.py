@@ -41,6 +41,16 @@ TRIAL_FRACTION = 0.8
 """Share of the training split that a trial learns; it is scored against the other images."""
 
 
+DRAWN_ANEW = {
+    *("Gaussian1D", "Gaussian2D", "EightGaussians", "TwoMoons", "Checkerboard", "Pinwheel"),
+    "Patches",
+}
+"""Data with the setting `fresh`, which have no rest as long as each epoch has items of its own.
+
+Named here, since the classes themselves import torch, which whoever only hands out work does not need.
+"""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What every run may use: examples seen, or seconds of training alone."""
@@ -197,6 +207,18 @@ class Bench:
             ("diverged", "tested") if job.is_compared else ("diverged", "trained", "tested")
         )
 
+    def awaited(self, job: Job) -> list[Job]:
+        """Returns which others a job cannot begin without and that have not come to what it needs.
+
+        These are its first stage, which must be finished, and the trials that choose its learning rates, of
+        which each must have a result: a choice among those that happen to be there changes with the rest.
+        """
+        stage = self._stage_of(job)
+        missing = [] if stage is None or self.state(stage) in ("trained", "tested") else [stage]
+        if job.is_compared:
+            missing += [trial for trial in self._trials_of(job.experiment) if not self.is_done(trial)]
+        return missing
+
     def task(self, job: Job) -> Task:
         """Returns what brings a job to its end, once what it stands on has come to its own."""
         return Task(
@@ -235,13 +257,18 @@ class Bench:
     def _budget(self, job: Job) -> Budget:
         return self.budget.half() if job.is_stage or self.needs(job.experiment) else self.budget
 
-    def _stage(self, job: Job) -> list[str]:
-        """Returns which run a job stands on, as an option; trials stand on that of the first seed."""
+    def _stage_of(self, job: Job) -> Job | None:
+        """Returns what trains the first stage that a job stands on, for trials that of the first seed."""
         name = None if job.is_stage else self.needs(job.experiment)
-        if name is None:
-            return []
-        run = self.find(Job(name, 0 if job.trial is not None else job.seed, is_stage=True))
-        return [] if run is None else [f"--model.{FIRST_STAGE}={run.path}"]
+        return None if name is None else Job(name, 0 if job.trial is not None else job.seed, is_stage=True)
+
+    def _stage(self, job: Job) -> list[str]:
+        """Returns which run a job stands on, as an option."""
+        stage = self._stage_of(job)
+        return [] if stage is None else [f"--model.{FIRST_STAGE}={self.path(stage).absolute()}"]
+
+    def _trials_of(self, experiment: str) -> list[Job]:
+        return [job for job in self.trial_jobs if job.experiment == experiment]
 
     def settings(self, job: Job) -> list[str]:
         """Returns a job's learning rates as options: those of its trial, or of the best one.
@@ -264,24 +291,27 @@ class Bench:
 
         A diverged one is last; the first of equal ones wins, which is the experiment's own setting.
         """
-        trials = [job for job in self.trial_jobs if job.experiment == experiment]
-        costs = trial_costs([self.find(job) for job in trials])
+        costs = trial_costs([self.find(job) for job in self._trials_of(experiment)])
         return costs.index(min(costs))
 
     def mark(self, job: Job) -> None:
-        """Writes into a run's record that it belongs to this bench."""
+        """Writes into a run's record that it belongs to this bench.
+
+        What it was made with stays as it was written first, whatever became of the trials later.
+        """
         run = self.find(job)
         if run is None:
             return
         factor = 1.0 if self.num_trials == 1 else TRIAL_FACTORS[self.best_trial(job.experiment)]
+        made_with = {"tuning_trials": self.num_trials, "learning_rate_factor": factor}
+        known = run.read().get("bench") or {}
         run.update(
             bench={
                 "name": self.folder.name,
                 "experiment": job.experiment,
                 "budget": asdict(self.budget),
                 "seed": job.seed,
-                "tuning_trials": self.num_trials,
-                "learning_rate_factor": factor,
+                **{name: known.get(name, value) for name, value in made_with.items()},
             }
         )
 
@@ -374,8 +404,11 @@ def _validation(run: Run | None) -> dict[str, Any]:
 
 def kept_apart(config: dict[str, Any]) -> list[str]:
     """Returns the options by which a trial learns a part of the training split and is scored by the rest."""
-    fraction = TRIAL_FRACTION * (config.get("data", {}).get("init_args") or {}).get("fraction", 1.0)
-    return [f"--data.fraction={fraction:g}", "--evaluate.split=rest"]
+    data = config.get("data") or {}
+    fraction = TRIAL_FRACTION * (data.get("init_args") or {}).get("fraction", 1.0)
+    is_drawn_anew = str(data.get("class_path")).rpartition(".")[2] in DRAWN_ANEW
+    fixed = ["--data.fresh=false"] * is_drawn_anew
+    return [f"--data.fraction={fraction:g}", *fixed, "--evaluate.split=rest"]
 
 
 def learning_rates(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

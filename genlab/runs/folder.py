@@ -142,6 +142,16 @@ class Run:
         )
 
     @property
+    def has_checkpoints(self) -> bool:
+        """Whether there is any, whole or not; a folder that cannot be read may hold some."""
+        try:
+            return any(name.endswith(".ckpt") for name in os.listdir(self.checkpoints))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    @property
     def best_checkpoint(self) -> Path | None:
         """The newest whole best*.ckpt."""
         return checkpoint_files.whole(self.checkpoints.glob("best*.ckpt"))

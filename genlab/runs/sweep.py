@@ -30,7 +30,10 @@ from genlab.runs.headline import Headline
 from genlab.runs.ranges import Range, value_of
 from genlab.runs.task import UNFINISHED, Task, run_at, state_of
 
-OWN_SETTINGS = ("budget", "seed_everything", "data.fraction", "evaluate.split", "experiment", "run_name")
+OWN_SETTINGS = (
+    *("budget", "seed_everything", "data.fraction", "data.fresh", "evaluate.split"),
+    *("experiment", "run_name"),
+)
 """Keys that a sweep sets itself, the same for all trials."""
 
 

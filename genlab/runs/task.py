@@ -65,16 +65,25 @@ class Task:
 
 
 def run_at(path: Path) -> Run | None:
-    """Returns the run of a folder, None where it holds nothing to go on with."""
+    """Returns the run of a folder, None where it holds nothing to go on with.
+
+    Raises:
+        NotARun: It holds checkpoints, but no record that could be read.
+    """
     try:
         run = open_run(path) if path.exists() else None
-    except NotARun:  # killed before it had a record
-        run = None
+    except NotARun:
+        if Run(path).has_checkpoints:
+            raise
+        run = None  # killed before it had a record
     return run if run is not None and run.path == Path(os.path.abspath(path)) else None
 
 
 def state_of(run: Run | None) -> str:
-    """Returns "new", "live", "started", "trained", "tested" or "diverged"."""
+    """Returns "new", "live", "started", "trained", "tested" or "diverged".
+
+    A run whose checkpoints cannot be read is "started", for what is "new" is deleted and begun again.
+    """
     if run is None:
         return "new"
     if run.is_live:
@@ -83,7 +92,7 @@ def state_of(run: Run | None) -> str:
     if status == "diverged":
         return "diverged"
     if status != "finished":
-        return "new" if run.last_checkpoint is None else "started"
+        return "started" if run.has_checkpoints else "new"
     return "tested" if _is_tested(run, record) else "trained"
 
 
