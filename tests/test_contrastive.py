@@ -12,7 +12,7 @@ from short_training import train
 from torch.nn.functional import normalize
 
 from genlab.callbacks.evaluate import Drawing
-from genlab.cli.sample import draw, parser, ranker_of
+from genlab.cli.sample import draw, made_of, parser, ranker_of
 from genlab.data.random_data import RandomData
 from genlab.data.scenes import Scenes
 from genlab.evaluation.given import given_for
@@ -365,7 +365,7 @@ class Keeps(SampleMetric):
         return {}
 
 
-def test_scores_are_of_the_chosen_samples_and_their_protocol_says_who_chose():
+def test_scores_are_of_the_chosen_samples_and_their_protocol_says_who_chose(tmp_path):
     source = {"name": "captions", "shape": [6], "levels": 9, "vocabulary": VOCABULARY}
     data = RandomData((1, 8, 8), source=source, num_test=12)
     data.setup("test")
@@ -390,3 +390,6 @@ def test_scores_are_of_the_chosen_samples_and_their_protocol_says_who_chose():
     added = {name: value for name, value in found["best"][1].items() if name not in found["plain"][1]}
     assert added == {"best_of": 4, "ranker_digest": Ranking(likes, 4).protocol()["ranker_digest"]}
     assert len(added["ranker_digest"]) == 16
+    run, options = SimpleNamespace(config=tmp_path / "none.yaml"), options_of("--seed", "3")
+    told = made_of(model_of(), run, options, [], likes)
+    assert told["ranker"][:16] == added["ranker_digest"] and told["model"] != told["ranker"]

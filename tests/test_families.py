@@ -24,7 +24,7 @@ from genlab.data.random_data import RandomData
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import TwoMoons
 from genlab.evaluation.functions import functions_of
-from genlab.evaluation.given import TellingSample, given_for
+from genlab.evaluation.given import TellingSample, given_for, item_batch
 from genlab.families import capabilities
 from genlab.families.autoencoder import Autoencoder
 from genlab.families.autoregressive import Autoregressive, AutoregressiveImages, AutoregressiveMaps
@@ -43,7 +43,7 @@ from genlab.families.electra import Electra
 from genlab.families.flow import Flow
 from genlab.families.gan import GAN
 from genlab.families.kl_autoencoder import AdversarialKLAutoencoder, Adversary, KLAutoencoder
-from genlab.families.latent import LatentDiffusion
+from genlab.families.latent import Latent, LatentDiffusion
 from genlab.families.maskgit import CodeGuidance, MaskGIT
 from genlab.families.pix2pix import Pix2Pix
 from genlab.families.players import Balance
@@ -53,7 +53,7 @@ from genlab.families.vae import VAE, Augmentation, Bound
 from genlab.families.vqvae import VQVAE
 from genlab.losses.adversarial import Hinge, NonSaturating
 from genlab.losses.distances import AbsoluteError
-from genlab.losses.likelihoods import CoupledLogistics, DiscretizedLogistic
+from genlab.losses.likelihoods import CoupledLogistics, DiscretizedLogistic, Gaussian
 from genlab.losses.penalties import R1
 from genlab.losses.perceptual import DiscriminatorFeatures, Pixels
 from genlab.networks.augment import AffineAugment, DiffAugment
@@ -979,3 +979,79 @@ def test_stopped_and_resumed_equals_never_stopped_to_the_bit(name, tmp_path, rec
     assert found == []
     assert whole["examples_seen"] * stop == first["examples_seen"] * end and differences(whole, first) != []
     assert bool(first["gradients"]) == ("accumulate_grad_batches" in family.trainer)
+
+
+# What may be the prior of codes
+
+PRIORS = {
+    Diffusion: (kl_autoencoder, FAMILIES["flow matching"].build),
+    Flow: (kl_autoencoder, FAMILIES["flow of vectors"].build),
+    VAE: (kl_autoencoder, lambda spec: VAE(spec, *MLP_CODING, Gaussian, ADAM, latent_dim=4)),
+    Autoencoder: (kl_autoencoder, FAMILIES["autoencoder"].build),
+    Autoregressive: (dvae, FAMILIES["autoregressive over codes"].build),
+    AutoregressiveMaps: (dvae, FAMILIES["pixelcnn over codes"].build),
+    DALLE: (dvae, FAMILIES["dalle"].build),
+    MaskGIT: (dvae, FAMILIES["guided maskgit"].build),
+}
+"""Families of one loss, with the first stage that they can learn the codes of."""
+OF_IMAGES = (LatentDiffusion, AutoregressiveImages, ImageRegression)
+"""Families of one loss that take images and nothing else."""
+OF_LATENTS = ("on_train_start", "on_train_batch_start", "on_validation_epoch_end", "on_test_epoch_end")
+"""Hooks of every model, which of two stages the outer one follows."""
+
+
+def captioned_images(batch_size=8):
+    source = DataSpec("captions", (5,), levels=6, vocabulary='{"pad": 0}')
+    return RandomData((1, 8, 8), 3, 17, source.to_dict(), num_train=32, num_test=16, batch_size=batch_size)
+
+
+def prior_of_codes(family):
+    stage, prior = PRIORS[family]
+    spec = captioned_images().spec
+    return Latent(spec, first_stage(spec, stage), prior)
+
+
+def test_every_family_of_one_loss_that_can_be_drawn_is_tried_as_a_prior():
+    models = [family.model() for family in FAMILIES.values() if "Samples" in family.can]
+    assert {type(model) for model in models if not model.alternating} == {*PRIORS, *OF_IMAGES}
+
+
+@pytest.mark.parametrize("family", PRIORS)
+def test_a_prior_of_any_family_learns_is_evaluated_saved_and_drawn_from(family, tmp_path):
+    model, data = prior_of_codes(family), captioned_images()
+    trainer = train(model, data, 1, limit_val_batches=1, val_check_interval=1, num_sanity_val_steps=0)
+    assert trainer.callback_metrics["val/loss"].isfinite()
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    again = prior_of_codes(family)
+    again.load_state_dict(checkpoint["state_dict"])
+    again.on_load_checkpoint(checkpoint)
+    index = torch.arange(4)
+    x, y = (each.eval().sample(index, 1, **given_for(each, index, data)) for each in (model, again))
+    assert x.shape == (4, 1, 8, 8) and x.isfinite().all() and torch.equal(x, y)
+
+
+@pytest.mark.parametrize("family", PRIORS)
+def test_a_prior_is_told_of_every_moment_that_its_family_waits_for(family):
+    kinds = family.__mro__[: family.__mro__.index(pl.LightningModule)]
+    hooks = {name for kind in kinds for name in vars(kind) if name.startswith("on_")}
+    assert hooks - set(OF_LATENTS) <= vars(Latent).keys()
+
+
+def test_a_prior_s_codes_are_fitted_before_an_evaluation():
+    model, data, fitted = prior_of_codes(Autoencoder), captioned_images(), []
+    step = model.validation_step
+    model.validation_step = lambda *batch: fitted.append(model.prior.sampler.means.clone()) or step(*batch)
+    train(model, data, 1, limit_val_batches=1, val_check_interval=1, num_sanity_val_steps=0)
+    batch = item_batch(data, "train", torch.arange(32), torch.device("cpu"))
+    codes = model.prior.encode(model.to_codes(batch["image"]))
+    weights = model.prior.sampler.weights
+    assert torch.allclose(weights @ fitted[0], codes.mean(dim=0), atol=1e-4) and codes.std() > 0.1
+
+
+def test_a_prior_that_ends_too_early_for_its_guidance_says_so():
+    spec = captioned_images().spec
+    prior = partial(diffusion, **VELOCITY, guidance=Guidance(2.0, guide_after=1000))
+    model = Latent(spec, first_stage(spec, kl_autoencoder), prior)
+    with pytest.warns(UserWarning, match="before guidance.guide_after 1,000: samples are not guided"):
+        train(model, captioned_images(), 1)

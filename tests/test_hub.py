@@ -12,7 +12,7 @@ from comparison_runs import record, write_run
 from test_export import model_of
 
 import genlab
-from genlab.cli.hub import published, task_of
+from genlab.cli.hub import task_of
 from genlab.cli.main import main
 from genlab.evaluation import diffusers as pipelines
 from genlab.files import making
@@ -26,6 +26,7 @@ from genlab.processes.sde import VPSDE
 from genlab.report.card import NOT_STATED, Card
 from genlab.report.forms import markdown_text
 from genlab.report.gather import Trained
+from genlab.runs.environment import private
 from genlab.runs.folder import Run
 from genlab.samplers.ancestral import Ancestral
 from genlab.samplers.scheduler import scheduler_settings
@@ -246,7 +247,7 @@ def test_secrets_and_homes_are_not_published(run, tmp_path, monkeypatch, genlab_
         assert secret not in told
     assert "~/faces" in told and "***" in told
     written = yaml.safe_load((tmp_path / "folder/config.yaml").read_text())
-    assert written["model"] == config["model"] and written == published(config)
+    assert written["model"] == config["model"] and written == private(config)
 
 
 def test_a_test_that_is_not_whole_is_named_and_no_folder_is_left(run, tmp_path, genlab_command):

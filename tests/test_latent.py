@@ -1,5 +1,6 @@
 """Two stages: what the prior sees, how its codes are scaled and kept, and what the run needs afterwards."""
 
+import copy
 import shutil
 import textwrap
 from functools import partial
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from short_training import train
 
 from genlab.callbacks.codes import CodeCache, cached
-from genlab.cli.model import given_on_the_command_line
+from genlab.cli.model import given_on_the_command_line, given_with_pictures
 from genlab.data.random_images import RandomImages
 from genlab.data.scenes import Scenes
 from genlab.data.tokenizers import tokenizer_of
@@ -22,11 +24,12 @@ from genlab.evaluation.export import export_weights
 from genlab.evaluation.first_stage import TrainedStage
 from genlab.evaluation.functions import functions_of
 from genlab.evaluation.given import item_batch
-from genlab.evaluation.pictures import CHARACTER, GAP, LINE, captioned
+from genlab.evaluation.pictures import CHARACTER, GAP, LINE
+from genlab.evaluation.pictures import captioned as with_captions
 from genlab.evaluation.prompts import prompt_sources
 from genlab.families import latent as module
 from genlab.families.capabilities import HasLikelihood, can
-from genlab.families.codes import FirstStage
+from genlab.families.codes import FirstStage, weights_digest
 from genlab.families.diffusion import Diffusion, Objective
 from genlab.families.dvae import DiscreteVAE
 from genlab.families.gan import GAN
@@ -317,6 +320,16 @@ def test_a_change_of_any_weight_makes_another_first_stage():
     assert len(digests) == 1 + len(stage.state_dict())
 
 
+def test_the_digest_of_weights_is_the_one_that_checkpoints_and_protocols_hold():
+    model = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -2.0]]))
+        model.bias.copy_(torch.tensor([0.5]))
+    held = "9af2c899fbe58413b0a152f8ddf6395e7e0cb3261b4c415e2eab284d7a48726e"
+    assert weights_digest(model) == held
+    assert weights_digest(model.bfloat16()) not in ("", held)
+
+
 def test_the_best_checkpoint_of_a_first_stage_is_taken_where_one_was_chosen():
     best, last = Path("best.ckpt"), Path("last.ckpt")
     chosen = [TrainedStage("", print) for _ in range(2)]
@@ -433,6 +446,75 @@ def test_a_run_of_two_stages_needs_no_other_folder(genlab_command, tmp_path):
     assert code == 0 and "first" not in said
 
 
+SCENES = {"image_size": 48, "num_train": 64, "num_test": 16, "num_zero_shot": 0, "batch_size": 16}
+READER = {"class_path": "TextReader", "init_args": {"num_layers": 1, "num_heads": 2, "width": 8}}
+
+
+def captioned(config):
+    """The configuration for scenes, whose prior is told their captions."""
+    config = copy.deepcopy(config)
+    config["data"] = {"class_path": "Scenes", "init_args": SCENES}
+    config["budget"]["examples"] = 32
+    model = config["model"]["init_args"]
+    for coder in ("encoder", "decoder"):
+        if coder in model:
+            model[coder]["init_args"]["num_halvings"] = 3
+    if "prior" in model:
+        prior = model["prior"]["init_args"]
+        prior["given"], prior["network"]["init_args"]["text"] = ["source"], READER
+    return config
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What each model of two stages is told that samples are drawn of."""
+    seen = []
+    for name in ("sample", "sample_with"):
+        draw = getattr(LatentDiffusion, name)
+
+        def telling(*arguments, draw=draw, **given):
+            seen.append(given["source"].clone())
+            return draw(*arguments, **given)
+
+        monkeypatch.setattr(LatentDiffusion, name, telling)
+    return seen
+
+
+def test_pictures_are_filled_restored_and_compared_by_a_model_of_captions(
+    genlab_command, tmp_path, told, tiny_extractor
+):
+    for name, config in (("first", FIRST), ("second", SECOND)):
+        path = file_of(tmp_path, name, captioned(config))
+        quiet = ("--trainer.accelerator", "cpu", "--run_name", "a")
+        code, _, error = genlab_command("fit", "--config", path, *quiet)
+        assert code == 0, error
+    run, prompt = tmp_path / "outputs" / "second" / "a", "a red circle"
+    picture, mask = tmp_path / "picture.png", tmp_path / "mask.png"
+    rows = np.arange(48)[:, None] * np.ones(48)[None]
+    Image.fromarray((5 * rows).astype(np.uint8)).convert("RGB").save(picture)
+    Image.fromarray(np.where(rows >= 24, 255, 0).astype(np.uint8)).save(mask)
+    wanted = prompt_sources(reader_of_captions(), [prompt])
+    for command in (
+        ("inpaint", run, picture, mask, "-n", 2, "--steps", 2, "--resamplings", 1),
+        ("inpaint", run, picture, mask, "-n", 2, "--steps", 2, "--resamplings", 0),
+        ("restore", run, picture, picture, "--noise", 40, "--steps", 2),
+    ):
+        told.clear()
+        code, out, error = genlab_command(*command, "--prompt", prompt)
+        assert code == 0 and Path(out.strip()).is_file(), error
+        assert torch.equal(torch.cat(told), wanted.repeat(2, 1))
+    for command in (("inpaint", run, picture, mask), ("restore", run, picture, "--noise", 40)):
+        code, _, error = genlab_command(*command)
+        assert code == 2 and error.count("\n") == 1
+        assert "--prompt is missing: this LatentDiffusion of scenes is told in words" in error
+    told.clear()
+    compare = ("-n", 18, "--batch_size", 10, "--extractor", tiny_extractor(3))
+    code, out, error = genlab_command("neighbours", run, *compare)
+    assert code == 0 and "of 18 samples" in out, error
+    captions = torch.from_numpy(Scenes(**SCENES).split("test")["source"]).long()
+    assert torch.equal(torch.cat(told), captions[torch.arange(18) % 16])
+
+
 def reader_of_captions(**spec):
     """What commands ask of a model that draws images of captions."""
     spec = Scenes().spec if not spec else DataSpec("other", **spec)
@@ -470,10 +552,23 @@ def test_prompts_of_a_model_that_reads_none_are_refused():
         given_on_the_command_line(model, torch.arange(2), None, prompts=["a"])
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (DataSpec("sources", (1, 8, 8), levels=256), "is told an image for each, which cannot be given here"),
+        (Scenes().spec.source, "--prompt is missing: .* is told in words what a picture shows"),
+    ],
+)
+def test_what_is_told_of_a_persons_pictures_is_never_invented(source, message):
+    model = reader_of_captions(shape=(1, 8, 8), source=source)
+    with pytest.raises(ValueError, match=message):
+        given_with_pictures(model, torch.arange(2), SimpleNamespace(prompt="", label=None))
+
+
 def test_captioned_images_stand_above_their_captions():
     x = torch.rand(3, 3, 8, 8) * 2 - 1
     longest = "a very long caption of many words that must be wrapped"
-    picture = captioned(x, ["one", longest, "three"], columns=2)
+    picture = with_captions(x, ["one", longest, "three"], columns=2)
     assert picture.shape[2] == 3 and picture.shape[1] == 2 * (128 + 4) + 4
     under = LINE * len(textwrap.wrap(longest, 128 // CHARACTER)) + GAP
     first = picture[4 : 4 + 128 : 16, 4 : 4 + 128 : 16]

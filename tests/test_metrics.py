@@ -25,7 +25,7 @@ from genlab.metrics.base import Drawn, Reference, chosen_rows
 from genlab.metrics.classifier_extractor import save_extractor
 from genlab.metrics.duplicates import duplicate_share, nearest_distances
 from genlab.metrics.extractors import extractor_available, load_extractor
-from genlab.metrics.features import Extractor, Features, MissingWeights, full_precision, weights_digest
+from genlab.metrics.features import Extractor, Features, MissingWeights, extractor_digest, full_precision
 from genlab.metrics.frechet import FrechetDistance
 from genlab.metrics.gaussian import covariance_factor, frechet_distance
 from genlab.metrics.inception import (
@@ -517,13 +517,13 @@ def test_digest_tells_weights_names_and_words_apart(saved):
     weights = {"a": torch.zeros(3), "b": torch.ones(2)}
     changed = {"a": torch.zeros(3), "b": torch.tensor([1.0, 1.0 + 1e-7])}
     digests = [
-        weights_digest(weights, "net"),
-        weights_digest(changed, "net"),
-        weights_digest({"a": weights["b"], "b": weights["a"]}, "net"),
-        weights_digest(weights, "ne", "t"),
+        extractor_digest(weights, "net"),
+        extractor_digest(changed, "net"),
+        extractor_digest({"a": weights["b"], "b": weights["a"]}, "net"),
+        extractor_digest(weights, "ne", "t"),
     ]
     assert len(set(digests)) == 4
-    assert weights_digest(dict(reversed(weights.items())), "net") == digests[0]
+    assert extractor_digest(dict(reversed(weights.items())), "net") == digests[0]
     assert load_extractor(path).digest == load_extractor(path).digest
 
 

@@ -20,7 +20,14 @@ import pytest
 from genlab import files
 from genlab.report.table import metrics_table
 from genlab.runs import lock
-from genlab.runs.environment import PACKAGES, command_line, environment, secret_settings, without_private
+from genlab.runs.environment import (
+    PACKAGES,
+    command_line,
+    environment,
+    private,
+    secret_settings,
+    without_private,
+)
 from genlab.runs.folder import STATUSES, NotARun, create_run, folder_name, list_runs, open_run
 from genlab.runs.lock import RunIsLive
 from genlab.runs.metrics_file import MetricsFile, read_metrics
@@ -547,6 +554,16 @@ def test_no_secret_of_the_command_line_is_kept(arguments, monkeypatch):
     assert CANARY not in shown
     assert "from-the-environment" not in shown
     assert "***" in shown
+
+
+def test_a_configuration_for_elsewhere_has_neither_secrets_nor_homes(monkeypatch):
+    monkeypatch.setenv("HOME", "/elsewhere/ada")
+    hidden = {"logger": {"api_key": "***", "keys": ["***"]}, "data": ["~/faces", 3, {"token": "***"}]}
+    config = {
+        "logger": {"api_key": "topsecretkey", "keys": ["abcdefgh"]},
+        "data": ("/elsewhere/ada/faces", 3, {"token": "x"}),
+    }
+    assert private(config) == hidden and private(hidden) == hidden
 
 
 @pytest.mark.parametrize("name", ["PWD", "OLDPWD"])

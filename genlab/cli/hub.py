@@ -35,14 +35,15 @@ def write_folder(
     from genlab.files import making
     from genlab.report.card import Card
     from genlab.report.gather import Trained
+    from genlab.runs.environment import private
     from genlab.runs.tests import model_config, read_config
 
     trained = Trained.of(run)
     known = paper_of(run, model), task_of(model), licence, data_licence
     card = Card(trained, WEIGHTS, is_tested(run, checkpoint), *known)
     with making(target) as folder:
-        found = export_weights(model, published(model_config(run)), folder / WEIGHTS)
-        config = yaml.safe_dump(published(read_config(run)), sort_keys=False, allow_unicode=True)
+        found = export_weights(model, private(model_config(run)), folder / WEIGHTS)
+        config = yaml.safe_dump(private(read_config(run)), sort_keys=False, allow_unicode=True)
         (folder / "config.yaml").write_text(config, encoding="utf-8")
         (folder / "README.md").write_text(card.markdown, encoding="utf-8")
         if card.picture:
@@ -55,17 +56,6 @@ def write_folder(
     for problem in card.problems:
         print(f"! {printable(problem)}", file=sys.stderr)
     return found
-
-
-def published(config: Any) -> Any:
-    """Returns a configuration without secrets, and without the user's name and home."""
-    from genlab.runs.environment import without_private, without_secrets
-
-    if isinstance(config, dict):
-        return {name: published(value) for name, value in without_secrets(config).items()}
-    if isinstance(config, list):
-        return [published(value) for value in config]
-    return without_private(config) if isinstance(config, str) else config
 
 
 def is_tested(run: Run, checkpoint: Path) -> bool:

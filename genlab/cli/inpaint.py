@@ -7,7 +7,7 @@ from typing import Any
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
-from genlab.cli.model import add_run_options, given_on_the_command_line, load_walking
+from genlab.cli.model import add_run_options, given_with_pictures, load_walking
 from genlab.runs.folder import shown_path
 
 
@@ -31,7 +31,7 @@ def inpaint(arguments: list[str]) -> int:
         index,
         options.seed,
         clip=None if options.resamplings else False,
-        **given_on_the_command_line(model, index, options.label),
+        **given_with_pictures(model, index, options),
     )
     # Guidance keeps the known pixels nearly; what is known stays as it is.
     filled = known * x + (1.0 - known) * filled
@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         help="RePaint's steps at each level; 0: exact guidance (10)",
     )
     parser.add_argument("--label", type=read.label, help="class to fill in, for models trained with labels")
+    parser.add_argument(
+        "--prompt", default="", help="what the picture is to show, for models that read texts"
+    )
     parser.add_argument(
         "--output", type=read.output_folder, help="folder of the files (<run>/inpainted/<image>)"
     )

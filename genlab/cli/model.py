@@ -163,6 +163,23 @@ def given_on_the_command_line(
     return {**(given_for(model, index, data) if missing else {}), **chosen}
 
 
+def given_with_pictures(model: Any, index: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what each item is told where a person brings the pictures, whose captions no data know.
+
+    Raises:
+        ValueError: The model is told something of them that the options do not say.
+    """
+    from genlab.evaluation.prompts import reads_prompts
+
+    prompts = [options.prompt] if options.prompt else []
+    if "source" in model.given and not prompts:
+        name, data = type(model).__name__, model.spec.name
+        if not reads_prompts(model):
+            raise ValueError(f"This {name} of {data} is told an image for each, which cannot be given here.")
+        raise ValueError(f"--prompt is missing: this {name} of {data} is told in words what a picture shows.")
+    return given_on_the_command_line(model, index, options.label, prompts=prompts)
+
+
 def rows_of(given: dict[str, Any], rows: Any) -> dict[str, Any]:
     """Returns some rows of what a model is told."""
     return {name: value[rows.to(value.device)] for name, value in given.items()}

@@ -24,6 +24,7 @@ def neighbours(arguments: list[str]) -> int:
     from genlab.evaluation import gallery
     from genlab.evaluation.copies import find_copies
     from genlab.evaluation.examine import Examination
+    from genlab.evaluation.given import given_for
     from genlab.evaluation.load import load_data
     from genlab.evaluation.score import sample_levels
     from genlab.families.capabilities import Samples
@@ -40,7 +41,11 @@ def neighbours(arguments: list[str]) -> int:
     )
     examination = Examination(load_data(run), extractor, (), batch_size=options.batch_size)
     batches = torch.arange(options.num).split(options.batch_size)
-    levels = torch.cat([sample_levels(model, index, options.seed).cpu() for index in batches])
+    drawn = []
+    for index in batches:
+        given = given_for(model, index, examination.data)
+        drawn.append(sample_levels(model, index, options.seed, given).cpu())
+    levels = torch.cat(drawn)
     parts = [extractor(part.to(model.device), model.spec.levels).pool for part in levels.split(100)]
     features = torch.cat(parts)
     train, test = examination.train_reference(model), examination.reference(model)

@@ -7,7 +7,7 @@ from typing import Any
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
-from genlab.cli.model import add_run_options, given_on_the_command_line, load_walking
+from genlab.cli.model import add_run_options, given_with_pictures, load_walking
 from genlab.runs.folder import shown_path
 
 SMALLEST_STD = 0.01
@@ -43,7 +43,7 @@ def restore(arguments: list[str]) -> int:
         index,
         options.seed,
         clip=False,
-        **given_on_the_command_line(model, index, options.label),
+        **given_with_pictures(model, index, options),
     )
     write_samples(folder, index.tolist(), restored.cpu(), model.spec)
     seen = torch.nn.functional.interpolate(measured, size=restored.shape[2:], mode="nearest").clamp(-1.0, 1.0)
@@ -130,5 +130,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label", type=read.label, help="class of the images, for models trained with labels"
     )
+    parser.add_argument("--prompt", default="", help="what the images show, for models that read texts")
     parser.add_argument("--output", type=read.output_folder, help="folder of the files (<run>/restored)")
     return parser

@@ -151,15 +151,12 @@ def made_of(
     model: Any, run: Run, options: argparse.Namespace, prompts: list[str], ranker: Any
 ) -> dict[str, Any]:
     """Returns what samples depend on, beside their numbers."""
-    from genlab.metrics.features import weights_digest
+    from genlab.families.codes import weights_digest
     from genlab.runs.tests import model_config
-
-    def weights(model: Any) -> str | None:
-        return None if model is None else weights_digest(model.state_dict())
 
     return {
         "genlab": genlab.__version__,
-        "model": weights(model),
+        "model": weights_digest(model),
         "settings": files.digest_of(model_config(run)) if run.config.is_file() else None,
         "seed": options.seed,
         "label": options.label,
@@ -167,7 +164,7 @@ def made_of(
         "image": None if options.image is None else files.digest(options.image),
         "strength": options.strength,
         "best_of": options.best_of,
-        "ranker": weights(ranker),
+        "ranker": None if ranker is None else weights_digest(ranker),
     }
 
 

@@ -114,9 +114,11 @@ class Autoencoder(Model):
         data = getattr(self._trainer, "datamodule", None)
         if data is None or self.trainer.state.fn != "fit" or self._fitted_at == self.examples_seen:
             return
+        learner: Any = self.trainer.lightning_module
         codes: list[Tensor] = []
         for batch in data.loader("train", batch_size=500):
-            codes.append(self.encode(observed(data.to_device_batch(batch, self.device))))
+            seen = learner.coded(data.to_device_batch(batch, self.device))
+            codes.append(self.encode(observed(seen)))
             if sum(map(len, codes)) >= self.num_codes:
                 break
         self.sampler.fit(torch.cat(codes)[: self.num_codes])

@@ -208,6 +208,10 @@ class Model(pl.LightningModule):
         """Returns what the model is told of a batch's items."""
         return {name: batch[name] for name in self.given}  # type: ignore[literal-required]
 
+    def coded(self, batch: Batch) -> Batch:
+        """Returns a batch of the data as what learns from it sees it: a prior sees codes, others the data."""
+        return batch
+
     def told(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what a caller tells, if it is what the model was trained to be told.
 

@@ -36,12 +36,12 @@ class FirstStage:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Returns the SHA-256 of a model's weights and of what they are weights of."""
+    """Returns the SHA-256 of a model's weights and class: what checkpoints and protocols know it by."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, value in sorted(model.state_dict().items()):
         values = value.detach().cpu().contiguous()
         digest.update(repr((name, tuple(values.shape), str(values.dtype))).encode())
-        digest.update(values.numpy().tobytes())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)  # numpy has no bfloat16
     return digest.hexdigest()
 
 

@@ -219,6 +219,12 @@ class Latent(Model):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.prior.on_before_optimizer_step(optimizer)
 
+    def on_validation_start(self) -> None:
+        self.prior.on_validation_start()
+
+    def on_train_end(self) -> None:
+        self.prior.on_train_end()
+
     # Weights
 
     def setup(self, stage: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genlab.errors import MetricError
 from genlab.files import parse_json, replacing
-from genlab.metrics.features import Extractor, Features, MissingWeights, weights_digest
+from genlab.metrics.features import Extractor, Features, MissingWeights, extractor_digest
 from genlab.shapes import DataSpec, to_float
 from genlab.text import shortened
 
@@ -41,7 +41,7 @@ class ClassifierExtractor(Extractor):
     def __init__(self, network: nn.Module, spec: DataSpec, name: str, architecture: str) -> None:
         channels, height, width = spec.shape
         resize = f"bilinear-antialias-{channels}x{height}x{width}"
-        digest = weights_digest(network.state_dict(), architecture, resize)
+        digest = extractor_digest(network.state_dict(), architecture, resize)
         super().__init__(name, int(network.num_features), spec.num_classes, resize, digest)  # type: ignore[arg-type]
         self.shape = spec.shape
         self.network = network.float().eval().requires_grad_(False)

@@ -42,7 +42,7 @@ class Extractor(nn.Module):
         num_features: Length of a feature vector.
         num_classes: Number of logits, 0 for none.
         resize: How images of another size reach the network's size, as one word.
-        digest: SHA-256 of the weights, the architecture and the resizing; see `weights_digest`.
+        digest: SHA-256 of the weights, the architecture and the resizing; see `extractor_digest`.
 
     Shapes:
         levels: (batch, channels, height, width), uint8 from 0 to num_levels - 1. Returns `Features`.
@@ -79,7 +79,7 @@ class Identity(Extractor):
     """
 
     def __init__(self, num_features: int) -> None:
-        super().__init__("identity", num_features, 0, "none", weights_digest({}, "identity"))
+        super().__init__("identity", num_features, 0, "none", extractor_digest({}, "identity"))
 
     def extract(self, levels: Tensor, num_levels: int) -> Features:
         return Features(levels.float())
@@ -101,8 +101,12 @@ def check_levels(levels: Tensor, num_levels: int) -> None:
         )
 
 
-def weights_digest(weights: Mapping[str, Tensor], *words: str) -> str:
-    """Returns the SHA-256 of tensors, in the order of their names, and of words on how they are used."""
+def extractor_digest(weights: Mapping[str, Tensor], *words: str) -> str:
+    """Returns the SHA-256 of tensors, in the order of their names, and of words on how they are used.
+
+    That of a model is `genlab.families.codes.weights_digest`. Both are kept in files, and so neither can
+    become the other.
+    """
     digest = hashlib.sha256("\x1f".join(words).encode())
     for name in sorted(weights):
         value = weights[name].detach().cpu().contiguous()

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, relu
 
-from genlab.metrics.features import Extractor, Features, MissingWeights, weights_digest
+from genlab.metrics.features import Extractor, Features, MissingWeights, extractor_digest
 from genlab.shapes import levels_to_bytes
 
 _SIZE = 299
@@ -43,7 +43,7 @@ class InceptionExtractor(Extractor):
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        digest = weights_digest(weights, _ARCHITECTURE, _RESIZE)
+        digest = extractor_digest(weights, _ARCHITECTURE, _RESIZE)
         super().__init__("inception", 2048, 1008, _RESIZE, digest)
         self.network = InceptionV3()
         self.network.load_state_dict(fold_batch_norms(weights))

@@ -132,13 +132,13 @@ def without_secrets(config: Any, name: str = "") -> Any:
     return _HIDDEN if _is_secret(name, config) else _TOKEN.sub(_HIDDEN, _URL_USER.sub(f"{_HIDDEN}@", config))
 
 
-def private(config: Any) -> Any:
-    """Returns a configuration for another place than this machine: see `without_private`."""
+def private(config: Any, name: str = "") -> Any:
+    """Returns a configuration for another place than this machine: `without_secrets`, `without_private`."""
     if isinstance(config, Mapping):
-        return {key: private(value) for key, value in config.items()}
+        return {key: private(value, str(key)) for key, value in config.items()}
     if isinstance(config, list | tuple):
-        return [private(value) for value in config]
-    return without_private(config) if isinstance(config, str) else config
+        return [private(value, name) for value in config]
+    return without_private(without_secrets(config, name)) if isinstance(config, str) else config
 
 
 def _without_pairs(text: str) -> str:
