@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from genlab.callbacks import checkpoints
 from genlab.callbacks.budget import Budget
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from genlab.callbacks.clock import TrainingClock
@@ -216,6 +217,25 @@ def test_the_best_checkpoint_is_the_one_of_the_best_score():
     assert [highest._improved(score) for score in scores] == [True, False, True]
 
 
+def test_the_clock_is_looked_at_after_every_batch_and_by_one_question_to_all_devices(monkeypatch):
+    asked, saved = [], []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda says, all: asked.append(says) or says)
+    keeper, trainer = RunCheckpoints(every_minutes=2.0), SimpleNamespace(strategy=strategy)
+    monkeypatch.setattr(checkpoints, "evaluation_follows", lambda trainer: False)
+    monkeypatch.setattr(checkpoints, "is_ending", lambda trainer: False)
+    monkeypatch.setattr(keeper, "save", lambda trainer: saved.append(len(asked)))
+    keeper.on_train_batch_end(trainer, None, None, None, 7)
+    assert asked == [False] and not saved
+    keeper._saved_at -= 121.0
+    keeper.on_train_batch_end(trainer, None, None, None, 8)
+    assert asked == [False, True, False] and len(saved) == 1
+    keeper._saved_at += 121.0
+    keeper.request.code = 143
+    with pytest.raises(SystemExit, match="143"):
+        keeper.on_train_batch_end(trainer, None, None, None, 9)
+    assert len(saved) == 2
+
+
 @pytest.mark.fault(21)
 def test_weights_that_are_not_finite_are_noticed():
     network = torch.nn.Linear(3, 2)
@@ -285,6 +305,19 @@ def test_numbers_of_images_are_short(number, text):
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (72, "1m 12s"), (7260, "2h 01m")])
 def test_durations_have_two_units(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_time_left_of_a_resumed_run_counts_what_was_left_when_it_was_resumed(monkeypatch):
+    """Ten minutes of the four hours that are left have passed, of a budget of eight."""
+    budget, now = Budget(seconds=8 * 3600), [1000.0]
+    budget.clock.load_state_dict({"seconds": 4 * 3600})
+    line = ProgressLine(budget)
+    monkeypatch.setattr("genlab.callbacks.progress.time.monotonic", lambda: now[0])
+    line.on_train_batch_start(None, SimpleNamespace(examples_seen=500), None, 0)
+    now[0] += 600
+    budget.clock.load_state_dict({"seconds": 4 * 3600 + 600})
+    assert line._left(600, float("inf"), 600.0) == "3h 50m left"
+    assert line._left(600, 700, 600.0) == "10m 00s left"  # the examples end it earlier
 
 
 def test_the_progress_line_shows_images_speed_losses_score_and_time_left():

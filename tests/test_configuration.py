@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonargparse import ArgumentParser
 
 from genlab.amounts import Examples, Seconds
+from genlab.cli.settings import stored_text
 from genlab.configuration.plain_yaml import parse_yaml
 from genlab.configuration.trust import SINCE
 
@@ -221,3 +224,18 @@ def test_every_exit_code_is_named_by_the_help_and_by_the_security_page(genlab_co
     for code, meaning in EXIT_CODES.items():
         assert re.search(rf"^  {code} +{re.escape(meaning)}$", out, re.M)
         assert f"| {code} | {meaning.split(':')[0]}" in page
+
+
+def test_a_run_keeps_whole_paths_of_all_that_was_named_where_it_was_begun(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    keys = ("model.first_stage", "data.path", "evaluate.drawing.ranker")
+    parser = ArgumentParser()
+    for key in keys:
+        parser.add_argument(f"--{key}", type=str)
+    for given, kept in (("there", str(tmp_path / "there")), ("contrastive_shapes", "contrastive_shapes")):
+        values = parser.parse_args([f"--{key}={given}" for key in keys])
+        stored = yaml.safe_load(stored_text(values, parser))
+        assert stored == {
+            "model": {"first_stage": kept}, "data": {"path": kept}, "evaluate": {"drawing": {"ranker": kept}}
+        }  # fmt: skip

@@ -28,7 +28,7 @@ from test_families import FAMILIES, HARD
 from test_resume import differences, lines
 
 from genlab import files
-from genlab.callbacks import record
+from genlab.callbacks import checkpoints, record
 from genlab.callbacks.budget import Budget
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StopRequest
 from genlab.callbacks.divergence import DivergenceGuard
@@ -215,6 +215,29 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_way_on(whole, fit, tmp_pa
         assert code == 0, error
         _, _, other = fit(examples=1280, name="whole")
         assert_equal_runs(run, other)
+
+
+@pytest.mark.fault(3)
+def test_a_cut_between_the_best_checkpoint_and_the_last_one_loses_no_best(fit, genlab_command, monkeypatch):
+    """The run goes on from before the evaluation, and finds it again."""
+    scores = {320: 9.0, 640: 5.0, 960: 7.0}
+    monkeypatch.setattr(
+        checkpoints, "measured", lambda trainer: {"val/loss": scores[trainer.lightning_module.examples_seen]}
+    )
+    room = [True, False]
+
+    def fault():
+        if not room.pop(0):
+            raise FULL
+
+    with planted(checkpoints, "copy", fault):
+        code, error, run = fit(examples=960)
+    assert code == 7 and not room, error
+    code, _, error = genlab_command("resume", run.path)
+    assert code == 0, error
+    best, last = (state_of(run, name) for name in ("best", "last"))
+    assert (best["examples_seen"], last["examples_seen"]) == (640, 960)
+    assert [state["callbacks"]["RunCheckpoints"]["best"] for state in (best, last)] == [5.0, 5.0]
 
 
 @pytest.mark.fault(4)

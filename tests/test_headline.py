@@ -1,15 +1,30 @@
 """The score that speaks for a run: which it is, which way is better, and who asks for it."""
 
+import importlib
 import math
+import pkgutil
+from inspect import isabstract
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from genlab import metrics
 from genlab.callbacks.checkpoints import RunCheckpoints
 from genlab.callbacks.progress import last_score
 from genlab.cli.runs import headline as listed
+from genlab.metrics import text
+from genlab.metrics.base import SampleMetric
+from genlab.metrics.captions import RightCaptions
+from genlab.metrics.duplicates import DuplicateShare
+from genlab.metrics.frechet import FrechetDistance
+from genlab.metrics.inception_score import InceptionScore
+from genlab.metrics.kernel_distance import KernelDistance
+from genlab.metrics.pairs import PSNR, SSIM
+from genlab.metrics.precision_recall import PrecisionRecall
+from genlab.metrics.translation import RightTranslations
+from genlab.metrics.wasserstein import WassersteinDistance
 from genlab.report.columns import COLUMNS
 from genlab.runs.headline import HEADLINES, LOSS, SCORES, Headline, headline_of, headlines_of, named
 from genlab.runs.settings import facts_of, settings_of
@@ -77,8 +92,69 @@ def test_a_value_that_is_no_number_is_not_found_but_its_name_still_leads(value):
     assert headline_of(scores) is FID and FID.found_in(scores) is None
 
 
-def test_an_unknown_score_is_better_when_lower():
-    assert named("energy") == Headline("energy", "energy")
+def test_what_is_known_of_a_score_is_known_in_one_place():
+    scores = [column for column in COLUMNS if column.place[:1] == ("values",)]
+    assert len(scores) > 15
+    for column in scores:
+        known = named(column.place[-1])
+        assert known.has_direction and known.better == column.better, column.key
+
+
+METRICS = {
+    FrechetDistance: ("fid",),
+    KernelDistance: ("kid",),
+    InceptionScore: ("is",),
+    PrecisionRecall: ("precision", "recall"),
+    DuplicateShare: ("duplicates",),
+    WassersteinDistance: ("wasserstein",),
+    PSNR: ("psnr", "psnr_y", "psnr_rgb"),
+    SSIM: ("ssim", "ssim_y", "ssim_rgb"),
+    text.BLEU: ("bleu",),
+    text.ExactMatch: ("accuracy",),
+    RightCaptions: ("right", "right_shape", "zero_shot", "zero_shot_colour"),
+    RightTranslations: ("right", "right_place"),
+}
+"""The scores of each metric, as far as its `higher_is_better` speaks of them."""
+
+
+def test_a_score_has_the_direction_of_its_metric():
+    for metric, keys in METRICS.items():
+        for key in keys:
+            known = named(key)
+            assert known.has_direction and known.lower_is_better is not metric.higher_is_better, key
+
+
+def test_every_metric_has_scores_of_a_known_direction():
+    found = set()
+    for module in pkgutil.iter_modules(metrics.__path__, "genlab.metrics."):
+        found |= {
+            value
+            for value in vars(importlib.import_module(module.name)).values()
+            if isinstance(value, type) and issubclass(value, SampleMetric) and not isabstract(value)
+        }
+    assert {metric for metric in found if metric.higher_is_better is not None} == METRICS.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "direction"),
+    [("mse", "lower"), ("nll_per_token", "lower"), ("collapsed", "lower"), ("inverted", "lower"),
+     ("zero_shot_loss", "lower"), ("image_to_text", "higher"), ("zero_shot_text_to_image", "higher")],
+)  # fmt: skip
+def test_scores_of_no_column_have_a_direction_too(key, direction):
+    assert named(key).better == direction and named(key).has_direction
+
+
+def test_of_an_unknown_score_no_direction_is_known():
+    assert named("energy") == Headline("energy", "energy", has_direction=False)
+
+
+def test_a_monitor_of_unknown_direction_is_refused_before_training_until_it_is_told():
+    with pytest.raises(ValueError, match=r'monitor is "energy".*--checkpoints.mode min or max'):
+        RunCheckpoints("energy").setup(None, None, "fit")
+    RunCheckpoints("energy").setup(None, None, "test")
+    for keeper in (RunCheckpoints("energy", "max"), RunCheckpoints("right"), RunCheckpoints()):
+        keeper.setup(None, None, "fit")
+    assert improved(RunCheckpoints("right"), "right", [0.1, 0.9, 0.5]) == [True, True, False]
 
 
 # Who asks

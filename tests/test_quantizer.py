@@ -12,9 +12,12 @@ from short_training import train
 
 from genlab.data.random_images import RandomImages
 from genlab.families.codes import perplexity
+from genlab.families.dvae import DiscreteVAE
 from genlab.families.vqvae import VQVAE
+from genlab.losses.likelihoods import DiscretizedLogistic
 from genlab.networks.autoencoder import ConvMapDecoder, ConvMapEncoder
 from genlab.networks.quantizer import FSQ, EMACodebook, LearnedCodebook, straight_through
+from genlab.runs.headline import LOSS, headlines_of, named
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 NETWORKS = (
@@ -227,7 +230,7 @@ def test_the_gradient_passes_the_rounding_and_then_the_bound():
 def test_a_model_of_scalar_codes_has_no_term_but_the_reconstruction_and_moves_no_code():
     model = vqvae(partial(FSQ, levels=[3, 4, 5]), data_variance=0.5)
     losses = model.losses(a_batch())
-    assert losses.keys() == {"loss", "mse", "perplexity"}
+    assert losses.keys() == {"loss", "mse", "code_perplexity"}
     assert losses["loss"].item() == pytest.approx(2 * losses["mse"].item())
     assert not list(model.codebook.parameters()) and not model.codebook.state_dict()
     assert model.code_spec.shape == (4, 4) and model.code_spec.levels == 60
@@ -312,12 +315,28 @@ def test_a_vqvae_trains_and_reconstructs_the_same_each_time(kind, precision):
     trainer = train(model, images(), precision=precision, limit_val_batches=1.0, val_check_interval=3)
     assert all(value.isfinite() for value in model.latest.values())
     assert model.codebook.codes.dtype == torch.float32
-    assert 1.0 <= trainer.callback_metrics["val/perplexity"] <= 8.0
+    assert 1.0 <= trainer.callback_metrics["val/code_perplexity"] <= 8.0
     assert 0.0 <= trainer.callback_metrics["val/dead_codes"] < 1.0
     x = a_batch()["image"]
     index = model.encode(x)
     assert index.shape == (8, 4, 4) and index.dtype == torch.int64
     assert torch.equal(model.decode(index), model.decode(model.encode(x)))
+
+
+def dvae():
+    return DiscreteVAE(images().spec, *NETWORKS, DiscretizedLogistic, ADAM, num_codes=8)
+
+
+@pytest.mark.parametrize("build", [vqvae, partial(vqvae, partial(FSQ, levels=[3, 4, 5])), dvae])
+def test_nothing_but_its_loss_speaks_for_a_model_of_codes(build):
+    """Codes in use are better when many, and the headline `perplexity` when low."""
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    trainer.validate(build(), images(), verbose=False)
+    assert "val/code_perplexity" in trainer.callback_metrics
+    assert headlines_of(trainer.callback_metrics) == [LOSS]
+    assert named("code_perplexity").better == "higher" and named("dead_codes").better == "lower"
 
 
 def test_each_validation_counts_the_codes_of_its_own_pass():
@@ -329,7 +348,7 @@ def test_each_validation_counts_the_codes_of_its_own_pass():
         model.codebook.codes.copy_(model.encoder(a_batch()["image"])[:, :, 1, 2])
     for _ in range(2):
         trainer.validate(model, images(), verbose=False)
-        perplexities.append(float(trainer.callback_metrics["val/perplexity"]))
+        perplexities.append(float(trainer.callback_metrics["val/code_perplexity"]))
         model.codebook.codes[1:] = 1e3  # from now on all choose the first
     assert perplexities[0] > 1.5 and perplexities[1] == pytest.approx(1.0)
     assert trainer.callback_metrics["val/dead_codes"] == pytest.approx(7 / 8)

@@ -74,8 +74,18 @@ def test_scores_sort_the_best_first_and_what_has_none_last(three):
     three["dcgan_celeba"].replace(test={"values": {"psnr": 20.0}})
     three["vae_digits"].replace(test={"values": {"psnr": 30.0}})
     assert names(in_order(described(), "psnr")) == ["vae_digits", "dcgan_celeba", "dcgan_digits"]
+    assert names(in_order(runs, "recall")) == ["vae_digits", "dcgan_digits", "dcgan_celeba"]
     with pytest.raises(ValueError, match="Did you mean 'examples_seen'"):
         in_order(runs, "example_seen")
+
+
+def test_of_a_score_whose_better_side_is_unknown_that_is_said(three, genlab_command):
+    for experiment, energy in (("dcgan_digits", 3.0), ("dcgan_celeba", 1.0), ("vae_digits", 2.0)):
+        three[experiment].replace(test={"values": {"energy": energy, "fid": 1.0}})
+    assert names(in_order(described(), "energy")) == ["dcgan_celeba", "vae_digits", "dcgan_digits"]
+    _, _, error = genlab_command("runs", "--sort", "energy")
+    assert error == "! It is not known which side of energy is better: the lowest comes first.\n"
+    assert [genlab_command("runs", "--sort", key)[2] for key in ("fid", "created")] == ["", ""]
 
 
 def test_tags_are_kept_beside_what_the_record_says(three):

@@ -184,7 +184,7 @@ def test_two_processes_learn_the_codebook_and_the_networks_of_one(trained):
     assert alone["codebook.num_updates"] == 10
     assert all(torch.allclose(first[name], alone[name], atol=1e-5) for name in alone)
     a, b = (last_scores(run) for run in runs_of(trained, "vqvae_digits"))
-    assert a["val/perplexity"] > 2 and all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a)
+    assert a["val/code_perplexity"] > 2 and all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a)
 
 
 @pytest.mark.parametrize(

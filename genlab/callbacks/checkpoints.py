@@ -24,7 +24,6 @@ from genlab.files import replacing
 from genlab.runs.checkpoint_files import BEST, LAST, PREVIOUS
 from genlab.runs.headline import Headline, headline_of, named
 
-CHECK_CLOCK_EVERY = 50  # batches: the processes of a run agree on the time only by a collective
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has only the first two
 ONE_REQUEST = 1.0  # seconds in which a second Ctrl-C is the same request: wrappers pass it on twice
 
@@ -112,7 +111,8 @@ class RunCheckpoints(Checkpoint):
     Args:
         monitor: Short name of the score to be best in, such as `fid`; None for the headline of what the
             first evaluation measures (`genlab.runs.headline`).
-        mode: "min" where lower is better, "max" where higher is; None for what is known of the score.
+        mode: "min" where lower is better, "max" where higher is; None for what is known of the score, which
+            must be given where nothing is, such as of a metric of one's own.
         every_minutes: Most work, in minutes, that a killed run can lose.
     """
 
@@ -133,6 +133,15 @@ class RunCheckpoints(Checkpoint):
         self._saved_at = time.monotonic()
         self._saved_images = -1
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit" or self.monitor is None or self.mode is not None:
+            return
+        if not named(self.monitor).has_direction:
+            raise ValueError(
+                f'checkpoints.monitor is "{self.monitor}", of which it is not known whether lower or '
+                "higher is better: give --checkpoints.mode min or max."
+            )
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
         folder = self._folder(trainer)
@@ -144,9 +153,12 @@ class RunCheckpoints(Checkpoint):
     ) -> None:
         if evaluation_follows(trainer):
             return
-        is_asked, is_done = self._is_asked(trainer), is_ending(trainer)
-        if is_asked or is_done or self._is_due(trainer, batch_idx):
-            self.save(trainer)
+        # One question a batch, for the devices of a run agree only by waiting for each other.
+        is_done, is_due = is_ending(trainer), self._is_due()
+        if not (agreed(trainer, bool(self.request.code) or is_due) or is_done):
+            return
+        is_asked = self._is_asked(trainer)
+        self.save(trainer)
         if is_asked and not is_done:
             raise SystemExit(self.request.code or EXIT_TERMINATED)
 
@@ -164,29 +176,33 @@ class RunCheckpoints(Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: Any, is_best: bool = False) -> None:
-        """Writes the last checkpoint, unless its weights are no longer finite."""
+        """Writes the last checkpoint, and the best one before it, unless its weights are no longer finite.
+
+        A run that is cut in between goes on from the checkpoint before, and finds the best one again. The
+        other way round it would know of a best score whose weights were never kept.
+        """
         folder = self._folder(trainer)
         if folder is None:
             return
         require_finite_state(trainer.lightning_module)
         with self.request.held():
+            if is_best:
+                trainer.save_checkpoint(folder / BEST, weights_only=False)
             # A file that this run neither wrote nor began with may be damaged, and replaces no good one.
             if trainer.is_global_zero and self._saved_images >= 0 and (folder / LAST).exists():
                 keep(folder / LAST, folder / PREVIOUS)
-            trainer.save_checkpoint(folder / LAST, weights_only=False)
-            if trainer.is_global_zero and is_best:
-                copy(folder / LAST, folder / BEST)
+            if not is_best:
+                trainer.save_checkpoint(folder / LAST, weights_only=False)
+            elif trainer.is_global_zero:
+                copy(folder / BEST, folder / LAST)
             self._saved_at = time.monotonic()
             self._saved_images = trainer.lightning_module.examples_seen
 
     def _is_asked(self, trainer: Any) -> bool:
-        return trainer.strategy.reduce_boolean_decision(bool(self.request.code), all=False)
+        return agreed(trainer, bool(self.request.code))
 
-    def _is_due(self, trainer: Any, batch_idx: int) -> bool:
-        if batch_idx % CHECK_CLOCK_EVERY:
-            return False
-        is_late = time.monotonic() - self._saved_at > 60 * self.every_minutes
-        return trainer.strategy.reduce_boolean_decision(is_late, all=False)
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._saved_at > 60 * self.every_minutes
 
     def _improved(self, trainer: Any) -> bool:
         values = measured(trainer)
@@ -219,6 +235,11 @@ class RunCheckpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
         self.monitor = self.monitor or state_dict.get("monitor")
+
+
+def agreed(trainer: Any, says: bool) -> bool:
+    """Returns whether any device of a run says so; all must ask."""
+    return bool(trainer.strategy.reduce_boolean_decision(says, all=False))
 
 
 def evaluation_follows(trainer: Any) -> bool:

@@ -35,6 +35,7 @@ class ProgressLine(ProgressBar):
         self._live = sys.stderr.isatty()
         self._start = self._shown = 0.0
         self._start_images = 0
+        self._start_seconds = 0.0
 
     def disable(self) -> None:
         self.enabled = False
@@ -46,6 +47,7 @@ class ProgressLine(ProgressBar):
         if not self._start:  # not earlier: the untrained model is evaluated before the first batch
             self._start = self._shown = time.monotonic()
             self._start_images = pl_module.examples_seen
+            self._start_seconds = self.budget.clock.seconds
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -89,12 +91,11 @@ class ProgressLine(ProgressBar):
         return " | ".join(filter(None, parts))
 
     def _left(self, seen: int, total: float, elapsed: float) -> str:
-        done = seen - self._start_images
-        shares = []
-        if math.isfinite(total) and total > self._start_images:
-            shares.append(done / (total - self._start_images))
+        # Shares of what was to be done when this process began, for so is the elapsed time.
+        limits: list[tuple[float, float, float]] = [(seen, self._start_images, total)]
         if self.budget.seconds:
-            shares.append(self.budget.clock.seconds / self.budget.seconds)
+            limits.append((self.budget.clock.seconds, self._start_seconds, self.budget.seconds))
+        shares = [(now - start) / (end - start) for now, start, end in limits if start < end < math.inf]
         share = max(shares, default=0.0)
         # Evaluation is in the elapsed time, so the time left counts the evaluations still to come.
         return f"{duration(elapsed * max(0.0, 1 - share) / share)} left" if share > 0 else ""

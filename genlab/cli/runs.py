@@ -13,7 +13,7 @@ from genlab.cli.arguments import Parser
 from genlab.errors import EXIT_USAGE
 from genlab.report.table import metrics_table
 from genlab.runs.folder import STATUSES, Run, list_runs, open_run, outputs_root, shown_path
-from genlab.runs.headline import LOSS, headlines_of
+from genlab.runs.headline import LOSS, headlines_of, named
 from genlab.runs.selection import KEYS, Described, Wanted, in_order, remove, tag, why_not_removable
 from genlab.text import printable
 
@@ -31,6 +31,9 @@ def runs(arguments: list[str]) -> int:
         print(f"No runs in {where} yet: genlab fit --config FILE makes one.", file=sys.stderr)
         return 0
     found = in_order(wanted.among(everything), options.sort)
+    if options.sort not in KEYS and not named(options.sort).has_direction:
+        what = f"! It is not known which side of {printable(options.sort)} is better: the lowest comes first."
+        print(what, file=sys.stderr)
     if options.tag or options.untag or options.delete:
         if wanted.is_everything and not is_run(options.place):
             raise ValueError(
@@ -155,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY",
         type=read.words,
         default="created",
-        help=f"{', '.join(KEYS)}, or a score such as fid, the best first (created)",
+        help=f"{', '.join(KEYS)}, or a score such as fid, the best first if known which is (created)",
     )
     done = parser.add_argument_group("what is done with them")
     done.add_argument("--tag", type=read.name, nargs="+", default=[], help="give them tags")

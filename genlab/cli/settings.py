@@ -102,7 +102,7 @@ def stored_text(values: Any, parser: LightningArgumentParser) -> str:
         parser.dump(_without_enums(values.clone()), skip_none=False, skip_link_targets=True)
     )
     kept = {name: value for name, value in config.items() if name not in COMMAND_KEYS}
-    kept |= {part: with_absolute_paths(kept[part]) for part in ("model", "data")}
+    kept |= {part: with_absolute_paths(kept[part]) for part in ("model", "data", "evaluate")}
     return f"# genlab {genlab.__version__}\n" + yaml.safe_dump(without_secrets(kept), sort_keys=False)
 
 

@@ -48,8 +48,9 @@ def weights_digest(model: nn.Module) -> str:
 class CodeNumbers(Model):
     """A model whose code is a map of numbers, such as those of a codebook.
 
-    Each validation and test logs `perplexity` and the share of `dead_codes` over the whole split: a first
-    stage whose codes have collapsed to a few shows it there, while its loss falls all the same.
+    Each validation and test logs `code_perplexity` and the share of `dead_codes` over the whole split: a
+    first stage whose codes have collapsed to a few shows it there, while its loss falls all the same. The
+    more codes are in use the better; `perplexity` of a language model is another thing, better when lower.
 
     Attributes:
         code_spec: The codes; `levels` is their number.
@@ -69,7 +70,7 @@ class CodeNumbers(Model):
         """
         # A mean over batches understates the usage of a split, which `_log_usage` measures.
         if self.training:
-            return {"perplexity": perplexity(counts)}
+            return {"code_perplexity": perplexity(counts)}
         self._used = counts if self._used is None else self._used + counts
         return {}
 
@@ -85,7 +86,7 @@ class CodeNumbers(Model):
         used, self._used = self._used, None
         if used is None or self.trainer.sanity_checking:
             return
-        values = {"perplexity": perplexity(used), "dead_codes": (used == 0).float().mean()}
+        values = {"code_perplexity": perplexity(used), "dead_codes": (used == 0).float().mean()}
         self.log_dict({f"{stage}/{name}": float(v) for name, v in values.items()}, logger=False)
 
 

@@ -105,16 +105,15 @@ def _measured(key: str, heading: str, place: str, explanation: str, **more: Any)
     return Column(key, heading, cell, explanation, place=path, **more)
 
 
-def _score(key: str, heading: str, better: str, importance: int, explanation: str) -> Column:
-    scope = fairness.scope_of(key)
+def _score(key: str, heading: str, importance: int, explanation: str) -> Column:
+    scope, better = fairness.scope_of(key), named(key).better
     return _measured(
         key, heading, f"values.{key}", explanation, better=better, scope=scope, importance=importance
     )
 
 
 def _headline(key: str, importance: int, explanation: str) -> Column:
-    headline = named(key)
-    return _score(key, headline.label, headline.better, importance, explanation)
+    return _score(key, named(key).label, importance, explanation)
 
 
 def _words(key: str, heading: str, cell: Callable[[Row], Cell], importance: int, explanation: str) -> Column:
@@ -214,23 +213,24 @@ COLUMNS = (
     Column("seeds", "seeds", lambda row: _point(float(len(row.entries))), "Training seeds that were tested.", importance=4),
     _headline("fid", 1, "Fréchet distance; 95 % t-interval of log FID over training seeds."),
     Column("noise", "noise", lambda row: _point(row.sampling_noise), "Standard error of one model's FID for its finite number of samples; not the spread over seeds.", scope=SAMPLES, importance=6),
-    _score("kid", "KID", LOWER, 5, "Kernel distance."),
-    _score("is", "IS", HIGHER, 9, "Inception score."),
-    _score("precision", "precision", HIGHER, 3, "Share of samples that lie among real images."),
-    _score("recall", "recall", HIGHER, 3, "Share of real images that lie among samples."),
+    _score("kid", "KID", 5, "Kernel distance."),
+    _score("is", "IS", 9, "Inception score."),
+    _score("precision", "precision", 3, "Share of samples that lie among real images."),
+    _score("recall", "recall", 3, "Share of real images that lie among samples."),
     _headline("wasserstein", 1, "How far samples must be moved to become real points, in one dimension at a time."),
     _headline("bits_per_byte", 1, "Negative log-likelihood of the test split in bits per byte of text, whatever the vocabulary."),
     _headline("perplexity", 2, "Exponential of the negative log-likelihood of a token; depends on the vocabulary."),
+    _score("code_perplexity", "code perplexity", 4, "Exponential of the entropy of a first stage's codes over the test split: how many are in use, were they used alike."),
     _headline("bleu", 1, "Agreement of n-grams with the reference translation, 0 to 100."),
     _headline("psnr_y", 1, "PSNR of the luma without a border, as papers on super-resolution give it."),
     _headline("psnr_rgb", 2, "PSNR of all channels without a border, about 2 dB less than of the luma."),
     _headline("psnr", 1, "Peak signal-to-noise ratio: squared error against the right image, in decibels."),
-    _score("ssim_y", "SSIM on Y", HIGHER, 2, "Structural similarity of the luma without a border."),
-    _score("ssim_rgb", "SSIM on RGB", HIGHER, 3, "Structural similarity of all channels without a border."),
-    _score("ssim", "SSIM", HIGHER, 2, "Structural similarity to the right image, 1 for the same."),
+    _score("ssim_y", "SSIM on Y", 2, "Structural similarity of the luma without a border."),
+    _score("ssim_rgb", "SSIM on RGB", 3, "Structural similarity of all channels without a border."),
+    _score("ssim", "SSIM", 2, "Structural similarity to the right image, 1 for the same."),
     _headline("accuracy", 1, "Share of the test split that gets its own label."),
     Column("bits_per_dim", "bits/dim", _bits, "Negative log-likelihood of the test split; ≤ is an upper bound.", LOWER, LIKELIHOOD, ("values", "bits_per_dim"), importance=3),
-    _score("nll", "nll", LOWER, 9, "Negative log-likelihood in nats per item."),
+    _score("nll", "nll", 9, "Negative log-likelihood in nats per item."),
     _measured("reconstruction", "recon. mse", "values.reconstruction_mse", "Mean squared error of what an image is decoded to after encoding.", better=LOWER, scope=fairness.RECONSTRUCTION),
     _words("stability", "stability", lambda row: Cell(str(row.stability)), 2, "Sound trainings of all; what became of others."),
     Column("training", "training s", _training_seconds, "Seconds of training alone, with those of a first stage.", LOWER, importance=4),

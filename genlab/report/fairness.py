@@ -19,6 +19,7 @@ _ALL = "over the whole split"
 """The data's order in training where the record names no other one."""
 
 _NOT_OF_THE_SAMPLES = ("weights", "extractor_digest")
+_OF_THE_SPLIT = ("accuracy", "code_perplexity")
 _OF_A_LIKELIHOOD = ("bits_per_byte", "bits_per_dim", "perplexity", "nll")
 
 
@@ -26,7 +27,7 @@ def scope_of(score: str) -> str:
     """Returns what a score was measured on, by its short name."""
     if score in _OF_A_LIKELIHOOD:
         return LIKELIHOOD
-    return SPLIT if score == "accuracy" else SAMPLES
+    return SPLIT if score in _OF_THE_SPLIT else SAMPLES
 
 
 class Incomparable(ValueError):  # noqa: N818 - reads as the sentence it is

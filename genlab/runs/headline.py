@@ -21,6 +21,7 @@ class Headline:
         is_logarithmic: Whether it is positive and spreads by factors: its logarithms are then nearer to
             normal, intervals are theirs and two models are told apart by their ratio. Else by the difference.
         unit: Of a difference, where that is not the score itself.
+        has_direction: Whether it is known which side is better; where not, `lower_is_better` only sorts.
     """
 
     key: str
@@ -28,6 +29,7 @@ class Headline:
     lower_is_better: bool = True
     is_logarithmic: bool = False
     unit: str = ""
+    has_direction: bool = True
 
     @property
     def label(self) -> str:
@@ -101,6 +103,16 @@ LOSS = Headline("loss", "loss")
 
 HEADLINES = (*SCORES, LOSS)
 
+_HIGHER = (
+    *("is", "precision", "recall", "ssim", "ssim_y", "ssim_rgb", "right", "zero_shot", "code_perplexity"),
+    *("image_to_text", "text_to_image"),
+)
+_LOWER = (
+    *("kid", "nll", "nll_per_token", "mse", "reconstruction_mse", "duplicates", "collapsed", "inverted"),
+    *("dead_codes", "zero_shot_loss"),
+)
+_SHARES = ("right_", "zero_shot_")  # of what is right, by attribute: which there are is up to the data
+
 
 def headline_of(*measured: Iterable[str], among: Sequence[Headline] = HEADLINES) -> Headline | None:
     """Returns the first headline that all of some measurements have, None where they share none.
@@ -121,8 +133,16 @@ def headlines_of(*measured: Iterable[str], among: Sequence[Headline] = HEADLINES
 
 
 def named(key: str) -> Headline:
-    """Returns the headline of a score's short name; of an unknown score, one that is better when lower."""
-    return next((headline for headline in HEADLINES if headline.key == key), Headline(key, key))
+    """Returns the headline of a score's short name, also of one that leads nowhere, with what is known of it.
+
+    The one place that knows which side of a score is better: columns, lists and checkpoints ask here.
+    """
+    for headline in HEADLINES:
+        if headline.key == key:
+            return headline
+    is_lower = key in _LOWER
+    is_higher = not is_lower and (key in _HIGHER or key.startswith(_SHARES))
+    return Headline(key, key, not is_higher, has_direction=is_lower or is_higher)
 
 
 def _is_finite(value: Any) -> bool:

@@ -141,6 +141,8 @@ KEYS = ("created", "experiment", "family", "data", "run", "status", "examples_se
 def in_order(runs: Sequence[Described], key: str) -> list[Described]:
     """Returns runs sorted by one of `KEYS`, or by a score with the best first; those without it come last.
 
+    Of a score whose better side is not known (`named`) the lowest comes first.
+
     Raises:
         ValueError: There is no such key, with the nearest one.
     """
