@@ -42,6 +42,7 @@ from genlab.data.torchvision_sets import CIFAR10, MNIST, CelebA, FashionMNIST
 from genlab.data.toy import Checkerboard, EightGaussians, Gaussian1D, Gaussian2D, Pinwheel, TwoMoons
 from genlab.data.translated_shapes import TranslatedShapes
 from genlab.errors import DataError
+from genlab.evaluation.gallery import neighbours, train_images
 from genlab.files import cache_folder, making
 from genlab.shapes import DataSpec
 
@@ -1132,6 +1133,16 @@ def binarized_mnist(folder, brightness=None, **options):
         write_idx(folder / f"{name}-images-idx3-ubyte", images)
         write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(len(images), dtype=np.uint8) % 10)
     return MNIST(str(folder), binarize=True, val_fraction=0, **options)
+
+
+def test_pictures_of_training_images_are_of_what_a_model_learns(tmp_path):
+    data = binarized_mnist(tmp_path)
+    numbers = torch.tensor([[3, 1], [299, 3]])
+    images = train_images(data, numbers)
+    batch = next(iter(data.loader("train", batch_size=300)))
+    assert torch.equal(images, batch["image"][numbers]) and set(images.unique().tolist()) == {0, 1}
+    shown = neighbours(images[:, 0], images, data.spec.levels)
+    assert set(np.unique(shown)) >= {0, 255}
 
 
 def test_binarized_pixels_are_one_as_often_as_they_are_bright(tmp_path):

@@ -11,12 +11,15 @@ import torch
 from short_training import train
 
 from benchmarks import genlab_jobs as bench
+from genlab.data.random_data import RandomData
 from genlab.data.random_images import RandomImages
 from genlab.data.toy import Gaussian1D
+from genlab.evaluation import sampler_curve
 from genlab.evaluation.given import given_for
 from genlab.families.base import Schedule
 from genlab.families.diffusion import Diffusion, Guidance, Objective
 from genlab.families.optimizers import Float32Muon
+from genlab.metrics.pairs import PSNR
 from genlab.networks.attention import CrossAttention
 from genlab.networks.dit import DiT, MLPDenoiser
 from genlab.networks.embeddings import sinusoids
@@ -929,3 +932,22 @@ def test_dpm_solver_equals_that_of_diffusers_step_by_step(diffusers, karras):
         x = scheduler.step(NoiseNetwork()(x, ratio), t, x).prev_sample
         theirs.append(x)
     assert_equal_states(our_states(DPMSolver(), DiscreteChain(), levels, START), theirs)
+
+
+def test_a_rate_is_of_the_images_that_were_drawn_after_a_first_one(monkeypatch):
+    data = RandomData((1, 8, 8), source=PICTURES.source.to_dict(), num_test=4)
+    model = Diffusion(data.spec, TINY_UNET, VPSDE(), ADAM, given=["source"]).eval()
+    clock, drawn, draw = [0.0], [], model.sample_with
+
+    def timed(sampler, index, seed=0, **given):
+        drawn.append(len(index))
+        clock[0] += 2.0 * len(index) + 100.0 * (len(drawn) == 1)  # what warms up
+        return draw(sampler, index, seed, **given)
+
+    monkeypatch.setattr(model, "sample_with", timed)
+    monkeypatch.setattr(sampler_curve, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    arguments = (model, "DDIM", SHORT, data, None, [PSNR()], 50)
+    point, protocol = sampler_curve.measure(*arguments, split="test", batch_size=3)
+    assert drawn == [1, 3, 1] and protocol["num_fake"] == 4  # no more than there are sources
+    assert (point.seconds, point.images_per_second) == (8.0, 0.5)
+    assert 0 < point.value < 50

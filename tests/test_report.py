@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,14 @@ from comparison_runs import (
 )
 
 from genlab.report import fairness
-from genlab.report.columns import COLUMNS, chosen, shown
-from genlab.report.comparison import compare
+from genlab.report.columns import COLUMNS, chosen, heading, shown
+from genlab.report.comparison import compare, in_order
 from genlab.report.fairness import Incomparable
 from genlab.report.forms import csv_table, markdown_table, text_table
 from genlab.report.gather import gather
 from genlab.report.intervals import difference, holm, log_interval, spread, t_interval, told_apart
 from genlab.report.page import page
+from genlab.report.points import with_speed
 from genlab.report.rows import COLLAPSE_FACTOR
 from genlab.report.test_table import AS_ABOVE, table_of
 from genlab.report.verdict import DEQUANTISED, legend, remarks, short_verdict, verdict
@@ -41,6 +43,7 @@ from genlab.runs.settings import facts_of
 
 T_2 = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # Student's 97.5 % quantile of 2 degrees of freedom, in closed form
 T_4 = 2.7764451051977987
+NUM_TABLES = 300
 
 
 # Intervals
@@ -143,7 +146,7 @@ def test_of_many_equal_models_one_is_called_another_as_rarely_as_said():
     assert wrong["alone"] > 80 and wrong["together"] < 33  # of 400: 5 % are 20, with 3 standard errors
 
 
-def test_a_difference_that_eleven_pairs_do_not_bear_is_a_tie(tmp_path):
+def test_a_difference_that_all_pairs_of_the_table_do_not_bear_is_a_tie(tmp_path):
     a, b = [1.0, 1.1, 1.2], [1.35, 1.4, 1.3]
     assert 0.005 < difference(b, a, logs=True).p < 0.05
     write_seeds(tmp_path, "a", a)
@@ -153,10 +156,29 @@ def test_a_difference_that_eleven_pairs_do_not_bear_is_a_tie(tmp_path):
         write_seeds(tmp_path, f"c{number}", [1.0 + number / 50, 1.1, 1.25])
     comparison = compare([tmp_path], rank="fid")
     (line,) = (line for line in verdict(comparison) if line.startswith("Tied with it"))
-    assert "corrected for 11 pairs" in line and " b," in f"{line.rstrip('.')},"
+    assert "corrected for 66 pairs" in line and " b," in f"{line.rstrip('.')},"
     ranks = dict(zip([row.name for row in comparison.rows], comparison.ranks(comparison.ranked), strict=True))
     assert ranks["b"] == "1"
     assert any("Holm" in line for line in remarks(comparison))
+
+
+def test_of_equal_models_the_verdict_calls_one_worse_than_the_best_as_rarely_as_said(tmp_path):
+    # The best of a table is chosen on the seeds that it is then tested on.
+    write_seeds(tmp_path, "a", [1.0])
+    rng, comparison, wrong = np.random.default_rng(3), compare([tmp_path], rank="fid"), 0
+    for _ in range(NUM_TABLES):
+        fids = np.exp(0.1 * rng.normal(size=(12, 5))).tolist()
+        rows = [
+            replace(comparison.rows[0], name=f"m{number}", entries=[{"values": {"fid": fid}} for fid in of])
+            for number, of in enumerate(fids)
+        ]
+        table = replace(comparison, rows=in_order(rows, comparison.column))
+        worse = [line.split()[0] for line in verdict(table) if "times its FID" in line]
+        wrong += bool(worse)
+        if worse:
+            ranks = table.ranks(table.column)
+            assert all(ranks[[row.name for row in table.rows].index(name)] != "1" for name in worse)
+    assert wrong <= 0.05 * NUM_TABLES + 2 * math.sqrt(0.05 * 0.95 * NUM_TABLES)
 
 
 def test_rows_at_the_edge_of_the_learning_rates_tried_are_named(tmp_path):
@@ -307,6 +329,21 @@ def test_a_seed_that_diverged_is_a_result(tmp_path):
     assert any("its FID is of the 2 that have one" in line for line in remarks(compare([tmp_path])))
 
 
+@pytest.mark.parametrize("diverged", [0, 3])
+def test_without_a_budget_a_seed_that_ended_early_stays_in_its_row(tmp_path, diverged):
+    none = {"bench": {}, "budget": {"examples": None, "seconds": None, "evaluations": None}}
+    write_seeds(tmp_path, "other", [2.0, 2.1, 2.2], **none)
+    for seed in range(4):
+        early = {"status": "diverged", "test": {}, "examples_seen": 5000} if seed == diverged else {}
+        write_run(tmp_path, record("a", seed=seed, fid=1.0 + 0.1 * seed, **early, **none), pictures=False)
+    comparison = compare([tmp_path])
+    assert [(row.name, str(row.stability)) for row in comparison.rows] == [
+        ("a", "3/4, 1 diverged"),
+        ("other", "3/3"),
+    ]
+    assert [row.budget for row in comparison.rows] == 2 * ["320,000 images"] and not comparison.apart
+
+
 def test_an_experiment_whose_only_seed_diverged_has_a_row(tmp_path):
     write_run(tmp_path, record("a", status="diverged", test={}), pictures=False)
     assert stability(tmp_path) == "0/1, 1 diverged"
@@ -436,6 +473,47 @@ def test_speeds_are_ranked_on_one_device_whatever_the_budget(tmp_path):
         compare([tmp_path], rank="ms")
 
 
+def test_speeds_of_two_devices_are_said_and_never_held_against_each_other(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1], **{"test.speed.ms_per_sample": 240.0})
+    write_seeds(tmp_path, "b", [2.0, 2.1], **{"test.speed.ms_per_sample": 90.0})
+    gpu = {"test.speed.device": "H200", "test.speed.ms_per_sample": 1.0}
+    write_seeds(tmp_path, "gpu", [3.0, 3.1], **gpu)  # trained where the others were
+    comparison = compare([tmp_path])
+    lines = remarks(comparison)
+    assert "Of those timed on cpu, 1 thread, b draws a sample fastest, in 90 ms; a takes 240 ms." in lines
+    told = "speed measured (on H200, 1 thread: gpu; on cpu, 1 thread: a, b)"
+    assert f"Not held equal: {told}." in lines
+    assert [row.name for row, _, _ in with_speed(comparison)] == ["a", "b"]
+
+
+def test_a_mean_over_speeds_of_two_devices_is_not_ranked_beside_one_of_one(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1])
+    write_seeds(tmp_path, "b", [2.0, 2.1])
+    write_run(tmp_path, record("mix", seed=0, fid=3.0), pictures=False)
+    gpu = {"test.speed.device": "H200", "test.speed.ms_per_sample": 0.01}
+    write_run(tmp_path, record("mix", seed=1, fid=3.1, **gpu), pictures=False)
+    with pytest.raises(Incomparable, match=r"mix has speed device: H200 .* and cpu .* instead of cpu"):
+        compare([tmp_path], rank="ms")
+    lines = remarks(compare([tmp_path]))
+    assert not any("mix draws a sample fastest" in line for line in lines)
+    (alone,) = (line for line in remarks(compare([tmp_path / "mix"])) if "speed measured" in line)
+    assert "on H200, 1 thread (1 of 2 seeds) and on cpu, 1 thread (1 of 2 seeds): mix" in alone
+
+
+def test_rates_of_other_batches_are_said_and_not_ranked(tmp_path):
+    write_seeds(tmp_path, "a", [1.0, 1.1], **{"test.speed.batch": 64})
+    write_seeds(tmp_path, "b", [2.0, 2.1], **{"test.speed.batch": 64})
+    write_seeds(tmp_path, "slow", [3.0, 3.1], **{"test.speed.batch": 1})
+    with pytest.raises(Incomparable, match="slow has speed batch: 1 instead of 64"):
+        compare([tmp_path], rank="rate")
+    comparison = compare([tmp_path], rank="ms")  # of one sample, whatever the batch
+    told = "Not held equal: samples/s measured in batches of (1: slow; 64: "
+    assert any(line.startswith(told) for line in remarks(comparison))
+    rate = chosen(["rate"])[1]
+    assert heading(rate, comparison.rows) == "samples/s @1, 64"
+    assert heading(rate, [row for row in comparison.rows if row.name != "slow"]) == "samples/s @64"
+
+
 def test_averaged_weights_are_a_part_of_a_method_and_a_choice_within_one(tmp_path):
     write_seeds(tmp_path, "gan", [1.0, 1.1], **{"test.protocol.weights": "ema"})
     write_seeds(tmp_path, "vae", [2.0, 2.1], "VAE")
@@ -547,6 +625,7 @@ def test_the_verdict_names_the_best_without_labels_beside_a_winner_with_labels(t
     write_seeds(tmp_path, "cvae", [0.3, 0.31, 0.32], "VAE", uses_labels=True)
     write_seeds(tmp_path, "gan", [1.0, 1.1, 1.2])
     write_seeds(tmp_path, "dcgan", [1.05, 1.1, 1.2])
+    write_seeds(tmp_path, "cgan", [1.06, 1.1, 1.2], uses_labels=True)  # behind it, and not one of them
     write_seeds(tmp_path, "vae", [5.0, 5.1, 5.2], "VAE")
     lines = verdict(compare([tmp_path]))
     assert lines[0].startswith("cvae has the lowest FID, 0.310")
@@ -877,6 +956,21 @@ def test_accuracies_are_of_one_test_split(tmp_path):
     write_scores(tmp_path, "c", "accuracy", [0.99, 0.99], protocol={"split": "x"}, **other)
     ((row, (field,)),) = compare([tmp_path]).apart
     assert (row.name, field.field) == ("c", "test data")
+
+
+def test_accuracies_of_samples_are_of_one_number_of_them(tmp_path):
+    whole, few = ({"split": "test", "num_real": 400, "num_fake": num} for num in (400, 20))
+    write_scores(tmp_path, "a", "accuracy", [0.9, 0.91], protocol=whole)
+    write_scores(tmp_path, "b", "accuracy", [0.8, 0.81], protocol=whole)
+    write_scores(tmp_path, "c", "accuracy@20", [0.99, 1.0], protocol=few)
+    comparison = compare([tmp_path])
+    ((row, (field,)),) = comparison.apart
+    assert (row.name, str(field)) == ("c", "num_fake: 20 instead of 400")
+    with pytest.raises(Incomparable, match="num_fake"):
+        compare([tmp_path], rank="accuracy")
+    accuracy = chosen(["accuracy"])[1]
+    assert heading(accuracy, [row]) == f"{accuracy.heading}@20"
+    assert heading(accuracy, comparison.rows) == accuracy.heading
 
 
 # What is left out

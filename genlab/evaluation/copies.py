@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.metrics.base import Reference
+from genlab.metrics.features import Extractor
 from genlab.metrics.neighbours import nearest_rows
 
 QUANTILE = 0.05
 NUM_NEIGHBOURS = 3
 NUM_BINS = 40
+TRAINING_FEATURES = 2**31  # bytes: beyond, a chosen part of the training images is compared with
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,27 @@ def find_copies(samples: Tensor, train: Tensor, test: Tensor) -> Copies:
     distances, neighbours = nearest_rows(samples, train, min(NUM_NEIGHBOURS, len(train)))
     test_distances, _ = nearest_rows(test, train, 1)
     return Copies(distances.cpu(), neighbours.cpu(), test_distances[:, 0].cpu())
+
+
+def count_copies(
+    samples: Reference, train: Reference, test: Reference, extractor: Extractor, device: torch.device
+) -> tuple[Copies, dict[str, Any]]:
+    """Returns how near samples come to training images in an extractor's features, and its record.
+
+    Args:
+        samples: Has their features, as the other two have theirs.
+        train: The training images, at most `num_compared` of them.
+        test: The unseen images.
+        extractor: What computed the features.
+        device: Where distances are taken.
+    """
+    copies = find_copies(*(part.features.to(device) for part in (samples, train, test)))
+    return copies, copies.summary(f"{extractor.name} {extractor.digest[:8]}", len(train.index))
+
+
+def num_compared(extractor: Extractor) -> int:
+    """Returns how many training images have features that fit into memory."""
+    return TRAINING_FEATURES // (4 * extractor.num_features)
 
 
 def counts(values: Tensor, edges: Tensor) -> list[int]:

@@ -12,7 +12,7 @@ from genlab.data.text import TextData
 from genlab.distributed import place
 from genlab.evaluation import gallery
 from genlab.evaluation.attention import of_attention
-from genlab.evaluation.copies import find_copies
+from genlab.evaluation.copies import count_copies, num_compared
 from genlab.evaluation.floor import floor_scores
 from genlab.evaluation.latent_space import measure_latent
 from genlab.evaluation.likelihood import Likelihood, score_likelihood
@@ -25,8 +25,6 @@ from genlab.families.base import Model
 from genlab.families.capabilities import Encodes, HasLikelihood, can, can_be_sampled
 from genlab.metrics.base import Reference, SampleMetric, needs_extractor
 from genlab.metrics.features import Extractor
-
-TRAINING_FEATURES = 2**31  # bytes: beyond, a chosen part of the training images is compared with
 
 
 @dataclass
@@ -158,7 +156,7 @@ class Examination:
     def train_reference(self, model: Model) -> Reference:
         """Returns the statistics of the training images, with all their features where they fit."""
         assert self.extractor is not None
-        num = TRAINING_FEATURES // (4 * self.extractor.num_features)
+        num = num_compared(self.extractor)
         return reference_of(self.data, self.extractor, "train", self.batch_size, model.device, num)
 
     def floor(self, train: Reference, test: Reference, num_samples: int) -> dict[str, float]:
@@ -173,11 +171,8 @@ class Examination:
     ) -> dict[str, Any]:
         """Returns what comes of comparing the samples' features with those of real images."""
         assert self.extractor is not None
-        features = (part.features.to(model.device) for part in (drawn.features, train, test))
-        copies = find_copies(*features)
-        space = f"{self.extractor.name} {self.extractor.digest[:8]}"
-        found: dict[str, Any] = {"copies": copies.summary(space, len(train.index))}
-        found["floor"] = self.floor(train, test, drawn.features.num)
+        copies, counted = count_copies(drawn.features, train, test, self.extractor, model.device)
+        found: dict[str, Any] = {"copies": counted, "floor": self.floor(train, test, drawn.features.num)}
         if self.run is not None and model.spec.kind == "image":
             pictures = gallery.of_samples(model, self.data, drawn, copies, train, test)
             found["pictures"] = gallery.save(pictures, self.run / folder, self.run)

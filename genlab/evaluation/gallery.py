@@ -138,9 +138,9 @@ def neighbours(samples: Tensor, nearest: Tensor, num_levels: int, columns: int =
 
 
 def train_images(data: DataModule, numbers: Tensor) -> Tensor:
-    """Returns training images by their numbers, of any shape, as levels."""
-    images = np.asarray(data.split("train").x[numbers.flatten().numpy()])
-    return torch.from_numpy(images).unflatten(0, tuple(numbers.shape))
+    """Returns training images by their numbers, of any shape, as the levels that a model learns."""
+    images = observed(data.items("train").__getitems__(numbers.flatten()))
+    return images.unflatten(0, tuple(numbers.shape))
 
 
 def save(pictures: Mapping[str, np.ndarray | str], folder: Path, root: Path) -> dict[str, str]:

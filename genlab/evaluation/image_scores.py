@@ -12,11 +12,10 @@ import torch
 
 import genlab
 from genlab.errors import DataError
-from genlab.evaluation.copies import find_copies
-from genlab.evaluation.examine import TRAINING_FEATURES
+from genlab.evaluation.copies import count_copies, num_compared
 from genlab.evaluation.image_sets import ImageSet, channels_of
 from genlab.evaluation.score import applied, begin, extractor_protocol, values_of
-from genlab.metrics.base import Drawn, Reference, SampleMetric
+from genlab.metrics.base import Drawn, SampleMetric
 from genlab.metrics.duplicates import DuplicateShare
 from genlab.metrics.features import Extractor
 from genlab.metrics.frechet import FrechetDistance
@@ -115,9 +114,10 @@ def score_images(
         },
     }
     if training is not None and collector is not None:
-        num_kept = TRAINING_FEATURES // (4 * extractor.num_features)
-        learned = training.statistics(extractor, batch_size, device, reference.levels, num_kept)
-        entry["copies"] = _copies(collector.reference_of_all(), learned, measured, extractor)
+        num = num_compared(extractor)
+        learned = training.statistics(extractor, batch_size, device, reference.levels, num)
+        fake = collector.reference_of_all()
+        entry["copies"] = count_copies(fake, learned, measured, extractor, device)[1]
     return {**entry, "seconds": time.monotonic() - start}
 
 
@@ -127,8 +127,3 @@ def _drawn(
     for index, levels in images.batches(batch_size, num_levels, channels_of(extractor), "scoring"):
         x = levels.to(device)
         yield Drawn(index, x, extractor(x, num_levels))
-
-
-def _copies(fake: Reference, train: Reference, test: Reference, extractor: Extractor) -> dict[str, Any]:
-    found = find_copies(fake.features, train.features, test.features)
-    return found.summary(f"{extractor.name} {extractor.digest[:8]}", len(train.index))

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from genlab.data.base import DataModule
-from genlab.evaluation.score import score
+from genlab.evaluation.given import given_for
+from genlab.evaluation.score import sample_levels, score
 from genlab.evaluation.speed import synchronise
 from genlab.families.capabilities import Denoises
 from genlab.metrics.features import Extractor
 from genlab.runs.headline import named
 from genlab.samplers.base import Sampler
+from genlab.shapes import Batch
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Point:
         passes: Network passes for one sample; guided ones count twice.
         metric: Full name of the score, with its number of samples.
         value: The score.
-        seconds: Time for drawing all samples.
+        seconds: Time for drawing all samples, after a first one that does not count.
         images_per_second: Samples drawn in a second.
     """
 
@@ -58,6 +61,11 @@ class WithSampler(nn.Module):
         self.sampling_weights = model.sampling_weights
         self.passes, self.seconds = model.passes_with(sampler), 0.0
 
+    def given_of(self, batch: Batch) -> dict[str, Any]:
+        """Returns what the model is told of a batch."""
+        told: dict[str, Any] = self.model.given_of(batch)
+        return told
+
     def sample(self, index: int | Tensor, seed: int = 0, **given: Any) -> Tensor:
         """Returns the numbered samples."""
         start = time.monotonic()
@@ -67,6 +75,7 @@ class WithSampler(nn.Module):
         return x
 
 
+@torch.no_grad()
 def measure(
     model: Denoises,
     name: str,
@@ -88,13 +97,17 @@ def measure(
         data: Gives the real images to compare with.
         extractor: Network whose features the metrics compare.
         metrics: What to compute.
-        num_samples: Number of generated images.
+        num_samples: Number of generated images; a model told a source draws one an item of the split at most.
         split: Split of the real images; the curve serves to choose a sampler, which the test split must not.
         seed: Seed of the samples.
         batch_size: Images drawn at a time.
     """
     other = WithSampler(model, sampler)
+    first = torch.arange(1)
+    sample_levels(other, first, seed, given_for(other, first, data, split))  # type: ignore[arg-type]
+    other.seconds = 0.0
     scores = score(other, data, extractor, metrics, num_samples, split, seed, batch_size)  # type: ignore[arg-type]
     found = named("fid").found_in(scores.values) or next(iter(scores.values.items()))
-    point = Point(name, other.passes, *found, other.seconds, num_samples / other.seconds)
+    num_drawn = scores.protocol["num_fake"]  # no more than the split has sources
+    point = Point(name, other.passes, *found, other.seconds, num_drawn / other.seconds)
     return point, scores.protocol

@@ -198,12 +198,18 @@ def _units(rows: Sequence[Row], place: int) -> str:
     return found.pop()[place] if len(found) == 1 else ("ex", "examples")[place]
 
 
+def _title_of_rate(rows: Sequence[Row]) -> str:
+    batches = {int(batch) for row in rows for batch in row.numbers("speed", "batch")} or {64}
+    return f"samples/s @{', '.join(map(str, sorted(batches)))}"
+
+
 def _title_of_evaluations(which: str, rows: Sequence[Row]) -> str:
     titles = {row.stability.headline.title for row in rows if row.stability.headline is not None}
     return f"{titles.pop()} {which}" if len(titles) == 1 else which
 
 
-SAMPLES, LIKELIHOOD, SPEED = fairness.SAMPLES, fairness.LIKELIHOOD, fairness.SPEED
+SAMPLES, LIKELIHOOD = fairness.SAMPLES, fairness.LIKELIHOOD
+SPEED, BATCHED = fairness.SPEED, fairness.BATCHED
 LOWER, HIGHER = "lower", "higher"
 
 # fmt: off
@@ -237,9 +243,9 @@ COLUMNS = (
     _recorded("examples", "examples seen", "examples_seen", "Training examples seen.", importance=6, titled=lambda rows: f"{_units(rows, 1)} seen"),
     Column("examples_per_second", "train ex/s", _examples_per_second, "Training examples per second.", HIGHER, importance=6, titled=lambda rows: f"train {_units(rows, 0)}/s"),
     _measured("ms", "ms/sample", "speed.ms_per_sample", "Milliseconds for one sample.", better=LOWER, scope=SPEED, importance=2),
-    _measured("rate", "samples/s @64", "speed.samples_per_second_64", "Samples per second in batches of 64.", better=HIGHER, scope=SPEED, importance=6),
+    _measured("rate", "samples/s @64", "speed.samples_per_second_64", "Samples per second in batches of 64, or of 8 or 1 where 64 take too long.", better=HIGHER, scope=BATCHED, importance=6, titled=_title_of_rate),
     _measured("nfe", "NFE", "speed.nfe", "Network evaluations for one sample.", better=LOWER, importance=4),
-    _measured("memory", "memory MiB", "speed.peak_memory_mib", "Peak memory.", better=LOWER, scope=SPEED, importance=7),
+    _measured("memory", "memory MiB", "speed.peak_memory_mib", "Peak memory.", better=LOWER, scope=BATCHED, importance=7),
     Column("copies", "copies %", _copies, "Share of samples nearer to a training image than 95 % of the test split is; of texts, of their pieces of 40 characters that stand in the training text.", LOWER, importance=4),
     _recorded("parameters", "parameters", "parameters", "Trainable numbers.", better=LOWER, importance=4),
     _words("latent", "latent", _latent, 6, "Type and dimension of the latent space."),
@@ -279,7 +285,7 @@ def heading(column: Column, rows: Sequence[Row]) -> str:
     """Returns a column's heading above some rows; the number of samples is part of a score's name."""
     if column.titled is not None:
         return column.titled(rows)
-    if column.scope != fairness.SAMPLES or not column.place:
+    if column.scope not in (fairness.SAMPLES, fairness.SPLIT) or not column.place:
         return column.heading
     for row in rows:
         for entry in row.entries:

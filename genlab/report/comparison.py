@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from genlab.report import fairness
 from genlab.report.columns import COLUMNS, Cell, Column, chosen, shown
@@ -25,6 +26,14 @@ FLOOR_OF_TEXT = "unseen text (floor)"
 """Unseen text in place of samples, whose copies of the training text nobody made."""
 
 _MIRRORED = {"lower": "higher", "higher": "lower"}
+
+
+class Pair(NamedTuple):
+    """Two rows and how the later one differs from the earlier one; None where either has no number."""
+
+    earlier: Row
+    later: Row
+    found: Difference | None
 
 
 @dataclass(frozen=True)
@@ -103,23 +112,29 @@ class Comparison:
         a, b = first.numbers(*column.place), second.numbers(*column.place)
         return difference(a, b, logs=is_logarithmic(column.place)) if a and b else None
 
-    def ranks(self, column: Column) -> list[str]:
-        """Returns each row's rank: 1 + the number of rows that are better; ties share one.
+    def pairs(self, rows: Sequence[Row], column: Column) -> list[Pair]:
+        """Returns how the later of each two rows differs from the earlier one, all pairs tested together.
 
-        All pairs of rows are tested, with Holm's correction for their number.
+        Holm's correction is for the number of all pairs, also where only those with the best row are told:
+        which row is the best was found on the same seeds.
+        """
+        two = list(combinations(rows, 2))
+        found = told_apart([self.against(later, earlier, column) for earlier, later in two])
+        return [Pair(*rows, one) for rows, one in zip(two, found, strict=True)]
+
+    def ranks(self, column: Column) -> list[str]:
+        """Returns each row's rank: 1 + the number of rows that are better; ties share one; see `pairs`.
 
         "" where a row has no number, "?" where one training seed leaves it undecided.
         """
         better = "lower" if column.better == "higher" else "higher"  # how this row looks beside a better one
-        pairs = list(combinations(range(len(self.rows)), 2))
-        found = told_apart([self.against(self.rows[a], self.rows[b], column) for a, b in pairs])
-        seen: list[list[str]] = [[] for _ in self.rows]
-        for (a, b), one in zip(pairs, found, strict=True):
-            if one is not None:
-                seen[a].append(one.outcome)
-                seen[b].append(_MIRRORED.get(one.outcome, one.outcome))
+        seen: dict[int, list[str]] = {id(row): [] for row in self.rows}
+        for earlier, later, found in self.pairs(self.rows, column):
+            if found is not None:
+                seen[id(later)].append(found.outcome)
+                seen[id(earlier)].append(_MIRRORED.get(found.outcome, found.outcome))
         ranks = []
-        for row, outcomes in zip(self.rows, seen, strict=True):
+        for row, outcomes in zip(self.rows, seen.values(), strict=True):
             if not row.numbers(*column.place):
                 ranks.append("")
             elif "undecided" in outcomes:

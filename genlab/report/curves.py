@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
-from genlab.report import chart, points
+from genlab.report import chart, fairness, points
 from genlab.report.chart import colour, colour_of, line_of, points_of
 from genlab.report.columns import chosen, heading, shown
 from genlab.report.comparison import Comparison
@@ -123,7 +123,8 @@ def pareto(group: Comparison, places: Places) -> Exhibit | None:
     down = "down" if headline.lower_is_better else "up"
     told = (
         f"{headline.title} against milliseconds a sample: {down} and to the left is better. The dotted line "
-        "joins the models that no other beats in both quality and speed."
+        "joins the models that no other beats in both quality and speed. All were timed "
+        f"{fairness.speed_place(found[0][0])}; those timed otherwise are left out."
     )
     marks = ["yes" if n in best else "" for n in range(len(found))]
     numbers = [[r.name, shown(ms), shown(f.value), m] for (r, ms, f), m in zip(found, marks, strict=True)]

@@ -12,7 +12,7 @@ from genlab.report.rows import Row
 from genlab.runs.headline import SCORES, Headline, headline_of
 
 SAMPLES, LIKELIHOOD, RECONSTRUCTION = "samples", "likelihood", "reconstruction"
-SPLIT, SPEED, TRAINING = "split", "speed", "training"
+SPLIT, SPEED, BATCHED, TRAINING = "split", "speed", "speed in batches", "training"
 """What a number was measured on: decides what must be equal beside it. A protocol's sections are so named."""
 
 _ALL = "over the whole split"
@@ -75,10 +75,10 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, Fact]:
         row: A row.
         scope: What the numbers in question were measured on; one of the constants of this file.
     """
-    if scope == SPEED:
-        return _speed_facts(row)
+    if scope in (SPEED, BATCHED):
+        return _speed_facts(row, in_batches=scope == BATCHED)
     found = {
-        "budget": Fact(row.first.budget),
+        "budget": Fact(row.budget),
         "training data": Fact(training_data(row)),
         "data order": Fact(str(part(row.first.record, "data").get("order", _ALL))),
     }
@@ -86,7 +86,8 @@ def facts(row: Row, scope: str = SAMPLES) -> dict[str, Fact]:
         found["hardware"] = Fact(
             row.first.hardware, everywhere=False
         )  # another machine's second is another budget
-    if scope == SAMPLES:
+    # A share of the split that samples get right is of so many samples; a classifier's is of the whole split.
+    if scope == SAMPLES or (scope == SPLIT and "num_fake" in row.protocol):
         found |= _sample_protocol(row.protocol)
     if scope in (LIKELIHOOD, RECONSTRUCTION):
         section = part(row.protocol, scope)
@@ -193,18 +194,18 @@ def held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
 def _held(row: Row) -> dict[str, str]:
     scope = scope_of(row.headline.key) if row.headline else SAMPLES
     of_protocol = {name: fact.text for name, fact in facts(row, scope).items()}
-    return of_protocol | {name: of(row) for name, of in _TO_WEIGH.items()}
+    return of_protocol | {name: of(row) or "" for name, of in _TO_WEIGH.items()}
 
 
 def not_held_equal(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Returns what differs among comparable rows and should be weighed: labels, trials, weights, seeds."""
+    """Returns what differs among comparable rows, or within one, and should be weighed, such as labels."""
     found = []
     for name, of in _TO_WEIGH.items():
         names: dict[str, list[str]] = {}
         for row in rows:
-            if row.entries:
-                names.setdefault(of(row) or "not recorded", []).append(row.name)
-        if len(names) > 1:
+            if row.entries and (value := of(row)) is not None:
+                names.setdefault(value or "not recorded", []).append(row.name)
+        if len(names) > 1 or any(_AND in value for value in names):
             found.append((name, "; ".join(f"{value}: {who}" for value, who in _most_are_others(names))))
     return found
 
@@ -238,14 +239,48 @@ def _data(row: Row, split: str) -> str:
     return " ".join(str(word) for word in (data.get("name"), count, str(mark)[:8] if mark else None) if word)
 
 
-def _speed_facts(row: Row) -> dict[str, Fact]:
+def same_speed_place(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows whose speeds may be ranked: those timed where most are, of items of one shape."""
+    apart = set_apart(rows, SPEED)
+    return [row for place, row in enumerate(rows) if place not in apart]
+
+
+def speed_place(row: Row) -> str | None:
+    """Returns the device and threads that a row's samples were timed with, None where none were."""
+    return _mixed([timed_on(speed) for speed in _speeds(row)])
+
+
+def timed_on(speed: Mapping[str, Any]) -> str:
+    """Returns where a speed was measured."""
+    threads = speed.get("threads", 0)
+    return f"on {speed.get('device')}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _speed_facts(row: Row, in_batches: bool) -> dict[str, Fact]:
     # How fast a model is does not depend on how long it was trained.
-    speed = part(row.entries[0], "speed") if row.entries else {}
     shape = part(row.first.record, "spec").get("shape", "")
+    names = ("device", "threads", *(("batch",) if in_batches else ()))
+    of_speeds = {name: [text_of(speed.get(name, "")) for speed in _speeds(row)] for name in names}
     return {
         "shape": Fact(text_of(shape)),
-        **{f"speed {name}": Fact(text_of(speed.get(name, ""))) for name in ("device", "threads")},
+        **{f"speed {name}": Fact(_mixed(texts) or "") for name, texts in of_speeds.items()},
     }
+
+
+def _speed_batch(row: Row) -> str | None:
+    return _mixed([text_of(speed["batch"]) for speed in _speeds(row) if "batch" in speed])
+
+
+def _speeds(row: Row) -> list[dict[str, Any]]:
+    return [speed for entry in row.entries if (speed := part(entry, "speed"))]
+
+
+def _mixed(texts: Sequence[str]) -> str | None:
+    """Returns what all seeds have, or how many have what: means over equal mixtures are alike."""
+    counts = Counter(texts)
+    if len(counts) < 2:
+        return next(iter(counts), None)
+    return _AND.join(f"{text} ({num} of {len(texts)} seeds)" for text, num in sorted(counts.items()))
 
 
 def _sample_protocol(protocol: Mapping[str, Any]) -> dict[str, Fact]:
@@ -293,13 +328,17 @@ def _seeds(row: Row) -> str:
     return str(len(row.entries))
 
 
-_TO_WEIGH: dict[str, Callable[[Row], str]] = {
+_AND = " and "  # between the parts of a mixture
+
+_TO_WEIGH: dict[str, Callable[[Row], str | None]] = {
     "tuning trials": trials,
     "labels": _labels,
     "weights": _weights,
     "seeds": _seeds,
+    "speed measured": speed_place,
+    "samples/s measured in batches of": _speed_batch,
 }
-"""What makes rows of one protocol less alike."""
+"""What makes rows of one protocol less alike; None where a row has no such thing."""
 
 
 def text_of(value: Any) -> str:

@@ -93,12 +93,17 @@ class Trained(Described):
     @cached_property
     def budget(self) -> str:
         """What the training was allowed, in words: of its bench, else its own, else what it used."""
+        return self.declared_budget or self._in_words(number(self.record.get("examples_seen")))
+
+    @cached_property
+    def declared_budget(self) -> str:
+        """What the training was allowed, in words: of its bench, else its own; "" where nothing ends it."""
         seconds, examples = number(self._budget.get("seconds")), number(self._budget.get("examples"))
-        words = [] if seconds is None else [f"{seconds:g} s"]
-        if not words and examples is None:
-            examples = number(self.record.get("examples_seen"))
-        words += [] if examples is None else [f"{examples:,.0f} {self.unit[1]}"]
-        return " or ".join(words)
+        words = ["" if seconds is None else f"{seconds:g} s", self._in_words(examples)]
+        return " or ".join(filter(None, words))
+
+    def _in_words(self, examples: float | None) -> str:
+        return "" if examples is None else f"{examples:,.0f} {self.unit[1]}"
 
     @property
     def is_timed(self) -> bool:

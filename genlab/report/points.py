@@ -109,9 +109,11 @@ def can_be_drawn(value: float, headline: Headline) -> bool:
 
 
 def with_speed(group: Comparison) -> list[tuple[Row, float, Interval]]:
-    """Returns the rows that have a score and a speed, with the milliseconds of one sample and the score."""
+    """Returns the rows with a score that were timed on one device, with the milliseconds and the score."""
     rows = [(row, row.over_seeds("speed", "ms_per_sample"), found) for row, found in scored(group)]
-    return [(row, ms.value, found) for row, ms, found in rows if ms and ms.value > 0]
+    timed = [(row, ms.value, found) for row, ms, found in rows if ms and ms.value > 0]
+    alike = {id(row) for row in fairness.same_speed_place([row for row, _, _ in timed])}
+    return [one for one in timed if id(one[0]) in alike]
 
 
 def frontier(points: Sequence[tuple[float, float]], headline: Headline) -> list[int]:

@@ -46,6 +46,11 @@ class Row:
     def first(self) -> Trained:
         return self.runs[0]
 
+    @cached_property
+    def budget(self) -> str:
+        """The budget of its trainings; where none was declared, what the longest of them used."""
+        return max(self.runs, key=lambda trained: number(trained.record.get("examples_seen")) or 0.0).budget
+
     @property
     def family(self) -> str:
         return self.first.family
@@ -235,9 +240,11 @@ def settings_that_differ(first: Trained, second: Trained) -> list[str]:
 
 
 def _training_key(trained: Trained) -> tuple[Any, ...]:
+    # What a seed used is no setting: where no budget ends them, one stops early, and another diverges.
     data = part(trained.record, "data", "fingerprints").get("train")
     machine = trained.hardware if trained.is_timed else ""
-    return trained.experiment, trained.family, trained.settings_digest, trained.budget, machine, str(data)
+    what = trained.experiment, trained.family, trained.settings_digest
+    return *what, trained.declared_budget, machine, str(data)
 
 
 def _rows_of_one_training(runs: list[Trained]) -> list[Row]:
@@ -278,8 +285,8 @@ def _told_apart(rows: list[Row]) -> list[Row]:
 
 
 def _mark(row: Row, other: Row, place: int) -> str:
-    if row.first.budget != other.first.budget:
-        return row.first.budget
+    if row.budget != other.budget:
+        return row.budget
     if row.first.is_timed and row.first.hardware != other.first.hardware:
         return row.first.hardware
     for field, value in row.protocol.items():

@@ -106,7 +106,7 @@ def protocol_of(name: str, entry: Mapping[str, Any]) -> str:
         part = protocol.get("reconstruction", {})
         return f"of {part.get('num', 0):,} {part.get('split', '')} images, numbers in [-1, 1]"
     if name in COSTS.values():
-        return speed_protocol(entry.get("speed", {}))
+        return fairness.timed_on(entry.get("speed", {}))
     if name in COPIES.values():
         return copies_protocol(name, entry.get("copies", {}))
     if name in LATENT.values():
@@ -135,12 +135,6 @@ def likelihood_protocol(protocol: Mapping[str, Any]) -> str:
         protocol["estimator"],
     ]
     return " ".join(filter(None, parts))
-
-
-def speed_protocol(speed: Mapping[str, Any]) -> str:
-    """Returns where a speed was measured."""
-    threads = speed.get("threads", 0)
-    return f"on {speed.get('device')}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def copies_protocol(name: str, copies: Mapping[str, Any]) -> str:

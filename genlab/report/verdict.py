@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from genlab.report import fairness
-from genlab.report.columns import Column, chosen
-from genlab.report.comparison import Comparison, in_order
+from genlab.report.columns import chosen
+from genlab.report.comparison import Comparison, Pair, in_order
 from genlab.report.gather import number, part
-from genlab.report.intervals import Difference, told_apart
+from genlab.report.intervals import Difference
 from genlab.report.rows import Row
 from genlab.runs.settings import TRIAL_FACTORS
 
 _MOST_LINES = 15  # of a verdict: what follows is in the table
 LABELLED = "† was trained with labels, which the others did not see."
 TESTED = (
-    "Rows are told apart by Welch's test at 5 %, with Holm's correction for the number of pairs; an interval "
-    "is of its row or pair alone."
+    "Rows are told apart by Welch's test at 5 %, with Holm's correction for the number of all pairs; an "
+    "interval is of its row or pair alone."
 )
 BOUND = "≤ is an upper bound."
 DEQUANTISED = "the density is exact, and its bits of levels are a bound by dequantisation"
@@ -98,12 +98,13 @@ def of_group(group: Comparison) -> list[str]:
     scored = _scored(group)
     if not scored:
         return ["No comparable row has a score yet."]
-    first, compared = scored[0], _against_first(group, scored)
-    lines = [_lead(group, scored), *_ties(group, compared), *_undecided(compared)]
+    first, pairs = scored[0], group.pairs(scored, group.column)
+    compared = _against(first, pairs)
+    lines = [_lead(group, scored), *_ties(group, compared, pairs), *_undecided(compared)]
     lines += _worse(group, compared)
     return (
         lines
-        + _without_labels(group, scored)
+        + _without_labels(group, scored, pairs)
         + _likelihoods(group)
         + _fastest(group, first)
         + _troubles(group)
@@ -114,9 +115,11 @@ def _short(group: Comparison) -> list[str]:
     scored = _scored(group)
     if not scored:
         return ["No comparable row has a score yet."]
-    compared = _against_first(group, scored)
-    lines = [_lead(group, scored), *_ties(group, compared), *_undecided(compared), *_range(group, compared)]
-    return lines + _without_labels(group, scored) + _fastest(group, scored[0]) + _troubles(group)
+    pairs = group.pairs(scored, group.column)
+    compared = _against(scored[0], pairs)
+    lines = [_lead(group, scored), *_ties(group, compared, pairs), *_undecided(compared)]
+    lines += _range(group, compared) + _without_labels(group, scored, pairs)
+    return lines + _fastest(group, scored[0]) + _troubles(group)
 
 
 def _scored(group: Comparison) -> list[Row]:
@@ -124,11 +127,9 @@ def _scored(group: Comparison) -> list[Row]:
     return in_order(rows, group.column)
 
 
-def _against_first(group: Comparison, rows: list[Row], column: Column | None = None) -> _Compared:
-    """Returns how each row differs from the first one, all pairs tested together."""
-    first, *others = rows
-    found = [group.against(row, first, column or group.column) for row in others]
-    return list(zip(others, told_apart(found), strict=True))
+def _against(first: Row, pairs: list[Pair]) -> _Compared:
+    """Returns how each row behind a row differs from it, of pairs that were tested together."""
+    return [(later, found) for earlier, later, found in pairs if earlier is first]
 
 
 def _lead(group: Comparison, scored: list[Row]) -> str:
@@ -193,12 +194,13 @@ def _ends(found: Difference) -> str:
     return f"[{near:.3g}, {far:.3g}]"
 
 
-def _without_labels(group: Comparison, scored: list[Row]) -> list[str]:
+def _without_labels(group: Comparison, scored: list[Row], pairs: list[Pair]) -> list[str]:
     # Labels tell a model what to draw: its first place says little of the others.
     unlabelled = [row for row in scored if not row.uses_labels]
     if not scored[0].uses_labels or not unlabelled:
         return []
-    first, compared = unlabelled[0], _against_first(group, unlabelled)
+    first = unlabelled[0]
+    compared = [(row, found) for row, found in _against(first, pairs) if not row.uses_labels]
     best = f"{group.headline.best_is} {group.headline.title}"
     return [
         f"Of the {len(unlabelled)} without labels, {first.name} has the {best}, "
@@ -219,7 +221,7 @@ def _likelihoods(group: Comparison) -> list[str]:
         kind = "an upper bound" if bits.cell(first).sign else "an exact likelihood"
         how = _estimator(first)
         kind += f" ({how})" if how else ""
-        compared = _against_first(group, rows, bits)
+        compared = _against(first, group.pairs(rows, bits))
         lowest = f"{first.name} has the lowest bits/dim, {bits.cell(first)}{_tied(compared)}"
         lines += [f"Of the {1 + len(others)} models with {kind}, {lowest}."] if others else []
     return lines
@@ -227,10 +229,12 @@ def _likelihoods(group: Comparison) -> list[str]:
 
 def _fastest(group: Comparison, best: Row) -> list[str]:
     ms = chosen(["ms"])[1]
-    timed = [row for row in in_order(group.rows, ms) if row.numbers(*ms.place)]
-    if len(timed) < 2 or len({row.first.hardware for row in timed}) > 1:
+    everywhere = [row for row in in_order(group.rows, ms) if row.numbers(*ms.place)]
+    timed = fairness.same_speed_place(everywhere)
+    if len(timed) < 2:
         return []
-    line = f"{timed[0].name} draws a sample fastest, in {ms.cell(timed[0]).text} ms"
+    which = f"Of those timed {fairness.speed_place(timed[0])}, " if len(timed) < len(everywhere) else ""
+    line = f"{which}{timed[0].name} draws a sample fastest, in {ms.cell(timed[0]).text} ms"
     slower = f"; {best.name} takes {ms.cell(best).text} ms" if best in timed[1:] else ""
     return [f"{line}{slower}."]
 
@@ -247,14 +251,14 @@ def _troubles(group: Comparison) -> list[str]:
     return lines
 
 
-def _ties(group: Comparison, compared: _Compared) -> list[str]:
+def _ties(group: Comparison, compared: _Compared, pairs: list[Pair]) -> list[str]:
     tied, headline = _names(compared, "tie"), group.headline
     what = f"log {headline.title}" if headline.is_logarithmic else headline.title
-    return [f"Tied with it (no difference of {what} that {_test(compared)} finds): {tied}."] if tied else []
+    return [f"Tied with it (no difference of {what} that {_test(pairs)} finds): {tied}."] if tied else []
 
 
-def _test(compared: _Compared) -> str:
-    num = sum(found is not None and found.p is not None for _, found in compared)
+def _test(pairs: list[Pair]) -> str:
+    num = sum(found is not None and found.p is not None for _, _, found in pairs)
     corrected = f", corrected for {num} pairs," if num > 1 else ""
     return f"a test at 5 %{corrected}"
 
