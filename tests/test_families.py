@@ -1028,7 +1028,8 @@ def test_a_prior_of_any_family_learns_is_evaluated_saved_and_drawn_from(family, 
     again.on_load_checkpoint(checkpoint)
     index = torch.arange(4)
     x, y = (each.eval().sample(index, 1, **given_for(each, index, data)) for each in (model, again))
-    assert x.shape == (4, 1, 8, 8) and x.isfinite().all() and torch.equal(x, y)
+    assert x.shape == (4, 1, 8, 8) and x.isfinite().all()
+    torch.testing.assert_close(x, y)  # a trained model has another layout in memory
 
 
 @pytest.mark.parametrize("family", PRIORS)
