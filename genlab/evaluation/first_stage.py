@@ -56,7 +56,8 @@ class TrainedStage(FirstStage):
 
     def facts(self) -> dict[str, Any]:
         """Returns what a run's record says of the first stage it stands on."""
-        names, record = ("experiment", "family", "examples_seen", "training_seconds"), self.run.read()
+        names = ("experiment", "family", "settings_digest", "examples_seen", "training_seconds")
+        record = self.run.read()
         return {**{name: record.get(name) for name in names}, "digest": self.digest}
 
     def copy_into(self, run: Run) -> None:

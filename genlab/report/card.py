@@ -171,7 +171,7 @@ class Card:
         }
 
     def _training(self) -> Facts:
-        record, first = self._record, part(self._record, "first_stage")
+        record, first = self._record, self.trained.first_stage
         return {
             "Budget": self.trained.budget,
             "Seen": f"{_count(record.get('examples_seen')) or 'unknown'} {self.trained.unit[1]}",

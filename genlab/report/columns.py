@@ -166,7 +166,7 @@ def _examples_per_second(row: Row) -> Cell:
 
 
 def _training_seconds(row: Row) -> Cell:
-    stages = [(run.record, part(run.record, "first_stage")) for run in row.runs]
+    stages = [(run.record, run.first_stage) for run in row.runs]
     seconds = [[number(stage.get("training_seconds")) for stage in both] for both in stages]
     found = [own + (first or 0.0) for own, first in seconds if own is not None]
     return _point(fmean(found) if found else None)

@@ -83,7 +83,15 @@ class Trained(Described):
     @cached_property
     def settings_digest(self) -> str:
         """A digest of what all seeds of a row have in common."""
-        return str(self.record.get("settings_digest") or self._facts.get("settings_digest", ""))
+        stored = self.record.get("settings_digest")
+        if self.first_stage and "settings_digest" not in self.first_stage:
+            stored = None  # made when the folder of the first stage still was a setting
+        return str(stored or self._facts.get("settings_digest", ""))
+
+    @property
+    def first_stage(self) -> dict[str, Any]:
+        """What the record says of the first stage that the model stands on, {} of a model of its own."""
+        return part(self.record, "first_stage")
 
     @cached_property
     def unit(self) -> tuple[str, str]:

@@ -243,7 +243,9 @@ def _training_key(trained: Trained) -> tuple[Any, ...]:
     # What a seed used is no setting: where no budget ends them, one stops early, and another diverges.
     data = part(trained.record, "data", "fingerprints").get("train")
     machine = trained.hardware if trained.is_timed else ""
+    stage = trained.first_stage
     what = trained.experiment, trained.family, trained.settings_digest
+    what += (str(stage.get("settings_digest") or stage.get("experiment", "")),)
     return *what, trained.declared_budget, machine, str(data)
 
 

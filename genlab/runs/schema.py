@@ -103,7 +103,7 @@ RECORD = {
         "learning_rate_factor": NUMBER,
     },
     "first_stage": {
-        **dict.fromkeys(("experiment", "family", "digest"), TEXT),
+        **dict.fromkeys(("experiment", "family", "settings_digest", "digest"), TEXT),
         "examples_seen": WHOLE,
         "training_seconds": NUMBER,
     },

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from genlab.files import digest
 
 DIGEST_LENGTH = 16
-_NO_SETTING = ("path", "licence")
+_PLACES = {"data": ("path", "licence"), "model": ("first_stage",)}
 BUDGET = ("examples", "seconds", "evaluations")
 
 TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
@@ -16,9 +17,10 @@ TRIAL_FACTORS = (1.0, 1 / 3, 3.0, 0.1, 10.0)
 
 
 def settings_of(config: str) -> dict[str, Any]:
-    """Returns what all seeds of a model have in common: a configuration without seed and place of the data.
+    """Returns what all seeds of a model have in common: a configuration without seed and places.
 
-    The data are told by their fingerprint, wherever they lie and whatever they may be used for.
+    The data are told by their fingerprint, wherever they lie and whatever they may be used for; a first
+    stage by what the record says of it, since each seed may stand on one of its own.
 
     Args:
         config: As YAML, such as a run's config.yaml.
@@ -30,13 +32,15 @@ def settings_of(config: str) -> dict[str, Any]:
 
     read = yaml.load(config, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     settings = {name: value for name, value in _dict(read).items() if name != "seed_everything"}
-    data = _dict(settings.get("data"))
-    if "init_args" in data:
-        arguments = {
-            name: value for name, value in _dict(data["init_args"]).items() if name not in _NO_SETTING
-        }
-        settings["data"] = {**data, "init_args": arguments}
-    return settings
+    return {name: _without(value, _PLACES.get(name, ())) for name, value in settings.items()}
+
+
+def _without(part: Any, names: Collection[str]) -> Any:
+    """Returns a section without some of its arguments."""
+    if not names or "init_args" not in _dict(part):
+        return part
+    arguments = {name: value for name, value in _dict(part["init_args"]).items() if name not in names}
+    return {**part, "init_args": arguments}
 
 
 def facts_of(config: str) -> dict[str, Any]:
