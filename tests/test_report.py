@@ -934,6 +934,20 @@ def test_a_budget_is_read_from_the_record_and_told_in_units_of_the_data(tmp_path
     assert (trained.budget, trained.is_timed) == ("90 s or 1,000,000 tokens", True)
 
 
+def test_seeds_that_stand_on_first_stages_of_their_own_are_one_row(tmp_path):
+    stage = {"experiment": "vqvae", "family": "VQVAE", "settings_digest": "ab", "training_seconds": 45.0}
+    for seed in range(3):
+        own = {**stage, "digest": str(seed)}
+        run = Run(write_run(tmp_path, record("a", "Latent", seed, 1.0 + seed / 10, first_stage=own)))
+        folder = f"latent_dim: 64, first_stage: /stages/vqvae/seed{seed}"
+        text = run.config.read_text().replace("latent_dim: 64", folder)
+        run.config.write_text(text)
+        run.update(**facts_of(text))
+    assert [len(row.runs) for row in compare([tmp_path]).rows] == [3]
+    run.update(first_stage={"settings_digest": "cd"})  # of other settings
+    assert sorted(len(row.runs) for row in compare([tmp_path]).all_rows) == [1, 2]
+
+
 def test_a_record_without_facts_is_read_through_its_configuration(tmp_path):
     write_seeds(tmp_path, "a", [1.0, 1.1, 1.2], bench={})
     before = [(t.budget, t.settings_digest, t.is_timed) for t in gather([tmp_path]).runs]
