@@ -45,6 +45,7 @@ POINTS = DataSpec("points", (3,), num_classes=4, levels=0)
 SIX = DataSpec("six", (6, 2, 2))
 IMAGES = DataSpec("images", (2, 4, 6), num_classes=4)  # not square, so that swapped sides are seen
 GREY = DataSpec("grey", (1, 4, 6))
+CODES = DataSpec("codes", (2, 4, 6), levels=0)  # maps of any numbers
 
 LAYERS = [
     *(pytest.param(POINTS, partial(Coupling, network=MLP, transform=m, swap=s), id=f"vector-{name(m)}-{s}")
@@ -76,6 +77,8 @@ FLOWS = [
     pytest.param(GREY, partial(RealNVP, network=CONV, num_scales=2, num_couplings=2), id="realnvp-grey"),
     pytest.param(DataSpec("odd", (3, 4, 4)), partial(GLOW, num_levels=2), id="glow"),
     pytest.param(IMAGES, partial(GLOW, num_levels=1, alpha=0.05), id="glow-classes"),
+    pytest.param(CODES, partial(RealNVP, network=CONV, num_couplings=2), id="realnvp-codes"),
+    pytest.param(CODES, partial(GLOW, num_levels=1, alpha=0.05), id="glow-codes"),
 ]  # fmt: skip
 
 

@@ -162,7 +162,9 @@ class Glow(Chain):
 
 
 def from_pixels(spec: DataSpec, alpha: float) -> list[Bijection]:
-    """Returns the layer that takes numbers in (0, 1) to the line."""
+    """Returns the layer that takes numbers in (0, 1) to the line; none for codes, which have no levels."""
+    if not spec.levels:
+        return []
     return [Logit(alpha) if alpha else Centre()]
 
 
