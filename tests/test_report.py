@@ -1091,13 +1091,14 @@ def test_garbage_beside_a_record_breaks_nothing(tmp_path, genlab_command):
         assert code == 0 and "a0" in shown and "a5" in shown, error
 
 
-def test_the_trials_of_a_bench_are_no_results(tmp_path):
+@pytest.mark.parametrize("kind", ["trials", "stages"])
+def test_the_trials_and_first_stages_of_a_bench_are_no_results(kind, tmp_path):
     write_seeds(tmp_path, "a", [1.0, 1.1])
-    write_seeds(tmp_path / "trials", "a", [9.0])
+    write_seeds(tmp_path / kind, "a", [9.0])
     assert len(gather([tmp_path]).runs) == 3
     (tmp_path / "bench.json").write_text("{}")
     assert len(gather([tmp_path]).runs) == 2
-    assert len(gather([tmp_path / "trials"]).runs) == 1
+    assert len(gather([tmp_path / kind]).runs) == 1
 
 
 def test_an_untested_run_is_named_with_the_command_that_tests_it(tmp_path, monkeypatch):

@@ -241,8 +241,8 @@ def _below(folder: Path, depth: int, problems: list[str]) -> Iterator[Path]:
     if not children.keys().isdisjoint(_SIGNS_OF_A_RUN):
         yield folder
     elif depth:
-        # The trials that chose a bench's settings are no results of it.
-        ignored = {"trials"} if "bench.json" in children else set()
+        # What chose a bench's settings, and what its second stages stand on, are no results of it.
+        ignored = {"trials", "stages"} if "bench.json" in children else set()
         for name in sorted(name for name, is_folder in children.items() if is_folder and name[0] != "."):
             if name not in ignored:
                 yield from _below(folder / name, depth - 1, problems)
