@@ -70,7 +70,7 @@ bench: install ## Run the measurements and print them
 smoke: install ## Run one batch of every experiment
 	$(BIN)/pytest tests/test_experiments.py $(ARGS)
 
-headline: install ## Train and test the README's comparison again: 14 families, 5 seeds, 90 s each; about 2.5 hours
+headline: install ## Train and test the README's comparison again: 14 families, 5 seeds, 90 s each; 2 to 3 hours
 	$(BIN)/genlab bench digits --name digits-90s --budget 90s --seeds 5 --trials 3 --jobs 2 \
 		--families gan,dcgan,autoencoder,vae,cvae,realnvp,glow,ddpm,vpsde,flow_matching,pixelcnn,pixelrnn,vqprior,fsq_maskgit
 	rm -rf experiments/results/digits-90s
