@@ -75,7 +75,7 @@ def compare(folder: Path) -> None:
 
 def fid(folder: Path) -> None:
     """The first chart of the same report, which the README shows: the FID of every row."""
-    keep("fid", photographed(_report(folder), "main figure", 900, folder / "fid.png"), 32)
+    keep("fid", photographed(_report(folder), "svg.chart", 900, folder / "fid.png"), 32)
 
 
 def training(folder: Path) -> None:
@@ -95,7 +95,7 @@ def training(folder: Path) -> None:
             place = left + column * (CORNER // 4 + gap)
             sheet.paste(corner.resize((CORNER // 4, CORNER // 4), Image.Resampling.BOX), (place, top))
             if row == 0:
-                told = f"{90 * number / (len(grids) - 1):.0f} s"
+                told = f"{100 * column / (COLUMNS - 1):.0f} %"
                 draw.text((place + CORNER // 8, 15), told, fill=0, font=font, anchor="mm")
     keep("training", sheet, 32)
 
