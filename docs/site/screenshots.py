@@ -75,7 +75,7 @@ def compare(folder: Path) -> None:
 
 def fid(folder: Path) -> None:
     """The first chart of the same report, which the README shows: the FID of every row."""
-    keep("fid", photographed(_report(folder), "svg.chart", 900, folder / "fid.png"), 32)
+    keep("fid", photographed(_report(folder), "svg.chart", 900, folder / "fid.png"), 128)
 
 
 def training(folder: Path) -> None:

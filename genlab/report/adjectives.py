@@ -21,6 +21,7 @@ TEXTBOOK = {
     "Autoencoder": ("poor without a fitted sampler", "stable", "fast", "none", "yes"),
     "VAE": ("medium, blurry", "stable", "fast", "lower bound", "yes, smooth"),
     "VQVAE": ("good with a learned prior", "stable", "depends on the prior", "none", "discrete"),
+    "Latent": ("good with a learned prior", "stable", "depends on the prior", "none", "discrete"),
     "Flow": ("medium", "stable", "fast", "exact", "yes, as large as the data"),
     "Diffusion": ("best", "stable", "slow", "lower bound", "as large as the data"),
     "Score": ("best", "stable", "slow", "exact by its ODE", "as large as the data"),
