@@ -244,8 +244,8 @@ def _training_key(trained: Trained) -> tuple[Any, ...]:
     data = part(trained.record, "data", "fingerprints").get("train")
     machine = trained.hardware if trained.is_timed else ""
     stage = trained.first_stage
-    what = trained.experiment, trained.family, trained.settings_digest
-    what += (str(stage.get("settings_digest") or stage.get("experiment", "")),)
+    of_stage = str(stage.get("settings_digest") or stage.get("experiment", ""))
+    what = trained.experiment, trained.family, trained.settings_digest, of_stage
     return *what, trained.declared_budget, machine, str(data)
 
 
