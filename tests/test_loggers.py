@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.plugins.precision import MixedPrecision
 from short_training import train
-from wandb_files import OfflineRun
+from wandb_files import read_whole
 
 from genlab.cli import loggers, testing
 from genlab.data.random_images import RandomImages
@@ -105,7 +105,7 @@ def logged(tiny_extractor, short_measures, tmp_path_factory):
 def offline(logged):
     """What wandb kept of the training, of its continuation and of the test."""
     folders = logged.run.path.glob("wandb/offline-run-*")
-    return [OfflineRun(folder) for folder in sorted(folders, key=lambda folder: folder.stat().st_ctime)]
+    return [read_whole(folder) for folder in sorted(folders, key=lambda folder: folder.stat().st_ctime)]
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,10 @@ The file is LevelDB's log format (blocks of 32 KiB, each record in parts with ch
 the header ":W&B"; a record is a protobuf message of the package itself.
 """
 
+import contextlib
 import json
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -84,3 +86,15 @@ class OfflineRun:
     def values(self, name):
         """Returns what was logged under a name, each with the examples seen."""
         return [(row["examples_seen"], row[name]) for row in self.rows if name in row]
+
+
+def read_whole(folder, patience=30.0):
+    """Returns an offline run once it is whole: `finish` returns before wandb's own process is done."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        with contextlib.suppress(AssertionError, struct.error):  # cut short
+            found = OfflineRun(folder)
+            if found.exit_code is not None:
+                return found
+        time.sleep(0.1)
+    return OfflineRun(folder)
