@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from genlab.cli import arguments as read
 from genlab.cli.arguments import Parser
@@ -22,27 +22,24 @@ def records(arguments: list[str]) -> int:
         print(f"! {printable(problem)}", file=sys.stderr)
     if not gathered.runs:
         raise ValueError(f"There are no runs in {', '.join(map(str, options.runs))}.")
-    filmed = set(map(id, _first_of_each(gathered.runs))) if options.samples else set()
+    films = _films(gathered.runs) if options.samples else {}
     kept = [
-        keep_record(trained.run, options.output, _samples_of(trained) if id(trained) in filmed else ())
-        for trained in gathered.runs
+        keep_record(trained.run, options.output, films.get(trained.name, ())) for trained in gathered.runs
     ]
     size = sum(file.stat().st_size for run in kept for file in run.path.rglob("*") if file.is_file())
     print(f"{shown_path(options.output)}: {len(kept)} records, {size / 1e6:.2f} MB")
     return 0
 
 
-def _first_of_each(runs: Sequence[Trained]) -> Iterator[Trained]:
-    """Yields the first run of each experiment that has samples."""
+def _films(runs: Sequence[Trained]) -> dict[str, list[str]]:
+    """Returns the samples through training of the first run of each experiment that has some, by its name."""
+    films: dict[str, list[str]] = {}
     seen = set()
     for trained in runs:
-        if trained.experiment not in seen and stored_samples(trained):
+        if trained.experiment not in seen and (stored := stored_samples(trained)):
             seen.add(trained.experiment)
-            yield trained
-
-
-def _samples_of(trained: Trained) -> list[str]:
-    return [file for _, file in stored_samples(trained)]
+            films[trained.name] = [file for _, file in stored]
+    return films
 
 
 def parser() -> Parser:
